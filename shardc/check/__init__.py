@@ -1,0 +1,1 @@
+"""Checks that guard a committed plan."""

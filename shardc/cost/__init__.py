@@ -1,0 +1,1 @@
+"""Cost models: encode shards, sum by device, score placements."""

@@ -1,0 +1,182 @@
+"""What shardc tells its user: one diagnostic type, one table of codes, one renderer for terminals."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+CODES: dict[str, str] = {
+    "SH001": "no such file",
+    "SH002": "not a readable file",
+    "SH003": "not UTF-8 text",
+    "SH004": "cannot write the file",
+    "SH100": "TOML syntax error",
+    "SH101": "unknown key",
+    "SH102": "missing key",
+    "SH103": "wrong type",
+    "SH104": "value out of range or not allowed",
+    "SH105": "duplicate name",
+    "SH106": "contradictory placement constraints",
+    "SH107": "unknown device",
+    "SH108": "bad CSV table file",
+    "SH109": "spec of a newer or unknown format",
+    "SH201": "a table fits on no allowed device",
+    "SH202": "the model as a whole exceeds the memory",
+    "SH203": "no feasible placement found",
+    "SH301": "plan missing",
+    "SH302": "plan unreadable or not a plan",
+    "SH303": "plan of a newer format",
+    "SH304": "tables of plan and spec differ",
+    "SH305": "shards leave a gap or overlap",
+    "SH306": "plan breaks a TorchRec rule",
+    "SH307": "memory limit exceeded",
+    "SH308": "pin, group, apart or allowed sharding type violated",
+    "SH309": "cluster of plan and spec differ",
+    "SH310": "stated figures do not match the plan",
+    "SH401": "step time over budget",
+    "SH402": "optimality gap over budget",
+    "SH403": "a better plan exists",
+    "SH501": "device profile not measured",
+    "SH502": "optimizer or dtype outside what the profile measured",
+    "SH503": "local device differs from the spec's device",
+    "SH504": "shard skipped while measuring",
+    "SH601": "profile unreadable",
+    "SH602": "weights missing or not matching",
+    "SH603": "measurements unreadable",
+    "SH604": "needs an optional dependency that is not installed",
+    "SH901": "internal error",
+    "SH902": "wrong usage",
+}
+"""Every stable code with its meaning; codes are never renumbered or reused."""
+
+Severity = Literal["error", "warning"]
+
+_WINDOW = 160
+"""Characters of a source line that are shown; a longer line is cut around the carets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A range on one line of a text file; line and column are 1-based and count characters."""
+
+    file: str
+    line: int
+    column: int
+    length: int
+    text: str
+
+    def __str__(self) -> str:
+        """Return ``file:line:column``."""
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding: a stable code, what is wrong, where, and what to do about it."""
+
+    code: str
+    message: str
+    location: Location | None = None
+    help: str | None = None
+    severity: Severity = "error"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"no diagnostic code {self.code}")
+
+
+class DiagnosticError(Exception):
+    """Carries diagnostics to whoever shows them.
+
+    Attributes:
+        diagnostics: at least one finding, in the order to show.
+        exit_code: 1 for findings, 2 when shardc could not run at all.
+    """
+
+    def __init__(self, *diagnostics: Diagnostic, exit_code: int = 1) -> None:
+        super().__init__(*diagnostics)
+        self.diagnostics = diagnostics
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return "\n".join(map(concise, self.diagnostics))
+
+
+def concise(diagnostic: Diagnostic) -> str:
+    """Return the one-line form ``file:line:col: CODE message``."""
+    where = f"{diagnostic.location}: " if diagnostic.location else ""
+    return _shown(where + _headline(diagnostic))
+
+
+def render(diagnostics: Iterable[Diagnostic], *, color: bool) -> str:
+    """Return the full form: headline, position, source line with carets, help and notes; blank lines between."""
+    return "\n\n".join(_full(diagnostic, color) for diagnostic in diagnostics)
+
+
+def _headline(diagnostic: Diagnostic) -> str:
+    mark = "warning: " if diagnostic.severity == "warning" else ""
+    return f"{diagnostic.code} {mark}{diagnostic.message}"
+
+
+def _full(diagnostic: Diagnostic, color: bool) -> str:
+    def paint(text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if color else text
+
+    loud = "1;31" if diagnostic.severity == "error" else "1;33"
+    code, _, message = _headline(diagnostic).partition(" ")
+    lines = [f"{paint(code, loud)} {paint(_shown(message), '1')}"]
+    if at := diagnostic.location:
+        number = str(at.line)
+        gutter = paint(" " * len(number) + " |", "1;34")
+        source, padding, carets = _underlined(at)
+        lines += [
+            f"{' ' * len(number)}{paint('-->', '1;34')} {_shown(str(at))}",
+            gutter,
+            f"{paint(f'{number} |', '1;34')} {source}".rstrip(),
+            f"{gutter} {padding}{paint(carets, loud)}",
+        ]
+    if diagnostic.help:
+        lines.append(f"{paint('help', '1;36')}: {_shown(diagnostic.help)}")
+    lines += [f"{paint('note', '1;36')}: {_shown(note)}" for note in diagnostic.notes]
+    return "\n".join(lines)
+
+
+def _underlined(at: Location) -> tuple[str, str, str]:
+    """Return the source line as shown, the padding below it, and the carets."""
+    start = at.column - 1
+    end = start + max(at.length, 1)
+    first = max(0, start - _WINDOW // 2) if len(at.text) > _WINDOW else 0
+    last = first + _WINDOW
+    head = "…" if first else ""
+    tail = "…" if len(at.text) > last else ""
+    before, marked = at.text[first:start], at.text[start : min(end, last)]
+    # A tab is as wide below as above only when it is a tab in both lines.
+    padding = " " * len(head) + "".join("\t" if c == "\t" else " " * _width(c) for c in before)
+    source = head + _shown(at.text[first:last], keep="\t") + tail
+    return source, padding, "^" * max(1, sum(map(_width, marked)))
+
+
+def _width(character: str) -> int:
+    """Return the terminal cells that a character takes as `_shown` writes it."""
+    if character == "\t":
+        return 1
+    escaped = _shown(character)
+    if escaped != character:
+        return len(escaped)
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _shown(text: str, keep: str = "") -> str:
+    """Escape what a terminal would obey rather than print: control, format and separator characters."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or not _obeyed(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _obeyed(character: str) -> bool:
+    return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}

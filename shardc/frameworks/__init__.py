@@ -1,0 +1,1 @@
+"""Frameworks that plans run in."""

@@ -1,0 +1,60 @@
+"""Reads a plan into TorchRec's own `ShardingPlan`, for `DistributedModelParallel(model, plan=...)`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.plan import Plan, PlanShard, TablePlan, read_plan
+
+if TYPE_CHECKING:
+    from torchrec.distributed.types import ShardingPlan
+
+_INSTALL = "pip install --no-deps torchrec==1.9.2 && pip install tensordict torchmetrics==1.0.3 pyre-extensions tqdm"
+
+
+def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", "cpu"] | None = None) -> ShardingPlan:
+    """Return the plan as TorchRec takes it.
+
+    Args:
+        plan: a plan, or the path of its file.
+        device_type: kind of device to place the shards on instead of the plan's own: with "cpu" a plan for GPUs runs
+            on as many CPU processes, for a test or a debugger.
+
+    Raises:
+        DiagnosticError: SH604 when TorchRec is not installed, and everything that `read_plan` raises.
+    """
+    document = plan if isinstance(plan, Plan) else read_plan(plan)
+    try:
+        from torchrec.distributed import types
+    except ImportError as error:
+        message = f"loading a plan for TorchRec needs torchrec: {error}"
+        raise DiagnosticError(Diagnostic("SH604", message, help=_INSTALL), exit_code=2) from error
+
+    def placement(shard: PlanShard) -> str:
+        match device_type:
+            case None:
+                return shard.placement
+            case "cpu":
+                return f"rank:{shard.rank}/cpu"
+            case "cuda":
+                return f"rank:{shard.rank}/cuda:{shard.rank % document.cluster.devices_per_host}"
+
+    def parameter(table: TablePlan) -> types.ParameterSharding:
+        shards = [
+            types.ShardMetadata(list(shard.shard_offsets), list(shard.shard_sizes), placement(shard))
+            for shard in table.shards
+        ]
+        return types.ParameterSharding(
+            sharding_type=table.sharding_type,
+            compute_kernel=table.compute_kernel,
+            ranks=list(table.ranks),
+            sharding_spec=types.EnumerableShardingSpec(shards) if shards else None,
+        )
+
+    modules = {
+        module: types.EmbeddingModuleShardingPlan({name: parameter(table) for name, table in tables.items()})
+        for module, tables in document.plan.items()
+    }
+    return types.ShardingPlan(modules)

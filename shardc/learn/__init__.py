@@ -1,0 +1,1 @@
+"""Training cost models and placement policies."""

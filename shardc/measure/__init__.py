@@ -1,0 +1,1 @@
+"""Measuring FBGEMM's table-batched embeddings on the local device."""

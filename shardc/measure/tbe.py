@@ -1,0 +1,171 @@
+"""The benchmark: FBGEMM's table-batched embeddings on the local device, forward and backward apart.
+
+Machines are shared and their speed drifts, so a set of tables is never timed alone: a fixed *reference set* runs
+before every run, and what is reported is the median of the ratios (the reference's own time is calibrated over the
+whole campaign). The same code runs on a CPU, timed by the clock on one thread, and on a GPU, timed by events. Cached
+rows are flushed before each phase: in training, the work of the dense layers lies between.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+
+from shardc.measure.streams import draw_bag_lengths, draw_indices
+from shardc.measure.workload import Load, Timing, Workload
+from shardc.spec import Zipf
+
+_OPTIMIZERS = {
+    "sgd": EmbOptimType.EXACT_SGD,
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "adam": EmbOptimType.ADAM,
+}
+_DTYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "bf16": SparseType.BF16}
+_BATCHES = 3  # independently drawn index batches that the runs rotate through, so that no run finds its rows cached
+
+
+REFERENCE = Workload(
+    tables=tuple(Load(rows, dim, 8.0, Zipf(0.8)) for rows, dim in ((200_000, 16), (100_000, 32), (50_000, 64))),
+    batch=512,
+)
+"""The set every measurement is a ratio to: about a millisecond on one CPU core, and larger than its private caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDevice:
+    """The device that measurements are made on."""
+
+    type: str
+    name: str
+    memory_bytes: int
+
+
+def local_device() -> LocalDevice:
+    """The first CUDA device, or else one CPU core with the machine's memory."""
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        return LocalDevice("cuda", found.name, found.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return LocalDevice("cpu", f"{_cpu_name()} (1 thread)", memory)
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class Bench:
+    """Times workloads against the reference set. One thread on one core (CPU), or the current CUDA device."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.device = torch.device(local_device().type)
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        self._flush = torch.empty(_flush_bytes(self.device), dtype=torch.uint8, device=self.device)
+        self._reference = _Operator(REFERENCE, self.device, seed)
+
+    def time(self, workload: Workload, *, seed: int, runs: int = 12) -> Timing:
+        """Median ratios of `workload` to the reference over `runs` alternating runs, after warm-up.
+
+        Raises:
+            MemoryError: when the tables do not fit in the device's memory.
+        """
+        try:
+            operator = _Operator(workload, self.device, seed)
+        except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
+            if "memory" in str(error).lower():
+                raise MemoryError(str(error)) from error
+            raise
+        for number in range(_BATCHES):
+            self._reference.step(number, self._flush)
+            operator.step(number, self._flush)
+        pairs = [
+            (self._reference.step(number % _BATCHES, self._flush), operator.step(number % _BATCHES, self._flush))
+            for number in range(runs)
+        ]
+        reference, target = np.array(pairs).transpose(1, 2, 0)  # [2 phases, runs] each
+        ratio = target / reference
+        low, median, high = np.percentile(ratio, [25, 50, 75], axis=1)
+        spread = (high - low) / 2 / median
+        return Timing(*map(float, (*median, *spread, *np.median(reference, axis=1))))
+
+
+class _Operator:
+    """A fused operator with its weights and a few batches of inputs on the device."""
+
+    def __init__(self, workload: Workload, device: torch.device, seed: int) -> None:
+        cuda = device.type == "cuda"
+        place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+        self._device = device
+        self._embeddings = SplitTableBatchedEmbeddingBagsCodegen(
+            [(t.rows, t.dim, *place) for t in workload.tables],
+            optimizer=_OPTIMIZERS[workload.optimizer],
+            weights_precision=_DTYPES[workload.weights],
+            learning_rate=0.01,
+        )
+        generator = torch.Generator(device).manual_seed(seed)
+        self._inputs = [_draw_inputs(workload, generator) for _ in range(_BATCHES)]
+        self._gradient = torch.randn(workload.batch, sum(t.dim for t in workload.tables), device=device) * 1e-3
+
+    def step(self, number: int, flush: torch.Tensor) -> tuple[float, float]:
+        """Forward and backward time of one step, ms."""
+        indices, offsets = self._inputs[number]
+        flush.zero_()
+        start = self._now()
+        output = self._embeddings(indices, offsets)
+        middle = self._now()
+        flush.zero_()
+        resume = self._now()
+        output.backward(self._gradient)
+        stop = self._now()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return _elapsed_ms(start, middle), _elapsed_ms(resume, stop)
+
+    def _now(self) -> torch.cuda.Event | int:
+        """A point in the device's time: the clock (CPU), or an event in the stream (CUDA)."""
+        if self._device.type == "cpu":
+            return time.perf_counter_ns()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _elapsed_ms(start: torch.cuda.Event | int, stop: torch.cuda.Event | int) -> float:
+    if isinstance(start, int) or isinstance(stop, int):
+        return (stop - start) / 1e6  # type: ignore[operator]
+    return start.elapsed_time(stop)
+
+
+def _draw_inputs(workload: Workload, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and offsets of one batch in FBGEMM's layout: all samples of the first table, then of the next."""
+    lengths = [draw_bag_lengths(t.pooling, workload.batch, generator) for t in workload.tables]
+    indices = [
+        draw_indices(t.access, t.rows, int(length.sum()), generator)
+        for t, length in zip(workload.tables, lengths, strict=True)
+    ]
+    offsets = torch.cat([lengths[0].new_zeros(1), torch.cat(lengths).cumsum(0)])
+    return torch.cat(indices), offsets
+
+
+def _flush_bytes(device: torch.device) -> int:
+    """Bytes to overwrite before each phase, so that it finds no rows cached: twice the GPU's L2, or the CPU's L3."""
+    if device.type == "cuda":
+        return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return 32 << 20

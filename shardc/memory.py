@@ -1,0 +1,43 @@
+"""What a shard takes of a device's memory. Every pass and the verifier count with this one function."""
+
+from __future__ import annotations
+
+from shardc.problem import BYTES_PER_ELEMENT, INDEX_BYTES, Optimizer
+
+_STATE_BYTES = 4  # FBGEMM keeps optimizer state in fp32, whatever the weights are
+
+
+def optimizer_state_bytes(rows: int, dim: int, optimizer: str) -> int:
+    """Bytes of optimizer state: one value a row (row-wise Adagrad), one (Adagrad) or two (Adam) a weight."""
+    values = {
+        Optimizer.SGD: 0,
+        Optimizer.ROWWISE_ADAGRAD: rows,
+        Optimizer.ADAGRAD: rows * dim,
+        Optimizer.ADAM: 2 * rows * dim,
+    }[Optimizer(optimizer)]
+    return values * _STATE_BYTES
+
+
+def shard_bytes(
+    rows: int, dim: int, *, weights: str, outputs: str, optimizer: str, batch: int, pooling: float, dense: bool = False
+) -> int:
+    """Bytes of device memory that one shard takes.
+
+    Weights, optimizer state, the inputs it receives (indices and offsets), its pooled output and the gradient of that
+    output; a `dense` (data-parallel) shard also keeps a gradient as large as its weights.
+
+    Args:
+        rows: rows of the shard.
+        dim: columns of the shard.
+        weights: dtype of the weights.
+        outputs: dtype of the pooled outputs.
+        optimizer: name of the sparse optimizer.
+        batch: samples of a step that reach the shard.
+        pooling: mean lookups of a sample that reach the shard.
+        dense: whether gradients are dense, as data-parallel tables have them.
+    """
+    weight_bytes = rows * dim * BYTES_PER_ELEMENT[weights]
+    state = optimizer_state_bytes(rows, dim, optimizer)
+    inputs = (int(batch * pooling) + batch) * INDEX_BYTES
+    activations = 2 * batch * dim * BYTES_PER_ELEMENT[outputs]
+    return weight_bytes + state + inputs + activations + (weight_bytes if dense else 0)

@@ -1,0 +1,215 @@
+"""place: the placement ladder. Heuristics, cost-greedy, the RL policy, local search; the judge picks.
+
+Every rung proposes for several starting choices of sharding options; the best proposals are improved by local search.
+The plan records what each rung reached and, when the RL policy did not win, why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from shardc.cost.bound import LowerBound, lower_bound
+from shardc.cost.model import CostModel
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.judge import Judge, Judgement
+from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
+from shardc.placers.local_search import improve
+from shardc.placers.policy import Policy, place_by_policy
+from shardc.problem import Placement, Problem
+from shardc.units import format_bytes
+
+Options = tuple[int, ...]
+"""An option for each block."""
+
+EVALUATIONS = {"fast": 4_000, "balanced": 40_000, "thorough": 1_000_000}
+"""Candidates that local search scores, by effort."""
+
+_IMPROVED = 3  # proposals that local search starts from
+_POLICY = "rl_policy"
+_COST_GREEDY = "cost_greedy"
+
+
+class Why(StrEnum):
+    """Why the chosen strategy is not the plain RL policy, or that it is. Plan format: added to, never renamed."""
+
+    POLICY_BEST = "policy_best"
+    NO_POLICY = "no_policy"
+    POLICY_INFEASIBLE = "policy_infeasible"
+    HEURISTIC_BETTER = "heuristic_better"
+    SEARCH_BETTER = "search_better"
+
+
+class Outcome(StrEnum):
+    """What became of a candidate. Plan format: added to, never renamed."""
+
+    CHOSEN = "chosen"
+    COSTLIER = "costlier"
+    EQUAL = "equal"
+    INFEASIBLE = "infeasible"
+    NO_POLICY = "no_policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The best that one strategy found; None if it found nothing that fits."""
+
+    strategy: str
+    placement: Placement | None
+    step_time_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The outcome of the placement pass.
+
+    Attributes:
+        judge: the problem and the cost model it was judged by.
+        placement: the placement that was chosen.
+        judgement: what it costs.
+        strategy: the strategy that found it.
+        why: the named condition on which it was chosen.
+        candidates: what every strategy reached and what became of it, in the order of the ladder.
+        bound: certified lower bound, or None if the cost model certifies nothing.
+    """
+
+    judge: Judge
+    placement: Placement
+    judgement: Judgement
+    strategy: str
+    why: Why
+    candidates: tuple[tuple[Proposal, Outcome], ...]
+    bound: LowerBound | None
+
+
+def place(
+    problem: Problem, cost: CostModel, *, policy: Policy | None, effort: str = "balanced", seed: int = 0
+) -> Choice:
+    """Choose a placement.
+
+    Args:
+        problem: the lowered problem.
+        cost: the cost model that every placement is judged by.
+        policy: weights of the RL policy; None if there are none.
+        effort: how much local search may score, a key of `EVALUATIONS`.
+        seed: of every random choice.
+
+    Raises:
+        DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when no strategy found a placement
+            that fits.
+    """
+    judge = Judge(problem, cost)
+    _check_total_memory(problem)
+    bound = lower_bound(judge)
+    proposals = _propose(judge, _sharding_choices(problem, bound), policy)
+    if not any(p.placement for p in proposals):
+        proposals = _propose(judge, [_smallest_memory(problem)], policy)
+    started = sorted((p for p in proposals if p.placement), key=lambda p: p.step_time_ms)[:_IMPROVED]
+    if not started:
+        raise DiagnosticError(_none_found(problem))
+    evaluations = EVALUATIONS[effort] // len(started)
+    for start in started:
+        if start.placement is not None:
+            found = improve(judge, start.placement, evaluations=evaluations, seed=seed)
+            proposals.append(_best_of(judge, f"{start.strategy}+search", [found]))
+    return _choose(judge, proposals, policy, bound)
+
+
+def _propose(judge: Judge, choices: list[Options], policy: Policy | None) -> list[Proposal]:
+    """Every rung of the ladder below local search, each for all choices of sharding options."""
+    proposals = [
+        _best_of(judge, f"{name}_greedy", [heuristic_greedy(judge, options, name) for options in choices])
+        for name in HEURISTICS
+    ]
+    proposals.append(_best_of(judge, _COST_GREEDY, [cost_greedy(judge, options) for options in choices]))
+    rollouts = [place_by_policy(judge, options, policy) for options in choices] if policy else []
+    proposals.append(_best_of(judge, _POLICY, rollouts))
+    return proposals
+
+
+def _best_of(judge: Judge, strategy: str, placements: list[Placement | None]) -> Proposal:
+    judged = [(judge.judge(placement), placement) for placement in placements if placement is not None]
+    feasible = [(j.step_time_ms, placement) for j, placement in judged if j.feasible]
+    if not feasible:
+        return Proposal(strategy, None, float("inf"))
+    step_time, placement = min(feasible, key=lambda pair: pair[0])
+    return Proposal(strategy, placement, step_time)
+
+
+def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Options]:
+    """Options to start from: tables as whole as they fit, and the mix that the lower bound found best."""
+    starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
+    whole = tuple(map(int, starts))
+    if bound is None:
+        return [whole]
+    most = np.maximum.reduceat(bound.mix, starts)[problem.option_block]
+    preferred = np.flatnonzero(bound.mix == most)
+    blocks, first = np.unique(problem.option_block[preferred], return_index=True)
+    mixed = tuple(map(int, preferred[first]))
+    return list(dict.fromkeys([whole, mixed]))
+
+
+def _smallest_memory(problem: Problem) -> Options:
+    """For each block the option that puts least on a single device: where memory is tight, small pieces fit."""
+    return tuple(
+        min(problem.options_of(block), key=lambda o: (int(problem.option_memory[o]), o))
+        for block in range(len(problem.blocks))
+    )
+
+
+def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, bound: LowerBound | None) -> Choice:
+    """The judge picks; of equals, the earliest rung."""
+    best = min(proposals, key=lambda p: p.step_time_ms)
+    if best.placement is None:
+        raise ValueError("no feasible proposal to choose from")
+
+    def outcome(proposal: Proposal) -> Outcome:
+        if proposal is best:
+            return Outcome.CHOSEN
+        if proposal.placement is None:
+            return Outcome.NO_POLICY if proposal.strategy == _POLICY and policy is None else Outcome.INFEASIBLE
+        return Outcome.EQUAL if proposal.step_time_ms == best.step_time_ms else Outcome.COSTLIER
+
+    outcomes = {p.strategy: outcome(p) for p in proposals}
+    if best.strategy == _POLICY:
+        why = Why.POLICY_BEST
+    elif outcomes[_POLICY] is Outcome.NO_POLICY:
+        why = Why.NO_POLICY
+    elif outcomes[_POLICY] is Outcome.INFEASIBLE:
+        why = Why.POLICY_INFEASIBLE
+    else:
+        why = Why.SEARCH_BETTER if best.strategy.endswith("+search") else Why.HEURISTIC_BETTER
+    candidates = tuple((p, outcomes[p.strategy]) for p in proposals)
+    return Choice(judge, best.placement, judge.judge(best.placement), best.strategy, why, candidates, bound)
+
+
+def _check_total_memory(problem: Problem) -> None:
+    """Refuse a model whose smallest options together exceed the memory of all devices."""
+    devices, limit = problem.cluster.devices, problem.cluster.memory_limit
+    total = problem.option_memory * np.where(problem.option_units == 0, devices, problem.option_units)
+    starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
+    least = int(np.minimum.reduceat(total, starts).sum())
+    if least <= devices * limit:
+        return
+    message = (
+        f"the model needs at least {format_bytes(least)} on all devices together, and {devices} devices have "
+        f"{format_bytes(devices * limit)} for tables ({format_bytes(limit)} each)"
+    )
+    reserve = problem.cluster.memory_bytes - limit
+    more = f"use {-(-least // max(limit, 1))} devices" if limit else "lower the reserve"
+    fix = f"{more}; or give each device {format_bytes(-(-least // devices) + reserve)} or more"
+    raise DiagnosticError(Diagnostic("SH202", message, help=fix))
+
+
+def _none_found(problem: Problem) -> Diagnostic:
+    limit = problem.cluster.memory_limit
+    largest = int(np.argmax(problem.option_memory[list(_smallest_memory(problem))]))
+    names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
+    message = (
+        f"no placement that keeps every pin, group and limit was found; a device has {format_bytes(limit)} for tables, "
+        f"and the hardest to place is {names}"
+    )
+    fix = "allow more sharding types, loosen pins and groups, give devices more memory, or use more devices"
+    return Diagnostic("SH203", message, help=fix)

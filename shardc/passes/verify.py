@@ -1,0 +1,279 @@
+"""Checks a plan against its spec, from the emitted document alone and independently of every placer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from shardc.diagnostics import Diagnostic
+from shardc.memory import shard_bytes
+from shardc.plan import Plan, PlanShard, TablePlan
+from shardc.problem import Cluster
+from shardc.spec import LoadedSpec, Table
+from shardc.units import format_bytes
+
+_NAMED = 5
+
+
+def verify(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]:
+    """Return everything that is wrong with a plan; nothing when it can run and keeps what the spec asks.
+
+    A plan for another cluster is not looked into, and memory and constraints are judged only where the shards make
+    sense by themselves: what would be said of them otherwise is noise.
+
+    Args:
+        plan: the plan as read or emitted.
+        loaded: the spec.
+        cluster: the devices of the spec, with the figures of their hardware profile.
+
+    Returns:
+        Findings with the codes SH304 to SH310.
+    """
+    if findings := list(_other_cluster(plan, loaded, cluster)):
+        return findings
+    findings = [*_other_model(plan, loaded), *_other_tables(plan, loaded)]
+    for table, placed in _placed(plan, loaded):
+        findings += _broken_shards(table, placed, plan, loaded)
+    findings += _mixed_devices(plan)
+    if findings:
+        return findings
+    return [*_broken_constraints(plan, loaded), *_memory_findings(plan, loaded, cluster)]
+
+
+def device_memory(plan: Plan, loaded: LoadedSpec) -> list[int]:
+    """Return the bytes that the shards of a plan take on each device, by rank; `score` is not looked at.
+
+    The plan has to be one that `verify` finds no fault with but for memory and constraints.
+    """
+    total = [0] * plan.cluster.devices
+    for rank, _, size in _shard_memory(plan, loaded):
+        total[rank] += size
+    return total
+
+
+def _placed(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[Table, TablePlan]]:
+    """Yield the tables of the spec that the plan places."""
+    placed = plan.plan.get(loaded.spec.model.module, {})
+    for table in loaded.tables:
+        if table.name in placed:
+            yield table, placed[table.name]
+
+
+def _other_cluster(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
+    for name in ("device", "hosts", "devices_per_host"):
+        stated, wanted = getattr(plan.cluster, name), getattr(cluster, name)
+        if stated != wanted:
+            message = f"the plan is for {name} = {_quoted(stated)}, the spec has {_quoted(wanted)}"
+            yield Diagnostic("SH309", message, loaded.at("cluster", name), help="compile the spec again")
+
+
+def _other_model(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
+    for name in ("name", "global_batch", "optimizer", "weights", "outputs"):
+        stated, wanted = getattr(plan.model, name), getattr(loaded.spec.model, name)
+        if stated != wanted:
+            message = f"the plan states {name} = {_quoted(stated)}, the spec has {_quoted(wanted)}"
+            yield Diagnostic("SH310", message, loaded.at("model", name), help="compile the spec again")
+
+
+def _other_tables(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
+    module = loaded.spec.model.module
+    for name in sorted({plan.model.module, *plan.plan} - {module}):
+        message = f"the plan has tables of module {_quoted(name)}, those of the spec are in {_quoted(module)}"
+        yield Diagnostic("SH304", message, loaded.at("model", "module"))
+    wanted = {table.name: table for table in loaded.tables}
+    stated = plan.plan.get(module, {})
+    if missing := [name for name in wanted if name not in stated]:
+        message = f"the plan does not place {_tables(missing)}"
+        yield Diagnostic("SH304", message, loaded.at_table(wanted[missing[0]]), help="compile the spec again")
+    if extra := sorted(stated.keys() - wanted.keys()):
+        message = f"the plan places {_tables(extra)}, which the spec does not have"
+        yield Diagnostic("SH304", message, help="compile the spec again")
+
+
+def _broken_shards(table: Table, placed: TablePlan, plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
+    """Check one table by itself: that its shards make up the table, as TorchRec wants them."""
+    if placed.sharding_type != "data_parallel":
+        height, width = _extent(placed.shards)
+        fault = _cover_fault(placed.shards, height, width)
+        if fault is None and (height, width) != (table.rows, table.dim):
+            message = f"{height} x {width} in the plan, {table.rows} x {table.dim} in the spec"
+            field = "rows" if height != table.rows else "dim"
+            yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
+        elif fault:
+            yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
+    for fault in _rule_faults(table, placed, plan.cluster.devices, plan.cluster.devices_per_host):
+        yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
+
+
+def _extent(shards: Sequence[PlanShard]) -> tuple[int, int]:
+    """Return rows and columns of the table that the shards are pieces of, if they are of one."""
+    ends = [_ends(shard) for shard in shards]
+    return max((row for row, _ in ends), default=0), max((column for _, column in ends), default=0)
+
+
+def _ends(shard: PlanShard) -> tuple[int, int]:
+    (row, column), (rows, columns) = shard.shard_offsets, shard.shard_sizes
+    return row + rows, column + columns
+
+
+def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | None:
+    """Say what keeps the shards, all within height x width, from covering that exactly once; None if nothing does."""
+    area = 0
+    # A sweep down the rows: only shards that reach below the current one's first row can overlap it.
+    above: list[tuple[int, PlanShard]] = []
+    numbered = [(number, shard) for number, shard in enumerate(shards) if 0 not in shard.shard_sizes]
+    for number, shard in sorted(numbered, key=lambda item: item[1].shard_offsets):
+        row, column = shard.shard_offsets
+        above = [(other, piece) for other, piece in above if _ends(piece)[0] > row]
+        for other, piece in above:
+            if piece.shard_offsets[1] < _ends(shard)[1] and column < _ends(piece)[1]:
+                first, second = sorted((number, other))
+                return f"shards {first} and {second} overlap"
+        above.append((number, shard))
+        area += shard.shard_sizes[0] * shard.shard_sizes[1]
+    if area == 0:
+        return "the plan has no shards for it"
+    return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
+
+
+def _rule_faults(table: Table, placed: TablePlan, devices: int, local: int) -> Iterator[str]:
+    """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
+    kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
+    kernel = "dense" if kind == "data_parallel" else "fused"
+    if placed.compute_kernel != kernel:
+        yield f"{kind} needs the compute kernel {kernel}, not {placed.compute_kernel}"
+    if any(rank >= devices for rank in ranks):
+        yield f"rank {max(ranks)} is none of the {devices} devices"
+    if kind == "data_parallel":
+        if shards:
+            yield "data_parallel has no shards"
+        if ranks != tuple(range(devices)):
+            yield "data_parallel is on every rank, in their order"
+        return
+    if len(ranks) != len(shards):
+        yield f"{len(ranks)} ranks for {len(shards)} shards"
+    for number, (rank, shard) in enumerate(zip(ranks, shards, strict=False)):
+        expected = (f"rank:{rank}/cuda:{rank % local}", f"rank:{rank}/cpu")
+        if shard.placement not in expected:
+            wanted = " or ".join(map(_quoted, expected))
+            yield f"shard {number} has the placement {_quoted(shard.placement)}, expected {wanted}"
+    if kind == "table_wise":
+        if len(shards) != 1:
+            yield f"table_wise has one shard, not {len(shards)}"
+    elif kind == "column_wise":
+        yield from _column_faults(table, placed)
+    else:
+        yield from _row_faults(table, placed, devices)
+
+
+def _column_faults(table: Table, placed: TablePlan) -> Iterator[str]:
+    column = 0
+    for number, shard in enumerate(placed.shards):
+        rows, width = shard.shard_sizes
+        if shard.shard_offsets != (0, column) or rows != table.rows:
+            yield f"shard {number} is not the next columns of all rows, as column_wise has them"
+        if width % 4 or not width:
+            yield f"shard {number} has {width} columns, not a multiple of 4"
+        column += width
+    if twice := [rank for rank, count in Counter(placed.ranks).items() if count > 1]:
+        yield f"column_wise has two shards on rank {twice[0]}"
+
+
+def _row_faults(table: Table, placed: TablePlan, devices: int) -> Iterator[str]:
+    if placed.ranks != tuple(range(devices)) or len(placed.shards) != devices:
+        yield "row_wise has one shard on every rank, in their order"
+        return
+    block = -(-table.rows // devices)
+    for rank, shard in enumerate(placed.shards):
+        first = min(rank * block, table.rows)
+        rows = min(block, table.rows - first)
+        if shard.shard_offsets != (first, 0) or shard.shard_sizes != (rows, table.dim):
+            yield f"row_wise blocks are of {block} rows: shard {rank} is not {rows} rows from row {first}"
+
+
+def _mixed_devices(plan: Plan) -> Iterator[Diagnostic]:
+    kinds = {
+        shard.placement.rpartition("/")[2].partition(":")[0]
+        for tables in plan.plan.values()
+        for placed in tables.values()
+        for shard in placed.shards
+    }
+    if len(kinds) > 1:
+        yield Diagnostic("SH306", f"the placements are on more than one kind of device: {', '.join(sorted(kinds))}")
+
+
+def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
+    groups: dict[str, tuple[Table, TablePlan]] = {}
+    taken: dict[str, dict[int, Table]] = {}
+    sizes = Counter(table.group for table in loaded.tables)
+    for table, placed in _placed(plan, loaded):
+        faults = []
+        if placed.sharding_type not in table.sharding:
+            faults.append(("sharding", f"is {placed.sharding_type}, which the spec does not allow"))
+        if table.pin and (outside := sorted(set(placed.ranks) - set(table.pin))):
+            faults.append(("pin", f"is on device {outside[0]}, but pinned to {', '.join(map(str, table.pin))}"))
+        if table.group and sizes[table.group] > 1:
+            first, wanted = groups.setdefault(table.group, (table, placed))
+            if placed.sharding_type != "table_wise":
+                faults.append(("group", f"is {placed.sharding_type}, but a group is placed whole on one device"))
+            elif wanted.sharding_type == "table_wise" and placed.ranks != wanted.ranks:
+                faults.append(("group", f"is not on the device of {_quoted(first.name)}, of the same group"))
+        if table.apart:
+            others = taken.setdefault(table.apart, {})
+            if shared := [rank for rank in placed.ranks if rank in others]:
+                neighbour = _quoted(others[shared[0]].name)
+                faults.append(("apart", f"shares device {shared[0]} with {neighbour}, of the same apart set"))
+            others.update(dict.fromkeys(placed.ranks, table))
+        for field, fault in faults:
+            yield Diagnostic("SH308", f"table {_quoted(table.name)} {fault}", loaded.at_table(table, field))
+
+
+def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
+    contents: list[Counter[str]] = [Counter() for _ in range(cluster.devices)]
+    for rank, name, size in _shard_memory(plan, loaded):
+        contents[rank][name] += size
+    for rank, tables in enumerate(contents):
+        excess = tables.total() - cluster.memory_limit
+        if excess > 0:
+            largest = ", ".join(f"{_quoted(name)} ({format_bytes(size)})" for name, size in tables.most_common(_NAMED))
+            message = (
+                f"device {rank} needs {format_bytes(tables.total())}, {format_bytes(excess)} over its limit"
+                f" of {format_bytes(cluster.memory_limit)}"
+            )
+            yield Diagnostic("SH307", message, loaded.at("cluster"), notes=(f"its largest tables: {largest}",))
+    if [device.rank for device in plan.score.devices] != list(range(cluster.devices)):
+        yield Diagnostic("SH310", f"the score does not list the devices 0 to {cluster.devices - 1} in order")
+        return
+    for device, tables in zip(plan.score.devices, contents, strict=True):
+        for name, true in (("memory_bytes", tables.total()), ("memory_limit_bytes", cluster.memory_limit)):
+            if (stated := getattr(device, name)) != true:
+                yield Diagnostic("SH310", f"device {device.rank} has {name} = {stated} in the plan, truly {true}")
+
+
+def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, int]]:
+    """Yield rank, table and bytes of every shard, replicas of data-parallel tables included."""
+    model, devices = loaded.spec.model, plan.cluster.devices
+    for table, placed in _placed(plan, loaded):
+        dense, by_rows = placed.sharding_type == "data_parallel", placed.sharding_type == "row_wise"
+        extents = [(table.rows, table.dim)] * devices if dense else [shard.shard_sizes for shard in placed.shards]
+        for rank, (rows, dim) in zip(placed.ranks, extents, strict=True):
+            size = shard_bytes(
+                rows,
+                dim,
+                weights=model.weights,
+                outputs=model.outputs,
+                optimizer=model.optimizer,
+                batch=-(-model.global_batch // devices) if dense else model.global_batch,
+                pooling=table.pooling * rows / table.rows if by_rows else table.pooling,
+                dense=dense,
+            )
+            yield rank, table.name, size
+
+
+def _tables(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"table{'s' * (len(names) > 1)} " + ", ".join(map(_quoted, names[:_NAMED])) + more
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,1 @@
+"""Placers: each proposes a placement; none keeps a cost function of its own."""

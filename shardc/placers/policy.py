@@ -1,0 +1,130 @@
+"""The RL policy's inference: places unit by unit, scoring every device with one small network.
+
+In the spirit of AutoShard (2208.06399, section 4) and DreamShard (2210.02023): units in descending predicted cost, a
+device is described by what the cost model says of it before and after, and memory is a mask. All descriptions are
+ratios to the cost of a perfectly even load, so one set of weights serves any number of tables and devices and any cost
+model. The scores do not depend on the order of devices or of tables. Trained by `shardc.learn.train_policy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.judge import Judge, Partial
+from shardc.placers.greedy import place_largest_first
+from shardc.problem import Bools, Floats, Placement
+
+POLICY_FORMAT = "1"
+POLICY_FEATURES = 10
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Weights of a trained policy and where they come from.
+
+    Attributes:
+        weights: `hidden.weight` float[H, 10], `hidden.bias` float[H], `mix.weight` float[H, 2 H], `mix.bias` float[H],
+            `score.weight` float[1, H], and `greed` float[1], how much the plain cost after placement counts.
+        metadata: what trained them.
+        digest: of the file.
+    """
+
+    weights: dict[str, Floats]
+    metadata: dict[str, str]
+    digest: str
+
+    def logits(self, features: Floats) -> Floats:
+        """Scores float[..., D] of devices from features float[..., D, 10]; equivariant to the order of devices."""
+        w = self.weights
+        hidden = np.maximum(features @ w["hidden.weight"].T + w["hidden.bias"], 0.0)
+        context = np.broadcast_to(hidden.mean(axis=-2, keepdims=True), hidden.shape)
+        mixed = np.maximum(np.concatenate([hidden, context], axis=-1) @ w["mix.weight"].T + w["mix.bias"], 0.0)
+        return np.asarray((mixed @ w["score.weight"].T)[..., 0] - w["greed"] * features[..., 0])
+
+
+def load_policy(path: Path) -> Policy:
+    """Read weights.
+
+    Raises:
+        DiagnosticError: SH602 when the file is missing, damaged, or of another format.
+    """
+    try:
+        content = path.read_bytes()
+        weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unusable(path, str(error)) from error
+    if metadata.get("format") != POLICY_FORMAT or weights["hidden.weight"].shape[1] != POLICY_FEATURES:
+        raise _unusable(path, f'format {metadata.get("format")}, expected {POLICY_FORMAT}')
+    return Policy(weights, metadata, "sha256:" + hashlib.sha256(content).hexdigest())
+
+
+def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Placement | None:
+    """One greedy rollout of the policy; None if a unit fits nowhere any more."""
+    scale = even_load_ms(judge, options)
+
+    def best_scored(partial: Partial, block: int, fits: Bools) -> int:
+        option = partial.options[block]
+        features = device_features(judge, partial.z, partial.memory, option, scale, partial.left())
+        scores = np.round(policy.logits(features), 9)
+        return int(np.where(fits, scores, -np.inf).argmax())
+
+    return place_largest_first(judge, options, judge.single_ms, best_scored)
+
+
+def even_load_ms(judge: Judge, options: Sequence[int]) -> float:
+    """What a device would cost that held an equal share of everything: the scale of all features."""
+    problem = judge.problem
+    chosen = list(options)
+    units = problem.option_units[chosen]
+    share = np.where(units == 0, 1.0, units / problem.cluster.devices)
+    return max(1e-9, float(judge.device_ms((judge.latents[chosen] * share[:, None]).sum(axis=0))))
+
+
+def device_features(judge: Judge, z: Floats, memory: Floats, option: int, scale: float, left: float) -> Floats:
+    """float[..., D, 10]: what the policy sees of each device when it places a unit of `option`.
+
+    Args:
+        judge: the problem and its costs.
+        z: float[..., D, K], loads so far.
+        memory: [..., D], bytes so far.
+        option: the option whose unit is placed.
+        scale: cost of an even load, ms.
+        left: share of the units' cost that is still to be placed, this one included.
+    """
+    before = judge.device_ms(z) / scale
+    after = judge.device_ms(z + judge.latents[option]) / scale
+    alone = float(judge.single_ms[option]) / scale
+    limit = max(judge.problem.cluster.memory_limit, 1)
+    filled = (memory + judge.problem.option_memory[option]) / limit
+
+    def everywhere(value: Floats | float) -> Floats:
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), before.shape)
+
+    columns = [
+        after,
+        before,
+        after - before,
+        after - after.min(axis=-1, keepdims=True),
+        before.max(axis=-1, keepdims=True) - after,
+        before.mean(axis=-1, keepdims=True) - before,
+        filled,
+        everywhere(left),
+        everywhere(alone),
+        everywhere(np.log2(before.shape[-1]) / 8.0),
+    ]
+    return np.stack([np.broadcast_to(c, before.shape) for c in columns], axis=-1)
+
+
+def _unusable(path: Path, reason: str) -> DiagnosticError:
+    message = f"policy weights {path}: {reason}"
+    return DiagnosticError(Diagnostic("SH602", message, help="train them again with `shardc train policy`"), exit_code=2)

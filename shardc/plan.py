@@ -1,0 +1,279 @@
+"""The plan document: what shardc emits, and what TorchRec, reviewers and later runs of shardc read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+
+from shardc.diagnostics import Diagnostic, DiagnosticError, Location
+from shardc.files import read_text
+from shardc.spec import Precision, ShardingType
+
+# Bump it only when a reader of the old format would misread the new one. Readers ignore members that they do not know,
+# so adding a member is no reason; they reject a document whose format is greater than theirs.
+FORMAT: Final = 1
+
+_WIDTH = 120
+_SIGNIFICANT_DIGITS = 6
+_MAX_ERRORS = 10
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Milliseconds = Annotated[float, Field(ge=0)]
+# Not tuple[Count, Count]: its schema is an array of items by position, which editors of draft-07 do not check.
+Extent = Annotated[tuple[Count, ...], Field(min_length=2, max_length=2)]
+
+
+class _Member(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class PlanModel(_Member):
+    """The model that the plan is for."""
+
+    name: str = Field(description="Name of the model.")
+    module: str = Field(description="Path of the embedding collection in the PyTorch model.")
+    global_batch: Positive = Field(description="Samples of one step over all devices.")
+    optimizer: Literal["sgd", "rowwise_adagrad", "adagrad", "adam"] = Field(description="Optimizer of the tables.")
+    weights: Precision = Field(description="Type of the weights.")
+    outputs: Precision = Field(description="Type of the pooled outputs.")
+
+
+class PlanCluster(_Member):
+    """The devices that the plan is for."""
+
+    device: str = Field(description="Name of the hardware profile.")
+    hosts: Positive = Field(description="Number of hosts.")
+    devices_per_host: Positive = Field(description="Devices of each host; ranks are numbered host by host.")
+
+    @property
+    def devices(self) -> int:
+        """Number of devices (ranks)."""
+        return self.hosts * self.devices_per_host
+
+
+class Digests(_Member):
+    """What the plan was compiled from."""
+
+    spec: str = Field(description="Digest of the spec.")
+    profile: str | None = Field(description="Digest of the hardware profile; null for a cost model without one.")
+
+
+class Tool(_Member):
+    """What compiled the plan."""
+
+    name: Literal["shardc"] = Field("shardc", description="Always shardc.")
+    version: str = Field(description="Version of shardc.")
+    seed: int = Field(description="Seed of the search.")
+
+
+class PlanShard(_Member):
+    """One piece of a table on one device."""
+
+    shard_offsets: Extent = Field(description="First row and first column of the piece.")
+    shard_sizes: Extent = Field(description="Rows and columns of the piece.")
+    placement: str = Field(
+        pattern=r"^rank:(0|[1-9][0-9]{0,8})/(cpu|cuda:(0|[1-9][0-9]{0,8}))$",
+        description="The device, as rank:R/cuda:L (L is the rank within its host) or rank:R/cpu.",
+    )
+
+    @property
+    def rank(self) -> int:
+        """Rank of the device that holds the piece."""
+        return int(self.placement.removeprefix("rank:").partition("/")[0])
+
+
+class TablePlan(_Member):
+    """How one table is sharded, in TorchRec's terms."""
+
+    sharding_type: ShardingType = Field(description="Way to shard the table.")
+    compute_kernel: Literal["dense", "fused"] = Field(description="TorchRec's kernel: dense for data_parallel.")
+    ranks: tuple[Count, ...] = Field(description="Rank of each shard, in their order; every rank for data_parallel.")
+    shards: tuple[PlanShard, ...] = Field((), description="The pieces of the table; absent for data_parallel.")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        members: dict[str, Any] = handler(self)
+        return members if self.shards else {key: value for key, value in members.items() if key != "shards"}
+
+
+class DeviceScore(_Member):
+    """What one device does in a step, and what it holds."""
+
+    rank: Count = Field(description="Rank of the device.")
+    forward_ms: Milliseconds | None = Field(
+        description="Time of the forward lookups; null for a cost model that has no phases."
+    )
+    backward_ms: Milliseconds | None = Field(
+        description="Time of the backward pass and update; null for a cost model that has no phases."
+    )
+    memory_bytes: Count = Field(description="Bytes that the shards of this device take.")
+    memory_limit_bytes: Count = Field(description="Bytes that they may take.")
+
+
+class Score(_Member):
+    """What the cost model expects of the plan."""
+
+    step_time_ms: Milliseconds = Field(description="Time of one training step.")
+    phases: dict[str, Milliseconds] = Field(description="Time of each phase of a step, by name.")
+    balance: float = Field(description="Degree of balance: least over greatest compute time of a device.", ge=0, le=1)
+    devices: tuple[DeviceScore, ...] = Field(description="The devices, by rank.")
+
+
+class Bound(_Member):
+    """What no plan can be better than, under the same cost model."""
+
+    step_time_ms: Milliseconds = Field(description="Lower bound on the time of one training step.")
+    gap: float = Field(description="How far the plan is above the bound, as a share of the bound.", ge=0)
+
+
+class Chosen(_Member):
+    """Which strategy proposed the plan."""
+
+    strategy: str = Field(description="Name of the strategy.")
+    reason: str = Field(description="Why it was chosen.")
+
+
+class Candidate(_Member):
+    """One strategy and what became of its proposal."""
+
+    strategy: str = Field(description="Name of the strategy.")
+    step_time_ms: Milliseconds | None = Field(description="Time of one training step; null when nothing was proposed.")
+    feasible: bool = Field(description="Whether the proposal fits the memory and keeps the constraints.")
+    reason: str = Field(description="Why it was chosen or not.")
+
+
+class Plan(_Member):
+    """A sharding plan compiled by shardc."""
+
+    model_config = ConfigDict(title="shardc plan")
+
+    format: Literal[1] = Field(description="Version of this format.")
+    model: PlanModel
+    cluster: PlanCluster
+    digests: Digests
+    tool: Tool
+    plan: dict[str, dict[str, TablePlan]] = Field(
+        description="The sharding of each table: path of the module, then name of the table."
+    )
+    score: Score
+    bound: Bound | None = Field(description="Lower bound; null for a cost model that has no certificate.")
+    chosen: Chosen
+    candidates: tuple[Candidate, ...] = Field(description="Every strategy that was tried.")
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Return the canonical document: the same bytes for the same plan everywhere, laid out to be read in a diff.
+
+    Keys are sorted and floats have six significant digits. What fits on a line of 120 columns stays on one; anything
+    longer has one member a line, so that a shard that moves changes one line.
+    """
+    return (_layout(plan.model_dump(mode="json"), "", "") + "\n").encode()
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan.
+
+    Raises:
+        DiagnosticError: SH001 to SH003 when the file cannot be read, SH302 when it is not a plan (at most ten
+            findings, each with the member at fault), SH303 when its format is newer than this version of shardc reads.
+    """
+    file = os.fspath(path)
+    text = read_text(file, "plan")
+    document = _parse(file, text)
+    if not isinstance(document, dict):
+        raise _not_a_plan(file, "a plan is a JSON object")
+    version = document.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        message = f"{file} has plan format {version}; this version of shardc reads formats up to {FORMAT}"
+        raise DiagnosticError(Diagnostic("SH303", message, help="upgrade shardc"))
+    try:
+        return Plan.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise _not_a_plan(file, *(_member(detail["loc"], detail["msg"]) for detail in details)) from None
+
+
+def plan_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft-07) of the plan document."""
+    schema = Plan.model_json_schema(ref_template="#/definitions/{model}")
+    schema["definitions"] = schema.pop("$defs")
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+
+
+def _layout(value: Any, indent: str, key: str) -> str:
+    """Render a value that stands behind `indent` and `key`, on one line if that and a comma fit the width."""
+    line = json.dumps(_rounded(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    if not value or not isinstance(value, dict | list) or len(indent) + len(key) + len(line) < _WIDTH:
+        return key + line
+    inner = indent + "  "
+    if isinstance(value, dict):
+        names = {name: json.dumps(name, ensure_ascii=False) + ": " for name in sorted(value)}
+        members = [_layout(value[name], inner, text) for name, text in names.items()]
+        opening, closing = "{", "}"
+    else:
+        members = [_layout(item, inner, "") for item in value]
+        if not any(isinstance(item, dict | list) for item in value):
+            members = _filled(members, _WIDTH - len(inner))
+        opening, closing = "[", "]"
+    return f"{key}{opening}\n{inner}" + f",\n{inner}".join(members) + f"\n{indent}{closing}"
+
+
+def _filled(members: list[str], width: int) -> list[str]:
+    """Put as many members on a line as fit: the ranks of a large cluster are no good one a line."""
+    lines = members[:1]
+    for member in members[1:]:
+        joined = f"{lines[-1]}, {member}"
+        if len(joined) < width:
+            lines[-1] = joined
+        else:
+            lines.append(member)
+    return lines
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") + 0.0  # no minus zero
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _parse(file: str, text: str) -> Any:
+    """Parse JSON, without what JSON leaves open (duplicate keys) or does not have (NaN)."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f'the key "{twice}" occurs twice in one object')
+        return members
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        lines = text.split("\n")
+        location = Location(file, error.lineno, error.colno, 1, lines[error.lineno - 1].rstrip("\r"))
+        raise DiagnosticError(Diagnostic("SH302", f"not JSON: {error.msg}", location)) from None
+    except RecursionError:
+        raise _not_a_plan(file, "nested too deep") from None
+    except ValueError as error:
+        raise _not_a_plan(file, str(error)) from None
+
+
+def _not_a_plan(file: str, *reasons: str) -> DiagnosticError:
+    findings = [Diagnostic("SH302", f"{file} is not a plan: {reason}") for reason in reasons[:_MAX_ERRORS]]
+    return DiagnosticError(*findings)
+
+
+def _member(path: Iterable[str | int], message: str) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    return f"{where}: {message[:1].lower()}{message[1:]}" if where else message

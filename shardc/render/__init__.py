@@ -1,0 +1,1 @@
+"""Renderings for people: one file a format."""

@@ -1,0 +1,973 @@
+"""The spec: a TOML file that describes a model's embedding tables and a cluster, read and validated.
+
+`load_spec` reports everything that is wrong with a file at once, each finding where it stands in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
+
+import tomli
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from shardc.diagnostics import Diagnostic, DiagnosticError, Location
+from shardc.files import read_text
+from shardc.source import CsvSource, Path, Source
+
+FORMAT = 1
+"""The version of the spec's format that this shardc reads."""
+
+SHARDING_TYPES = ("table_wise", "column_wise", "row_wise", "data_parallel")
+"""The sharding types that a plan can use, in canonical order."""
+
+MAX_DEVICES = 65536
+BIN_COUNT = 17
+
+_UNSUPPORTED = ("table_row_wise", "table_column_wise", "grid_shard")
+_BINS_TOLERANCE = 1e-3
+_INT64_MAX = 2**63 - 1
+_NAME_LENGTH = 200
+
+ShardingType = Literal["table_wise", "column_wise", "row_wise", "data_parallel"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+# --- The values of a spec ---------------------------------------------------------------------------------------------
+
+
+def _reject(complaint: str, *, code: str = "SH104", help: str | None = None, at: Path = ()) -> NoReturn:
+    """Fail a validation with our own words; `at` leads from the validated value to the offending part of it."""
+    raise PydanticCustomError("shardc", "{complaint}", {"complaint": complaint, "code": code, "help": help, "at": at})
+
+
+def _printable(value: str) -> str:
+    if not value:
+        _reject("expected some text, found an empty string")
+    if not value.isprintable():
+        _reject(f"expected no control characters, found {_quoted(value)}")
+    if len(value) > _NAME_LENGTH:
+        _reject(f"expected at most {_NAME_LENGTH} characters, found {len(value)}")
+    return value
+
+
+def _table_name(value: str) -> str:
+    if "." in value or "/" in value:
+        _reject(f'expected a name without "." and "/", found {_quoted(value)}', help="TorchRec joins names with dots")
+    return value
+
+
+def _vector_length(value: int) -> int:
+    if value % 4:
+        below = value // 4 * 4
+        _reject(f"expected a multiple of 4, found {value}", help=f"use {below} or {below + 4}")
+    return value
+
+
+def _module_path(value: str) -> str:
+    if not all(part.isidentifier() or (part.isascii() and part.isdigit()) for part in value.split(".")):
+        example = 'for example "sparse_arch.embedding_bag_collection"'
+        _reject(f"expected identifiers and indices joined by dots, found {_quoted(value)}", help=example)
+    return value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        _reject("expected at least one element, found none")
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            _reject(f"expected distinct elements, found {_quoted(value)} twice", code="SH105", at=(index,))
+    return values
+
+
+def _format_version(value: Any) -> Any:
+    if type(value) is not int:
+        _reject(f"expected the integer {FORMAT}, found {_kind(value)}", code="SH103")
+    if value != FORMAT:
+        advice = "a newer shardc may read it" if value > FORMAT else None
+        _reject(f"format {_quoted(value)} is not one that this shardc reads ({FORMAT})", code="SH109", help=advice)
+    return value
+
+
+_NUMBER = r"(\d{1,12}(?:\.\d{1,9})?)"
+_SIZE = re.compile(_NUMBER + r" ?(?:([KMGTP])(i?))?B", re.ASCII)
+_PERCENT = re.compile(_NUMBER + r" ?%", re.ASCII)
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes of "72GiB" or "80GB", None when the text has another form or means nothing above zero."""
+    if not (match := _SIZE.fullmatch(text)):
+        return None
+    number, unit, binary = match.groups()
+    exponent = "KMGTP".index(unit) + 1 if unit else 0
+    return round(float(number) * (1024 if binary else 1000) ** exponent) or None
+
+
+def parse_bandwidth(text: str) -> int | None:
+    """Return the bytes a second of "450GB/s"."""
+    return parse_size(text.removesuffix("/s").rstrip()) if text.endswith("/s") else None
+
+
+def _percent(text: str, *, below: float = 1000.0) -> float | None:
+    """Return 0.15 for "15%", None when the text has another form or is `below` percent or more."""
+    match = _PERCENT.fullmatch(text)
+    return float(match[1]) / 100 if match and float(match[1]) < below else None
+
+
+def _reserve(text: str) -> float | int | None:
+    """Return a fraction for a percentage, bytes for a size."""
+    return _percent(text, below=100.0) if text.endswith("%") else parse_size(text)
+
+
+def _form(parse: Callable[[str], float | None], expected: str, example: str) -> BeforeValidator:
+    """Check that a value is a string that `parse` understands; the string is kept as it was written."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            _reject(f"expected {expected} as a string, found {_kind(value)}", code="SH103", help=example)
+        if parse(value) is None:
+            _reject(f"expected {expected}, found {_quoted(value)}", help=example)
+        return value
+
+    return BeforeValidator(check)
+
+
+Text = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"minLength": 1, "maxLength": _NAME_LENGTH})]
+Name = Annotated[Text, AfterValidator(_table_name), Field(json_schema_extra={"pattern": "^[^./]+$"})]
+Dim = Annotated[int, Field(ge=4, le=8192, json_schema_extra={"multipleOf": 4}), AfterValidator(_vector_length)]
+Size = Annotated[str, _form(parse_size, "a size above zero", 'for example "72GiB"')]
+Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
+Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
+Reserve = Annotated[str, _form(_reserve, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')]
+_SET = (Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}), AfterValidator(_distinct))
+Sharding = Annotated[tuple[ShardingType, ...], *_SET]
+Features = Annotated[tuple[Text, ...], *_SET]
+Ranks = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_DEVICES)], ...], *_SET]
+
+
+# --- The sections of a spec, as they are written ----------------------------------------------------------------------
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSpec(_Section):
+    """The `[model]` section."""
+
+    name: Text = Field(description="Name of the model; it appears in the plan.")
+    module: Annotated[Text, AfterValidator(_module_path)] = Field(
+        description="Dotted path of the module that holds the tables in the PyTorch model."
+    )
+    global_batch: int = Field(ge=1, le=2**31, description="Samples of a training step, over all devices.")
+    optimizer: Literal["sgd", "rowwise_adagrad", "adagrad", "adam"] = Field(
+        default="rowwise_adagrad",
+        description="Optimizer fused into the backward pass.",
+    )
+    weights: Precision = Field(default="fp32", description="Type of the stored weights.")
+    outputs: Precision = Field(default="fp32", description="Type of the pooled embeddings that are exchanged.")
+
+
+class ClusterSpec(_Section):
+    """The `[cluster]` section."""
+
+    device: Text = Field(description="Hardware profile of a device: a shipped name, or a folder of `shardc profile`.")
+    hosts: int = Field(default=1, ge=1, le=MAX_DEVICES, description="Number of hosts.")
+    devices_per_host: int = Field(ge=1, le=MAX_DEVICES, description="Devices of each host.")
+    reserve: Reserve = Field(
+        default="15%", description='Device memory kept free for the dense model and activations: "15%" or "10GiB".'
+    )
+    memory: Size | None = Field(default=None, description='Memory of a device, instead of the profile\'s: "72GiB".')
+    intra_host_bandwidth: Bandwidth | None = Field(
+        default=None,
+        description='Bandwidth of a device within its host, instead of the profile\'s: "450GB/s".',
+    )
+    inter_host_bandwidth: Bandwidth | None = Field(
+        default=None, description='Bandwidth of a device to other hosts, instead of the profile\'s: "50GB/s".'
+    )
+
+    @model_validator(mode="after")
+    def _check_totals(self) -> ClusterSpec:
+        if self.devices > MAX_DEVICES:
+            complaint = f"expected at most {MAX_DEVICES} devices in all, found {self.devices}"
+            _reject(complaint, help="hosts x devices_per_host is the number of devices", at=("devices_per_host",))
+        if self.memory_bytes is not None and self.reserve_bytes(self.memory_bytes) >= self.memory_bytes:
+            _reject(f"expected less than the memory of {self.memory}, found {self.reserve}", at=("reserve",))
+        return self
+
+    @property
+    def devices(self) -> int:
+        """Number of devices; ranks count from 0, host by host."""
+        return self.hosts * self.devices_per_host
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of a device, None to take the profile's."""
+        return parse_size(self.memory) if self.memory else None
+
+    @property
+    def intra_bytes_per_s(self) -> float | None:
+        """Bytes a second between devices of a host, None to take the profile's."""
+        return parse_bandwidth(self.intra_host_bandwidth) if self.intra_host_bandwidth else None
+
+    @property
+    def inter_bytes_per_s(self) -> float | None:
+        """Bytes a second between hosts, None to take the profile's."""
+        return parse_bandwidth(self.inter_host_bandwidth) if self.inter_host_bandwidth else None
+
+    def reserve_bytes(self, memory_bytes: int) -> int:
+        """Return the bytes of a device's memory that no table may use."""
+        reserve = _reserve(self.reserve) or 0
+        return round(reserve * memory_bytes) if self.reserve.endswith("%") else int(reserve)
+
+
+def _access_schema(schema: dict[str, Any]) -> None:
+    """Write the forms of an access distribution as alternatives, which a model of optional fields cannot say."""
+    forms = [
+        {"type": "object", "properties": {name: form}, "required": [name], "additionalProperties": False}
+        for name, form in schema.pop("properties").items()
+    ]
+    for name in ("type", "additionalProperties"):
+        schema.pop(name)
+    schema["anyOf"] = [{"const": "uniform", "description": "Every row is as likely as any other."}, *forms]
+
+
+class AccessSpec(_Section):
+    """How lookups spread over the rows: "uniform" or exactly one of the members."""
+
+    model_config = ConfigDict(json_schema_extra=_access_schema)
+
+    zipf: float | None = Field(default=None, ge=0, le=5, description="Exponent of a Zipf distribution; 0 is uniform.")
+    bins: tuple[Annotated[float, Field(ge=0, le=1 + _BINS_TOLERANCE)], ...] | None = Field(
+        default=None,
+        strict=False,
+        description="Share of the lookups that fall on rows of each of 17 bins of access counts; they sum to 1.",
+        json_schema_extra={"minItems": BIN_COUNT, "maxItems": BIN_COUNT},
+    )
+    indices: Text | None = Field(default=None, description="File of recorded lookups, relative to the spec's folder.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_uniform(cls, value: Any) -> Any:
+        if value == "uniform":
+            return {"zipf": 0.0}
+        if not isinstance(value, dict | AccessSpec):
+            found = _quoted(value) if isinstance(value, str) else _kind(value)
+            forms = 'write "uniform", { zipf = 1.05 }, { bins = [17 shares] } or { indices = "file" }'
+            code = "SH104" if isinstance(value, str) else "SH103"
+            _reject(f"expected an access distribution, found {found}", code=code, help=forms)
+        return value
+
+    @model_validator(mode="after")
+    def _check_form(self) -> AccessSpec:
+        given = [name for name in ("zipf", "bins", "indices") if getattr(self, name) is not None]
+        if len(given) != 1:
+            _reject(f"expected exactly one of zipf, bins and indices, found {' and '.join(given) or 'none'}")
+        if self.bins is not None and len(self.bins) != BIN_COUNT:
+            _reject(f"expected {BIN_COUNT} shares, found {len(self.bins)}", at=("bins",))
+        if self.bins is not None and abs(sum(self.bins) - 1) > _BINS_TOLERANCE:
+            _reject(f"expected shares that sum to 1, found a sum of {sum(self.bins):.6g}", at=("bins",))
+        return self
+
+
+class DefaultsSpec(_Section):
+    """The `[defaults]` section."""
+
+    rows: int | None = Field(default=None, ge=1, le=10**12, description="Rows of the table (its hash size).")
+    dim: Dim | None = Field(default=None, description="Elements of an embedding vector, a multiple of 4.")
+    pooling: float | None = Field(default=None, gt=0, le=1e6, description="Mean lookups a sample (the pooling factor).")
+    access: AccessSpec | None = Field(default=None, description="How lookups spread over the rows; default uniform.")
+    sharding: Sharding | None = Field(default=None, description="Allowed sharding types; all unless given.")
+
+
+class TableSpec(DefaultsSpec):
+    """A `[[table]]` section, or a row of the table file."""
+
+    name: Name = Field(description="Name of the table, as in the PyTorch model.")
+    features: Features | None = Field(default=None, description="Features looked up in it; default its name.")
+    pin: Ranks | None = Field(default=None, description="The only ranks that may hold a piece of the table.")
+    group: Text | None = Field(default=None, description="Tables of one group are placed whole on one common device.")
+    apart: Text | None = Field(default=None, description="Tables of one such set are placed on different devices.")
+
+
+class TablesSpec(_Section):
+    """The `[tables]` section."""
+
+    file: Text = Field(description="CSV file, relative to the spec's folder: one row a table, the keys as columns.")
+
+
+class CompileSpec(_Section):
+    """The `[compile]` section."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice: one seed, one plan.")
+    effort: Literal["fast", "balanced", "thorough"] = Field(default="balanced", description="How long to search.")
+
+
+class BudgetSpec(_Section):
+    """The `[budget]` section."""
+
+    step_time: Percent = Field(default="2%", description="How much slower than the committed plan a step may become.")
+    gap: Percent | None = Field(default=None, description="How far above its lower bound the step time may be.")
+    improvement: Percent = Field(
+        default="0.1%",
+        description="How much better a newly compiled plan may be than the committed one.",
+    )
+
+    @property
+    def step_time_fraction(self) -> float:
+        """`step_time` as a fraction: 0.02 for "2%"."""
+        return _percent(self.step_time) or 0.0
+
+    @property
+    def gap_fraction(self) -> float | None:
+        """`gap` as a fraction, None when it is not limited."""
+        return None if self.gap is None else _percent(self.gap)
+
+    @property
+    def improvement_fraction(self) -> float:
+        """`improvement` as a fraction."""
+        return _percent(self.improvement) or 0.0
+
+
+class Spec(_Section):
+    """An embedding-sharding spec for shardc."""
+
+    model_config = ConfigDict(title="shardc spec")
+
+    format: Annotated[Literal[1], BeforeValidator(_format_version)] = Field(description="Version of this format: 1.")
+    model: ModelSpec = Field(description="The model whose embedding tables are sharded.")
+    cluster: ClusterSpec = Field(description="The devices that the tables are spread over.")
+    defaults: DefaultsSpec = Field(
+        default_factory=DefaultsSpec, description="What holds for every table that does not say otherwise."
+    )
+    table: tuple[TableSpec, ...] = Field(default=(), strict=False, description="The embedding tables.")
+    tables: TablesSpec | None = Field(default=None, description="More tables, from a CSV file.")
+    compile: CompileSpec = Field(default=CompileSpec(), description="How the plan is searched for.")
+    budget: BudgetSpec = Field(default=BudgetSpec(), description="What `shardc check` enforces.")
+
+
+# --- The resolved form ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Zipf:
+    """Lookups follow a Zipf distribution over the rows; exponent 0 is uniform."""
+
+    exponent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """The share of lookups in each of 17 bins of access counts; the shares sum to 1 within 1e-3."""
+
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFile:
+    """Recorded lookups; the path is as written, `LoadedSpec.resolve` makes it relative to the spec's folder."""
+
+    path: str
+
+
+Access = Zipf | Bins | IndexFile
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table with defaults filled in; `origin` is the key path of its entry, ("tables", row) for a CSV row."""
+
+    name: str
+    features: tuple[str, ...]
+    rows: int
+    dim: int
+    pooling: float
+    access: Access
+    sharding: tuple[str, ...]
+    pin: tuple[int, ...] | None
+    group: str | None
+    apart: str | None
+    origin: Path = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The texts that a spec was read from, as far as there are any."""
+
+    toml: Source | None = None
+    csv: CsvSource | None = None
+
+    def locate(self, path: Path, *, key: bool = False) -> Location | None:
+        if _in_csv(path):
+            return self.csv.locate(path[1:], key=key) if self.csv else None
+        return self.toml.locate(path, key=key) if self.toml else None
+
+    def locate_field(self, origin: Path, name: str) -> Location | None:
+        """Return where a table's field is given: in its entry, else in [defaults], else the entry itself."""
+        return self._find((*origin, name)) or self._find(("defaults", name)) or self.locate(origin)
+
+    def _find(self, path: Path) -> Location | None:
+        if _in_csv(path):
+            return self.csv.find(path[1:]) if self.csv else None
+        return self.toml.find(path) if self.toml else None
+
+
+def _in_csv(path: Path) -> bool:
+    return len(path) > 1 and path[0] == "tables" and isinstance(path[1], int)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSpec:
+    """A valid spec: as written, and its tables resolved and sorted by name."""
+
+    spec: Spec
+    tables: tuple[Table, ...]
+    path: str | None = None
+    _sources: _Sources = field(default=_Sources(), compare=False, repr=False)
+
+    def at(self, *keys: str | int, key: bool = False) -> Location | None:
+        """Return where a value (or its key) stands, as in ``at("cluster", "device")``; None without a file."""
+        return self._sources.locate(keys, key=key)
+
+    def at_table(self, table: Table, name: str | None = None) -> Location | None:
+        """Return where a table, or one of its fields, is given; None without a file."""
+        return self._sources.locate_field(table.origin, name) if name else self._sources.locate(table.origin)
+
+    def resolve(self, path: str) -> str:
+        """Return a path that the spec gives relative to its own folder."""
+        return os.path.join(os.path.dirname(self.path or ""), path)
+
+    def digest(self) -> str:
+        """Return "sha256:…" of what decides the plan.
+
+        Neither formatting, comments and the order of tables nor the budget change it.
+        """
+        cluster = self.spec.cluster
+        tables = [asdict(table) for table in self.tables]
+        for table in tables:
+            del table["origin"]
+        content = {
+            "format": self.spec.format,
+            "model": self.spec.model.model_dump(),
+            "cluster": {
+                "device": cluster.device,
+                "hosts": cluster.hosts,
+                "devices_per_host": cluster.devices_per_host,
+                "reserve": _reserve(cluster.reserve),
+                "memory": cluster.memory_bytes,
+                "intra_host_bandwidth": cluster.intra_bytes_per_s,
+                "inter_host_bandwidth": cluster.inter_bytes_per_s,
+            },
+            "compile": self.spec.compile.model_dump(),
+            "tables": tables,
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_spec(path: str | os.PathLike[str]) -> LoadedSpec:
+    """Read a spec file and the table file that it names.
+
+    Raises:
+        DiagnosticError: everything that is wrong, in the order of the file; exit code 2 if a file cannot be read.
+    """
+    name = os.fspath(path)
+    source = Source(name, read_text(name, "spec"))
+    return _Reader(_parse_toml(source), _Sources(source), name).read()
+
+
+def parse_spec(data: Mapping[str, Any]) -> LoadedSpec:
+    """Validate a spec given as nested dicts, of the same shape as the TOML file.
+
+    Paths in it are relative to the working directory.
+
+    Raises:
+        DiagnosticError: everything that is wrong, without positions.
+    """
+    return _Reader(dict(data), _Sources(), None).read()
+
+
+def _parse_toml(source: Source) -> dict[str, Any]:
+    try:
+        return tomli.loads(source.text)
+    except tomli.TOMLDecodeError as error:
+        # tomli stops behind a key that is given twice; what it means is the whole statement.
+        at = source.line(error.lineno, error.colno)
+        if error.msg.startswith("Cannot"):
+            statement = at.text.strip()
+            at = source.line(at.line, at.text.index(statement) + 1, len(statement))
+        finding = Diagnostic("SH100", f"not valid TOML: {_plain(error.msg)}", at)
+    except RecursionError:
+        finding = Diagnostic("SH100", "not valid TOML: arrays or tables are nested too deeply", source.line(1))
+    except ValueError:
+        # Python refuses to convert an integer of thousands of digits; tomli says neither this nor where.
+        finding = Diagnostic("SH100", "not valid TOML: a number or date cannot be read", _longest_number(source))
+    raise DiagnosticError(finding) from None
+
+
+def _plain(message: str) -> str:
+    """Write the key paths in tomli's messages, Python tuples, as TOML writes them."""
+    keys = re.sub(r"\((.*?),?\)", lambda match: '"' + ".".join(re.findall(r"'(.*?)'", match[1])) + '"', message)
+    return keys[:1].lower() + keys[1:]
+
+
+def _longest_number(source: Source) -> Location:
+    longest = max(re.finditer(r"[0-9_]*", source.text), key=lambda match: len(match[0]))
+    line_start = source.text.rfind("\n", 0, longest.start()) + 1
+    line = source.text.count("\n", 0, line_start) + 1
+    return source.line(line, longest.start() - line_start + 1, len(longest[0]))
+
+
+_SpecModel = TypeVar("_SpecModel", bound=BaseModel)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A table on its way from what is written to what is resolved; None where it is not valid."""
+
+    origin: Path
+    raw: Any
+    spec: TableSpec | None = None
+    table: Table | None = None
+
+    @property
+    def label(self) -> str:
+        name = self.raw.get("name") if isinstance(self.raw, dict) else None
+        return f"table {_quoted(name)}" if isinstance(name, str) else f"table number {int(self.origin[1]) + 1}"
+
+
+class _Reader:
+    """Validates one spec, going on after each error with what is valid."""
+
+    def __init__(self, data: dict[str, Any], sources: _Sources, path: str | None) -> None:
+        self.data = data
+        self.sources = sources
+        self.path = path
+        self.findings: list[Diagnostic] = []
+        self.entries: dict[Path, _Entry] = {}
+
+    def read(self) -> LoadedSpec:
+        written = self.data.get("table")
+        if isinstance(written, list | tuple):
+            self.entries = {("table", i): _Entry(("table", i), raw) for i, raw in enumerate(written)}
+        spec = self._validate(Spec, self.data, ())
+        if any(finding.code == "SH109" for finding in self.findings):
+            # Keys of a format that we do not know would only be noise.
+            self.findings = [finding for finding in self.findings if finding.code == "SH109"]
+            self._stop()
+        for entry in self.entries.values():
+            entry.spec = _attempt(TableSpec, entry.raw)
+        self._read_csv()
+        self._check_any_table(written)
+        self._check_duplicates()
+        defaults = _attempt(DefaultsSpec, self.data.get("defaults", {}))
+        cluster = _attempt(ClusterSpec, self.data.get("cluster"))
+        for entry in self.entries.values():
+            if entry.spec is not None:
+                entry.table = self._resolve(entry, entry.spec, defaults)
+        self._check_constraints(cluster.devices if cluster else None)
+        if self.findings or spec is None:
+            self._stop()
+        tables = sorted((cast(Table, entry.table) for entry in self.entries.values()), key=lambda table: table.name)
+        return LoadedSpec(spec, tuple(tables), self.path, self.sources)
+
+    def _stop(self) -> NoReturn:
+        toml = self.sources.toml
+
+        def position(finding: Diagnostic) -> tuple[bool, int, int]:
+            at = finding.location
+            return (bool(toml and at.file != toml.file), at.line, at.column) if at else (True, 0, 0)
+
+        unreadable = any(finding.code.startswith("SH0") for finding in self.findings)
+        raise DiagnosticError(*sorted(self.findings, key=position), exit_code=2 if unreadable else 1)
+
+    def _validate(self, model: type[_SpecModel], data: Any, base: Path) -> _SpecModel | None:
+        try:
+            return model.model_validate(data)
+        except ValidationError as failure:
+            for error in failure.errors(include_url=False):
+                self._report(error, base + error["loc"])
+            return None
+
+    def _report(self, error: ErrorDetails, path: Path) -> None:
+        """Say in our words what pydantic found wrong at a path."""
+        context, value, kind = error.get("ctx", {}), error["input"], error["type"]
+        key = kind in ("extra_forbidden", "invalid_key")
+        code, advice = "SH104", None
+        if key:
+            *parent, unknown = path
+            options = list(_model_at(tuple(parent)).model_fields)
+            message = f"unknown key {_quoted(unknown)} in {self._section(tuple(parent))}"
+            code, advice = "SH101", _suggestion(unknown, options) or f"known keys: {', '.join(options)}"
+        elif kind == "missing":
+            *parent, missing = path
+            message = f'missing key "{missing}" in {self._section(tuple(parent))}'
+            code, advice = "SH102", f"add {_meaning(_model_at(tuple(parent)), missing)}"
+        else:
+            path += context.get("at", ())
+            code, complaint, advice = _complaint(kind, value, context)
+            if path == ("table",) and isinstance(value, dict):
+                advice = "write [[table]], with two brackets"
+            message = f"{self._label(path)}: {complaint}"
+        self.findings.append(Diagnostic(code, message, self.sources.locate(path, key=key), advice))
+
+    def _label(self, path: Path) -> str:
+        """Name a place of the spec for a message."""
+        entry = self.entries.get(path[:2])
+        if entry is None:
+            return _dotted(path) or "the spec"
+        return f"{_dotted(path[2:])} of {entry.label}" if path[2:] else entry.label
+
+    def _section(self, path: Path) -> str:
+        """Name a place that has keys."""
+        return f"[{path[0]}]" if len(path) == 1 else self._label(path)
+
+    def _flag(self, code: str, entry: _Entry, name: str, message: str, **details: Any) -> None:
+        """Report a finding about a field of a table."""
+        at = self.sources.locate_field(entry.origin, name)
+        self.findings.append(Diagnostic(code, f"{entry.label} {message}", at, **details))
+
+    def _read_csv(self) -> None:
+        section = _attempt(TablesSpec, self.data.get("tables"))
+        if section is None:
+            return
+        name = os.path.join(os.path.dirname(self.path or ""), section.file)
+        try:
+            csv = CsvSource(name, read_text(name, "table file"))
+        except DiagnosticError as error:
+            named = self.sources.locate(("tables", "file"))
+            self.findings += [replace(found, location=found.location or named) for found in error.diagnostics]
+            return
+        self.sources = replace(self.sources, csv=csv)
+        columns = self._check_header(csv)
+        for number, row in enumerate(csv.rows):
+            origin: Path = ("tables", number)
+            if len(row) != len(csv.header):
+                message = f"expected {len(csv.header)} cells, found {len(row)}"
+                self.findings.append(Diagnostic("SH108", message, csv.locate((number,)), 'quote cells that have ","'))
+                continue
+            cells = {column: row[index].value for column, index in columns.items() if row[index].value}
+            raw = {column: _cell_value(column, cell) for column, cell in cells.items()}
+            self.entries[origin] = entry = _Entry(origin, raw)
+            entry.spec = self._validate(TableSpec, raw, origin)
+
+    def _check_header(self, csv: CsvSource) -> dict[str, int]:
+        """Return the index of each column that has a known name, once."""
+        known = list(TableSpec.model_fields)
+        columns: dict[str, int] = {}
+        for index, cell in enumerate(csv.header):
+            if cell.value not in known:
+                advice = _suggestion(cell.value, known) or f"known columns: {', '.join(known)}"
+                self.findings.append(
+                    Diagnostic("SH101", f"unknown column {_quoted(cell.value)}", csv.cell(cell), advice)
+                )
+            elif cell.value in columns:
+                self.findings.append(Diagnostic("SH105", f'column "{cell.value}" is there twice', csv.cell(cell)))
+            else:
+                columns[cell.value] = index
+        return columns
+
+    def _check_any_table(self, written: Any) -> None:
+        csv = self.sources.csv
+        if not written and ("tables" not in self.data or (csv and not csv.rows)):
+            at = self.sources.locate(("tables", "file"))
+            advice = "add a [[table]] section, or rows to the file that [tables] names"
+            self.findings.append(Diagnostic("SH102", "the spec has no tables", at, advice))
+
+    def _check_duplicates(self) -> None:
+        first: dict[str, _Entry] = {}
+        for entry in self.entries.values():
+            name = entry.raw.get("name") if isinstance(entry.raw, dict) else None
+            if isinstance(name, str) and (other := first.setdefault(name, entry)) is not entry:
+                where = self.sources.locate_field(other.origin, "name")
+                self._flag("SH105", entry, "name", "is there twice", notes=(f"first at {where}",) if where else ())
+
+    def _resolve(self, entry: _Entry, spec: TableSpec, defaults: DefaultsSpec | None) -> Table | None:
+        """Fill in the defaults; None if something is missing, or only there in defaults that are not valid."""
+        given: dict[str, Any] = {}
+        for name in DefaultsSpec.model_fields:
+            own = getattr(spec, name)
+            given[name] = getattr(defaults, name, None) if own is None else own
+        missing = [name for name in ("rows", "dim", "pooling") if given[name] is None]
+        if missing and defaults is None:
+            return None
+        for name in missing:
+            at = self.sources.locate(entry.origin)
+            advice = f"add it here or under [defaults]: {_meaning(TableSpec, name)}"
+            self.findings.append(Diagnostic("SH102", f'missing key "{name}" in {entry.label}', at, advice))
+        if missing:
+            return None
+        return Table(
+            name=spec.name,
+            features=spec.features or (spec.name,),
+            rows=given["rows"],
+            dim=given["dim"],
+            pooling=float(given["pooling"]),
+            access=_access(given["access"]),
+            sharding=tuple(kind for kind in SHARDING_TYPES if kind in (given["sharding"] or SHARDING_TYPES)),
+            pin=tuple(sorted(spec.pin)) if spec.pin else None,
+            group=spec.group,
+            apart=spec.apart,
+            origin=entry.origin,
+        )
+
+    def _check_constraints(self, devices: int | None) -> None:
+        """Find placement constraints that no placement can meet."""
+        resolved = [(entry, entry.table) for entry in self.entries.values() if entry.table]
+        for entry, table in resolved:
+            if devices is not None and table.pin:
+                self._check_pin(entry, table, devices)
+        ranks = frozenset(range(devices)) if devices is not None else None
+        group_pins = {name: self._check_group(members) for name, members in _sets(resolved, "group")}
+        for name, members in _sets(resolved, "apart"):
+            self._check_apart(name, members, group_pins, ranks)
+
+    def _check_pin(self, entry: _Entry, table: Table, devices: int) -> None:
+        pin = cast(TableSpec, entry.spec).pin or ()
+        for index, rank in enumerate(pin):
+            if rank >= devices:
+                path = (*entry.origin, "pin", index)
+                message = f"{self._label(path)}: expected a rank from 0 to {devices - 1}, found {rank}"
+                self.findings.append(Diagnostic("SH104", message, self.sources.locate(path)))
+        if len(pin) < devices and not {"table_wise", "column_wise"} & set(table.sharding):
+            needs = f"is pinned to {len(pin)} of {devices} ranks, but its sharding needs every rank"
+            self._flag("SH106", entry, "pin", needs, help="remove the pin, or allow table_wise or column_wise")
+
+    def _check_group(self, members: Sequence[tuple[_Entry, Table]]) -> frozenset[int] | None:
+        """Check one group; return the ranks that all its pins allow, None if there are no pins."""
+        common: frozenset[int] | None = None
+        seen: dict[str, str] = {}
+        for entry, table in members:
+            if "table_wise" not in table.sharding:
+                reason = f"is in group {_quoted(table.group)}, but may not be placed whole"
+                self._flag("SH106", entry, "sharding", reason, help='allow "table_wise"')
+            if table.apart is not None:
+                other = seen.setdefault(table.apart, table.name)
+                if other != table.name:
+                    reason = f"must be with and apart from table {_quoted(other)}"
+                    self._flag("SH106", entry, "apart", reason, help="two tables of a group cannot be kept apart")
+            if table.pin is not None:
+                both = frozenset(table.pin) if common is None else common & frozenset(table.pin)
+                if not both:
+                    reason = f"is pinned to no rank that the others of group {_quoted(table.group)} may use"
+                    self._flag("SH106", entry, "pin", reason, help="a group is placed on one common device")
+                common = both or common
+        return common
+
+    def _check_apart(
+        self,
+        name: str,
+        members: Sequence[tuple[_Entry, Table]],
+        group_pins: Mapping[str, frozenset[int] | None],
+        ranks: frozenset[int] | None,
+    ) -> None:
+        """Check that a set of tables can be on different devices; tables of one group count as one."""
+        for entry, table in members:
+            if not {"table_wise", "column_wise"} & set(table.sharding):
+                reason = f"is in the apart set {_quoted(name)}, but its sharding uses every device"
+                self._flag("SH106", entry, "sharding", reason, help='allow "table_wise" or "column_wise"')
+        units: dict[tuple[str, str], tuple[_Entry, frozenset[int] | None]] = {}
+        for entry, table in members:
+            unit = ("group", table.group) if table.group else ("table", table.name)
+            pin = group_pins[table.group] if table.group else table.pin and frozenset(table.pin)
+            units[unit] = (entry, pin or ranks)
+        # Hall's condition for the sets of ranks that occur: as many units need as many ranks.
+        allowed = Counter(pin for _, pin in units.values() if pin is not None)
+        for pin in sorted(allowed, key=len):
+            crowd = [entry for entry, own in units.values() if own is not None and own <= pin]
+            if len(crowd) > len(pin):
+                where = "devices" if pin == ranks else "pinned rank" + "s" * (len(pin) > 1)
+                reason = f"cannot be kept apart: {len(crowd)} of the set {_quoted(name)} share {len(pin)} {where}"
+                advice = "take tables out of the set; tables of one group count as one"
+                self._flag("SH106", crowd[len(pin)], "apart", reason, help=advice)
+                return
+
+
+def _attempt(model: type[_SpecModel], data: Any) -> _SpecModel | None:
+    try:
+        return model.model_validate(data)
+    except ValidationError:
+        return None
+
+
+def _sets(
+    tables: Iterable[tuple[_Entry, Table]], name: Literal["group", "apart"]
+) -> Iterator[tuple[str, list[tuple[_Entry, Table]]]]:
+    """Yield the tables that share a group or an apart set, by its name."""
+    sets: dict[str, list[tuple[_Entry, Table]]] = {}
+    for entry, table in tables:
+        if label := getattr(table, name):
+            sets.setdefault(label, []).append((entry, table))
+    yield from sets.items()
+
+
+def _access(spec: AccessSpec | None) -> Access:
+    if spec is None:
+        return Zipf(0.0)
+    if spec.bins is not None:
+        return Bins(tuple(map(float, spec.bins)))
+    if spec.indices is not None:
+        return IndexFile(spec.indices)
+    return Zipf(float(spec.zipf or 0.0))
+
+
+def _cell_value(column: str, text: str) -> Any:
+    """Return a CSV cell as TOML would give it; text that does not fit stays text, for validation to refuse."""
+    if column in ("rows", "dim"):
+        return _converted(int, text)
+    if column == "pooling":
+        return _converted(float, text)
+    if column == "pin":
+        return [_converted(int, part.strip()) for part in text.split(";")]
+    if column in ("features", "sharding"):
+        return [part.strip() for part in text.split(";")]
+    if column == "access" and "=" in text:
+        form, _, value = (part.strip() for part in text.partition("="))
+        if form == "bins":
+            return {form: [_converted(float, part.strip()) for part in value.split(";")]}
+        return {form: _converted(float, value) if form == "zipf" else value}
+    return text
+
+
+def _converted(kind: type[int] | type[float], text: str) -> int | float | str:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+# --- Words ------------------------------------------------------------------------------------------------------------
+
+_TYPES = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "tuple_type": "an array",
+    "model_type": "a table",
+}
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_SECTIONS: dict[str | int, type[BaseModel]] = {
+    "model": ModelSpec,
+    "cluster": ClusterSpec,
+    "defaults": DefaultsSpec,
+    "table": TableSpec,
+    "tables": TablesSpec,
+    "compile": CompileSpec,
+    "budget": BudgetSpec,
+}
+
+
+def _complaint(kind: str, value: Any, context: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Return code, complaint and help for a pydantic error about a value."""
+    if kind == "shardc":
+        return context["code"], context["complaint"], context["help"]
+    if kind == "literal_error":
+        options = re.findall(r"'(.*?)'", context["expected"])
+        expected = "one of " + ", ".join(map(_quoted, options))
+        if not isinstance(value, str):
+            return "SH103", f"expected {expected}, found {_kind(value)}", None
+        if value in _UNSUPPORTED:
+            return "SH104", f"sharding type {value} is not supported", f"use {expected}"
+        return "SH104", f"expected {expected}, found {_quoted(value)}", _suggestion(value, options)
+    if kind in _TYPES and not (kind == "float_type" and type(value) is int):
+        whole = kind == "int_type" and isinstance(value, float) and value.is_integer()
+        return "SH103", f"expected {_TYPES[kind]}, found {_kind(value)}", f"write {int(value)}" if whole else None
+    if kind in _BOUNDS:
+        words, bound = _BOUNDS[kind]
+        return "SH104", f"expected {words} {context[bound]:.15g}, found {_quoted(value)}", None
+    return "SH104", f"expected a finite number, found {_quoted(value)}", None
+
+
+def _model_at(path: Path) -> type[BaseModel]:
+    """Return the model whose keys are allowed at a path."""
+    if not path:
+        return Spec
+    if path[-1] == "access":
+        return AccessSpec
+    return TableSpec if _in_csv(path) else _SECTIONS[path[0]]
+
+
+def _kind(value: Any) -> str:
+    """Name what a value is, in the words of TOML."""
+    match value:
+        case bool():
+            return "a boolean"
+        case int():
+            return "an integer"
+        case float():
+            return f"the number {value}"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "an array"
+        case dict():
+            return "a table"
+    return f"a {type(value).__name__}"
+
+
+def _quoted(value: Any) -> str:
+    """Show a value in a message, cut to a reasonable length."""
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}…"'
+    if isinstance(value, int) and abs(value) > _INT64_MAX:
+        return "an integer beyond 64 bits"
+    return str(value)
+
+
+def _dotted(path: Path) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _meaning(model: type[BaseModel], name: str | int) -> str:
+    """Return a key with its description, for a help line."""
+    text = model.model_fields[str(name)].description or ""
+    return f"{name}: {text[:1].lower()}{text[1:].removesuffix('.')}"
+
+
+def _suggestion(word: object, options: Sequence[str]) -> str | None:
+    # Only errors need difflib, and it is quadratic in the length of the word.
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, options, n=1, cutoff=0.65) if isinstance(word, str) and len(word) <= 60 else []
+    return f'did you mean "{close[0]}"?' if close else None
+
+
+# --- The JSON Schema --------------------------------------------------------------------------------------------------
+
+
+def spec_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft-07) of a spec file, with which TOML editors complete and document it."""
+    schema = Spec.model_json_schema(ref_template="#/definitions/{model}")
+    schema["definitions"] = schema.pop("$defs")
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **_draft07(schema)}
+
+
+def _draft07(node: Any) -> Any:
+    """Rewrite what pydantic generates for TOML and draft-07: no nulls, and nothing beside a $ref."""
+    if isinstance(node, list):
+        return [_draft07(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _draft07(value) for key, value in node.items() if value is not None}
+    options = [option for option in node.get("anyOf", ()) if option != {"type": "null"}]
+    if len(options) == 1:
+        del node["anyOf"]
+        node = {**options[0], **node}
+    if "$ref" in node and len(node) > 1:
+        node["allOf"] = [{"$ref": node.pop("$ref")}]
+    return node

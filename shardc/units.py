@@ -1,0 +1,17 @@
+"""Sizes and times as people read them."""
+
+from __future__ import annotations
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a binary unit and three digits: 13.4 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def format_ms(ms: float) -> str:
+    """Milliseconds with three significant digits: 1.23 ms."""
+    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms:,.0f} ms"
