@@ -16,6 +16,8 @@ from shardc.cost.model import CostModel, StepCost
 from shardc.problem import Bools, Floats, Ints, Placement, Problem
 
 _EXACT_BITS = 50  # of float64's 53: the rest is room for rounding up
+_SOFT_POWER = 8.0
+_SOFT_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -112,35 +114,64 @@ class Judge:
 
 
 class Changes:
-    """Scores candidates that change few devices of one placement, without summing all devices again."""
+    """Scores candidates that change few devices of one placement, without summing all devices again.
+
+    The step time alone is flat wherever several devices share a maximum. What guides a search is therefore the step
+    time plus a share of the same sum with a soft maximum, which falls whenever any costly device gets cheaper.
+    """
 
     def __init__(self, judge: Judge, z: Floats) -> None:
         self._judge = judge
         self._z = z
         self._cost = judge.cost if isinstance(judge.cost, StepCost) else None
         if self._cost:
-            self.phase_ms = self._cost.device_ms(z)  # [D, P]
-            order = np.argsort(-self.phase_ms, axis=0, kind="stable")[:3]
-            self._top, self._top_ms = order, np.take_along_axis(self.phase_ms, order, axis=0)
+            self._ms = self._cost.device_ms(z)  # [D, P]
+            order = np.argsort(-self._ms, axis=0, kind="stable")[:3]
+            self._top, self._top_ms = order, np.take_along_axis(self._ms, order, axis=0)
+            self._scale = np.maximum(self._top_ms[0], 1e-9)
+            self._powers = (self._ms / self._scale) ** _SOFT_POWER
+
+    @property
+    def guide(self) -> float:
+        """What the placement itself scores on the scale of `two_devices`."""
+        if not self._cost:
+            return float(self._judge.step_ms(self._z))
+        return float(self._guide(self._top_ms[0], self._powers.sum(axis=0)))
 
     def critical(self) -> Ints:
-        """Devices that determine the step time: the costliest of each phase, the one that decides most first."""
+        """Devices that determine the step time: the costliest of each phase, of the longest phase first."""
         if not self._cost:
             return np.argsort(-self._judge.device_ms(self._z), kind="stable")[:1]
-        lead = self._top_ms[0] - self._top_ms[min(1, len(self._top_ms) - 1)]
-        phases = np.argsort(-(self._top_ms[0] + lead), kind="stable")
-        return np.array(list(dict.fromkeys(int(self._top[0, p]) for p in phases if self._top_ms[0, p] > 0)), dtype=int)
+        phases = [p for p in np.argsort(-self._top_ms[0], kind="stable") if self._top_ms[0, p] > 0]
+        return np.array(list(dict.fromkeys(int(self._top[0, p]) for p in phases)), dtype=np.int64)
 
     def two_devices(self, devices: Ints, loads: Floats) -> Floats:
-        """Step time, float[N] ms, when devices int[N, 2] hold loads float[N, 2, K] instead."""
+        """Guide of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
         if not self._cost:
             z = np.repeat(self._z[None], len(devices), axis=0)
             z[np.arange(len(devices))[:, None], devices] = loads
             return self._judge.step_ms(z)
-        changed = self._cost.device_ms(loads).max(axis=1)  # [N, P]
+        ms = self._cost.device_ms(loads)  # [N, 2, P]
         untouched = (self._top[None] != devices[:, 0, None, None]) & (self._top[None] != devices[:, 1, None, None])
         others = np.where(untouched, self._top_ms[None], 0.0).max(axis=1)
-        return self._judge.rounded(np.maximum(changed, others).sum(axis=-1))
+        powers = self._powers.sum(axis=0) - self._powers[devices].sum(axis=1)
+        powers = np.maximum(powers, 0.0) + ((ms / self._scale) ** _SOFT_POWER).sum(axis=1)
+        return self._guide(np.maximum(ms.max(axis=1), others), powers)
+
+    @staticmethod
+    def guides(judge: Judge, z: Floats) -> Floats:
+        """Guide of whole placements, float[N], from summed latents float[N, D, K]."""
+        if not isinstance(judge.cost, StepCost):
+            return judge.step_ms(z)
+        ms = judge.cost.device_ms(z)  # [N, D, P]
+        maxima = ms.max(axis=1)
+        scale = np.maximum(maxima, 1e-9)
+        soft = scale * ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1) ** (1 / _SOFT_POWER)
+        return judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
+
+    def _guide(self, maxima: Floats, powers: Floats) -> Floats:
+        soft = self._scale * (powers / len(self._ms)) ** (1 / _SOFT_POWER)
+        return self._judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
 
 
 class Partial:

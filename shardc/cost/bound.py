@@ -17,8 +17,8 @@ from shardc.cost.model import StepCost
 from shardc.judge import Judge
 from shardc.problem import Floats, Ints
 
-_ITERATIONS = 400
-_RATE = 16.0
+_ITERATIONS = 1000
+_RATE = 128.0
 _SOFTNESS = 0.1
 _SAFETY = 1e-9  # relative: far more than float64 loses on the way
 

@@ -11,6 +11,7 @@ sequence of phases with a barrier after each, so its time is the sum over phases
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +58,7 @@ class ComputeCost(Protocol):
 PHASES = ("input_all_to_all", "forward", "forward_all_to_all", "backward_all_to_all", "backward", "all_reduce")
 FORWARD, BACKWARD = PHASES.index("forward"), PHASES.index("backward")
 _EXTRA = 5  # latents beside those of the compute cost: held, exchanged, index bytes, output bytes, replicated bytes
+_PRESENCE = [-4, -5, -4, -4, -5, -1]  # the latent that says whether a device takes part, by phase
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class StepCost:
 
     phases = PHASES
 
-    @property
+    @cached_property
     def constants(self) -> Floats:
         """float[P]: ms that a phase costs as soon as any device takes part in it."""
         latency = self.cluster.latency_ms if self.cluster.devices > 1 else 0.0
@@ -101,17 +103,15 @@ class StepCost:
 
     def heads(self, z: Floats) -> Floats:
         """Time of every device by phase beyond the constants, float[..., P] ms: convex, non-decreasing, 0 at 0."""
-        index_ms, output_ms, reduce_ms = self._ms_per_byte()
-        index_bytes, output_bytes, replicated = np.moveaxis(z[..., -3:], -1, 0)
-        compute = self.compute.heads(z[..., :-_EXTRA])
-        sent = output_ms * output_bytes
-        return np.stack(
-            [index_ms * index_bytes, compute[..., 0], sent, sent, compute[..., 1], reduce_ms * replicated], axis=-1
-        )
+        index_ms, output_ms, reduce_ms = self._ms_per_byte
+        ms = np.empty((*z.shape[:-1], len(PHASES)))
+        ms[..., [0, 2, 3, 5]] = z[..., [-3, -2, -2, -1]] * (index_ms, output_ms, output_ms, reduce_ms)
+        ms[..., [FORWARD, BACKWARD]] = self.compute.heads(z[..., :-_EXTRA])
+        return ms
 
     def slopes(self, z: Floats) -> Floats:
         """A subgradient of `heads` at one device's z: float[P, K] for float[K]."""
-        index_ms, output_ms, reduce_ms = self._ms_per_byte()
+        index_ms, output_ms, reduce_ms = self._ms_per_byte
         slopes = np.zeros((len(PHASES), len(z)))
         slopes[[FORWARD, BACKWARD], :-_EXTRA] = self.compute.slopes(z[:-_EXTRA])
         slopes[0, -3], slopes[2, -2], slopes[3, -2], slopes[5, -1] = index_ms, output_ms, output_ms, reduce_ms
@@ -119,8 +119,7 @@ class StepCost:
 
     def present(self, z: Floats) -> Floats:
         """1.0 where a device takes part in a phase, float[..., P]."""
-        held, exchanged, replicated = z[..., -5] > 0, z[..., -4] > 0, z[..., -1] > 0
-        return np.stack([exchanged, held, exchanged, exchanged, held, replicated], axis=-1).astype(np.float64)
+        return (z[..., _PRESENCE] > 0).astype(np.float64)
 
     def device_ms(self, z: Floats) -> Floats:
         """Time of every device by phase, float[..., P] ms, from summed latents float[..., K]."""
@@ -130,6 +129,7 @@ class StepCost:
         """Step time in ms, float[...], from float[..., D, K]: the sum over phases of the costliest device."""
         return np.asarray(self.device_ms(z).max(axis=-2).sum(axis=-1))
 
+    @cached_property
     def _ms_per_byte(self) -> tuple[float, float, float]:
         """ms for each byte of indices, of pooled outputs and of replicated weights."""
         c = self.cluster

@@ -24,10 +24,10 @@ from shardc.units import format_bytes
 Options = tuple[int, ...]
 """An option for each block."""
 
-EVALUATIONS = {"fast": 4_000, "balanced": 40_000, "thorough": 1_000_000}
+EVALUATIONS = {"fast": 10_000, "balanced": 100_000, "thorough": 2_000_000}
 """Candidates that local search scores, by effort."""
 
-_IMPROVED = 3  # proposals that local search starts from
+_IMPROVED = 2  # proposals that local search starts from
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 

@@ -151,7 +151,7 @@ def _rule_faults(table: Table, placed: TablePlan, devices: int, local: int) -> I
             yield "data_parallel is on every rank, in their order"
         return
     if len(ranks) != len(shards):
-        yield f"{len(ranks)} ranks for {len(shards)} shards"
+        yield f"not as many ranks ({len(ranks)}) as shards ({len(shards)})"
     for number, (rank, shard) in enumerate(zip(ranks, shards, strict=False)):
         expected = (f"rank:{rank}/cuda:{rank % local}", f"rank:{rank}/cpu")
         if shard.placement not in expected:

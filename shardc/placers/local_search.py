@@ -1,18 +1,22 @@
 """Local search on summed latents: moves, swaps and changes of sharding option, from the devices that decide.
 
-Only work on a costliest device can lower the step time, so every candidate touches one. All candidates of a device are
-scored in one call; the best is taken while it improves, and a local optimum is left by a few random moves (iterated
+Only work on a costliest device can lower the step time, so every candidate touches one. Candidates are scored many
+in one call; the best is taken while it improves, and a local optimum is left by a few random moves (iterated
 local search). The effort is counted in scored candidates: one seed, one result, on any machine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from shardc.judge import Changes, Judge
 from shardc.problem import Floats, Ints, Placement
 
-_CHUNK = 4096  # candidates scored in one call
+_CHUNK = 256  # candidates scored in one call, drawn at random where there are more: many small steps beat few best ones
+_LEAST_GAIN = 1e-8  # ms: above what rounding could make of two equal placements
+_PATIENCE = 60  # kicks without a better placement before the search ends early
 _KICK = 3  # random moves that leave a local optimum
 
 
@@ -20,16 +24,17 @@ def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int) -> P
     """The best placement found from a feasible `start` by scoring about `evaluations` candidates."""
     search = _Search(judge, start, np.random.default_rng(seed), evaluations)
     best, best_ms = start, search.step_ms
-    while True:
-        search.descend()
-        if search.step_ms < best_ms:
-            best, best_ms = search.placement(), search.step_ms
-        if search.budget <= 0:
-            return best
+    idle_kicks = 0
+    while search.budget > 0 and idle_kicks < _PATIENCE:
+        for _ in search.descend():
+            if search.step_ms < best_ms:
+                best, best_ms, idle_kicks = search.placement(), search.step_ms, 0
         if search.step_ms > best_ms:
             search.reset(best)
+        idle_kicks += 1
         if not search.kick():
-            return best
+            break
+    return best
 
 
 class _Search:
@@ -63,10 +68,10 @@ class _Search:
             devices[block].append(int(device))
         return Placement(tuple(map(int, self._option)), tuple(tuple(sorted(d)) for d in devices))
 
-    def descend(self) -> None:
-        """Take the best improvement of a costliest device until none is left or the budget is used up."""
+    def descend(self) -> Iterator[None]:
+        """Take improvements of a costliest device, yielding after each, until none is left or the budget is used up."""
         while self.budget > 0 and (self._improve_by_units() or self._improve_by_options()):
-            pass
+            yield
 
     def kick(self) -> bool:
         """Move a few random units to random devices; False if nothing can move."""
@@ -109,72 +114,68 @@ class _Search:
         scores = changes.two_devices(pair, loads)
         self.budget -= len(scores)
         best = int(scores.argmin())
-        if scores[best] >= self.step_ms:
+        if scores[best] >= changes.guide - _LEAST_GAIN:
             return False
         if swap[best]:
             self._move(int(partners[best]), device)
         self._move(int(units[best]), int(targets[best]))
-        self.step_ms = float(scores[best])
+        self.step_ms = float(self._judge.step_ms(self._z))
         return True
 
     def _improve_by_options(self) -> bool:
         """Another sharding option for a block that a costliest device holds, or that is spread over all."""
         problem, judge = self._problem, self._judge
-        critical = Changes(judge, self._z).critical()
-        held = np.unique(self._block[np.isin(self._device, critical)])
+        changes = Changes(judge, self._z)
+        held = np.unique(self._block[np.isin(self._device, changes.critical())])
         spread = np.flatnonzero(problem.option_units[self._option] == 0)
-        best_ms, best = self.step_ms, None
-        for block in np.union1d(held, spread):
-            z, memory, taken = self._without(int(block))
-            for option in problem.options_of(int(block)):
-                if option == self._option[block] or self.budget <= 0:
-                    continue
-                devices = self._cheapest_devices(int(block), option, z, memory, taken)
-                if devices is None:
-                    continue
-                changed = z.copy()
-                changed[devices] += judge.latents[option]
-                ms = float(judge.step_ms(changed))
-                self.budget -= 1 + problem.cluster.devices // 2
-                if ms < best_ms:
-                    best_ms, best = ms, (int(block), option, devices)
-        if best is None:
+        blocks = np.union1d(held, spread)
+        pairs = [(int(b), o) for b in blocks for o in problem.options_of(int(b)) if o != self._option[b]]
+        if not pairs:
             return False
-        block, option, devices = best
-        current = self.placement()
-        where = tuple(sorted(map(int, devices))) if problem.option_units[option] else ()
+        devices = len(self._z)
+        if len(pairs) > (most := max(1, _CHUNK * 8 // devices)):
+            pairs = [pairs[i] for i in np.sort(self._rng.choice(len(pairs), most, replace=False))]
+        self.budget -= len(pairs) * (1 + devices // 2)
+        option = np.array([o for _, o in pairs])
+        z, fits = map(np.stack, zip(*(self._without(b, o) for b, o in pairs), strict=True))
+        latents, units = judge.latents[option], problem.option_units[option]
+        after = np.where(fits, judge.device_ms(z + latents[:, None]), np.inf)
+        # A free unit goes where it is cheapest: rank devices by their cost with it, and take as many as there are units.
+        order = after.argsort(axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(devices)[None], axis=1)
+        takes = (rank < units[:, None]) | (units == 0)[:, None]
+        possible = (fits | ~takes).all(axis=1)
+        guide = np.where(possible, Changes.guides(judge, z + takes[..., None] * latents[:, None]), np.inf)
+        best = int(guide.argmin())
+        if guide[best] >= changes.guide - _LEAST_GAIN:
+            return False
+        block = pairs[best][0]
+        where = tuple(map(int, np.flatnonzero(takes[best]))) if units[best] else ()
+        now = self.placement()
         self.reset(
             Placement(
-                (*current.option[:block], option, *current.option[block + 1 :]),
-                (*current.devices[:block], where, *current.devices[block + 1 :]),
+                (*now.option[:block], int(option[best]), *now.option[block + 1 :]),
+                (*now.devices[:block], where, *now.devices[block + 1 :]),
             )
         )
         return True
 
-    def _without(self, block: int) -> tuple[Floats, Ints, Ints]:
-        """Loads, memory and labels of the devices without a block."""
-        option = self._option[block]
-        z, memory, taken = self._z.copy(), self._memory.copy(), self._taken.copy()
-        spread = self._problem.option_units[option] == 0
-        where = np.arange(len(z)) if spread else self._device[self._block == block]
-        z[where] -= self._judge.latents[option]
-        memory[where] -= self._problem.option_memory[option]
-        if not spread:
-            taken[np.ix_(self._problem.labels[block], where)] -= 1
-        return z, memory, taken
-
-    def _cheapest_devices(self, block: int, option: int, z: Floats, memory: Ints, taken: Ints) -> Ints | None:
-        """Where units of an option would go: the devices that are cheapest with them; None if they do not fit."""
-        problem = self._problem
-        units = int(problem.option_units[option])
+    def _without(self, block: int, option: int) -> tuple[Floats, np.ndarray]:
+        """Loads float[D, K] of the devices without a block, and bool[D] where a unit of `option` would then fit."""
+        problem, old = self._problem, int(self._option[block])
+        z, memory = self._z.copy(), self._memory.copy()
+        where = self._device[self._block == block] if problem.option_units[old] else np.arange(len(z))
+        z[where] -= self._judge.latents[old]
+        memory[where] -= problem.option_memory[old]
         fits = memory + problem.option_memory[option] <= problem.cluster.memory_limit
-        if units == 0:
-            return np.arange(len(z)) if fits.all() else None
-        fits &= problem.allowed[block] & (taken[list(problem.labels[block])] == 0).all(axis=0)
-        if fits.sum() < units:
-            return None
-        after = np.where(fits, self._judge.device_ms(z + self._judge.latents[option]), np.inf)
-        return np.sort(np.argsort(after, kind="stable")[:units])
+        if problem.option_units[option] == 0:
+            return z, fits
+        labels = list(problem.labels[block])
+        taken = self._taken[labels]
+        if problem.option_units[old]:
+            taken[:, where] -= 1
+        return z, fits & problem.allowed[block] & (taken == 0).all(axis=0)
 
     def _unit_latents(self, units: Ints) -> Floats:
         return np.asarray(self._judge.latents[self._option[self._block[units]]])
