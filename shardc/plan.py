@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -172,7 +173,7 @@ def plan_bytes(plan: Plan) -> bytes:
     Keys are sorted and floats have six significant digits. What fits on a line of 120 columns stays on one; anything
     longer has one member a line, so that a shard that moves changes one line.
     """
-    return (_layout(plan.model_dump(mode="json"), "", "") + "\n").encode()
+    return (_layout(_rounded(plan.model_dump(mode="json")), "", "") + "\n").encode()
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
@@ -207,7 +208,7 @@ def plan_schema() -> dict[str, Any]:
 
 def _layout(value: Any, indent: str, key: str) -> str:
     """Render a value that stands behind `indent` and `key`, on one line if that and a comma fit the width."""
-    line = json.dumps(_rounded(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    line = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     if not value or not isinstance(value, dict | list) or len(indent) + len(key) + len(line) < _WIDTH:
         return key + line
     inner = indent + "  "
@@ -249,8 +250,7 @@ def _parse(file: str, text: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise ValueError(f'the key "{twice}" occurs twice in one object')
         return members
 

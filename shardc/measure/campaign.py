@@ -22,7 +22,7 @@ from shardc.problem import ACCESS_BINS
 from shardc.spec import Bins, Zipf
 
 if TYPE_CHECKING:
-    from shardc.measure.tbe import Bench
+    from shardc.measure.benchmark import Bench
 
 JOURNAL = "measurements.jsonl"
 REPEAT_EVERY = 20

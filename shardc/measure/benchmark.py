@@ -13,6 +13,7 @@ import platform
 import time
 from dataclasses import dataclass
 
+import fbgemm_gpu
 import numpy as np
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
@@ -59,6 +60,11 @@ def local_device() -> LocalDevice:
         return LocalDevice("cuda", found.name, found.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return LocalDevice("cpu", f"{_cpu_name()} (1 thread)", memory)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a measurement depends on."""
+    return {"torch": torch.__version__, "fbgemm_gpu": str(fbgemm_gpu.__version__)}
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,112 @@
+"""Measuring a spec's own shards on the local device, with a content-addressed cache.
+
+A cached measurement is found by everything that decides it: the shard, the device, the versions. So a changed table is
+measured again and an unchanged one never twice, whatever spec it appears in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from shardc.diagnostics import Diagnostic, DiagnosticError, Location
+from shardc.files import write_atomic
+from shardc.hardware import Hardware
+from shardc.measure.workload import Load, Workload
+from shardc.problem import BYTES_PER_ELEMENT, Floats, Optimizer, Shards
+from shardc.spec import Bins
+
+_REVISION = 1  # of the benchmark: raised when it starts to measure something else
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept: $SHARDC_CACHE, or `shardc` in the user's cache folder."""
+    if given := os.environ.get("SHARDC_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardc"
+
+
+def measure_shards(
+    shards: Shards,
+    hardware: Hardware,
+    *,
+    at: Location | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Floats:
+    """Forward and backward ms of each shard alone, float[S, 2]; NaN where one does not fit in local memory.
+
+    Args:
+        shards: what to measure.
+        hardware: the profile that the spec names; the local device has to be of its kind.
+        at: where the spec names it, for diagnostics.
+        progress: called with shards done and in all.
+
+    Raises:
+        DiagnosticError: SH503 when the local device is of another kind, SH604 without torch and FBGEMM.
+    """
+    from shardc.measure.benchmark import Bench, local_device, versions
+
+    device = local_device()
+    if device.type != hardware.device_type or (hardware.measured and hardware.measured.device != device.name):
+        named = hardware.measured.device if hardware.measured else f"a {hardware.device_type} device"
+        message = f"{hardware.name} is {named}, and this machine has {device.name}: its measurements would mislead"
+        fix = "run this where such a device is, or name a profile of this one"
+        raise DiagnosticError(Diagnostic("SH503", message, at, help=fix))
+    identity = {"device": device.name, "versions": versions(), "revision": _REVISION}
+    ms = np.full((len(shards), 2), np.nan)
+    bench: Bench | None = None
+    for index in range(len(shards)):
+        workload = _workload(shards, index)
+        key = hashlib.sha256(json.dumps([identity, _content(workload)], sort_keys=True).encode()).hexdigest()
+        entry = cache_folder() / "measurements" / key[:2] / f"{key}.json"
+        if (cached := _read(entry)) is not None:
+            ms[index] = cached
+        elif workload.weight_bytes * 1.25 < device.memory_bytes / 2:
+            bench = bench or Bench()
+            timing = bench.time(workload, seed=0)
+            reference = (timing.reference_forward_ms, timing.reference_backward_ms)
+            if hardware.measured:  # the profile's own clock: ratios hold while the speed of a shared machine drifts
+                reference = hardware.measured.reference_ms
+            ms[index] = timing.forward_ratio * reference[0], timing.backward_ratio * reference[1]
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(entry, json.dumps(list(ms[index])).encode())
+        progress(index + 1, len(shards))
+    return ms
+
+
+def _workload(shards: Shards, index: int) -> Workload:
+    names = {size: name for name, size in reversed(BYTES_PER_ELEMENT.items())}
+    return Workload(
+        tables=(
+            Load(
+                rows=int(shards.rows[index]),
+                dim=int(shards.dim[index]),
+                pooling=float(shards.pooling[index]),
+                access=Bins(tuple(map(float, shards.bins[index].round(9)))),
+            ),
+        ),
+        batch=int(shards.batch[index]),
+        weights=names[int(shards.weight_bytes[index])],
+        optimizer=list(Optimizer)[int(shards.optimizer[index])],
+    )
+
+
+def _content(workload: Workload) -> list[object]:
+    (table,) = workload.tables
+    access = table.access.shares if isinstance(table.access, Bins) else [table.access.exponent]
+    return [table.rows, table.dim, table.pooling, access, workload.batch, workload.weights, workload.optimizer]
+
+
+def _read(entry: Path) -> tuple[float, float] | None:
+    """A cached measurement; None when there is none, or it is damaged and has to be made again."""
+    try:
+        forward, backward = json.loads(entry.read_bytes())
+        times = float(forward), float(backward)
+    except (OSError, ValueError, TypeError):
+        return None
+    return times if all(np.isfinite(times)) and min(times) > 0 else None

@@ -1,0 +1,140 @@
+"""emit: a chosen placement becomes the plan document, in exactly the shape that TorchRec runs."""
+
+from __future__ import annotations
+
+import shardc
+from shardc.cost.model import BACKWARD, FORWARD, PHASES, StepCost
+from shardc.hardware import Hardware
+from shardc.passes.place import Choice
+from shardc.passes.verify import device_memory
+from shardc.plan import (
+    Bound,
+    Candidate,
+    Chosen,
+    DeviceScore,
+    Digests,
+    Plan,
+    PlanCluster,
+    PlanModel,
+    PlanShard,
+    Score,
+    TablePlan,
+    Tool,
+)
+from shardc.problem import Problem, ShardingType, TableInfo
+from shardc.spec import LoadedSpec
+
+
+def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, profile_digest: str | None, seed: int) -> Plan:
+    """Write a choice down.
+
+    Args:
+        loaded: the spec.
+        choice: the outcome of the placement pass.
+        hardware: the device, for the kind of placements.
+        profile_digest: digest of what the costs came from; None for a cost model that has none.
+        seed: the seed that the placement pass ran with.
+    """
+    problem, spec = choice.judge.problem, loaded.spec
+    cluster = problem.cluster
+    step_time = choice.judgement.step_time_ms
+    bound = choice.bound and Bound(
+        step_time_ms=choice.bound.step_time_ms, gap=max(0.0, step_time / choice.bound.step_time_ms - 1.0)
+    )
+    plan = Plan(
+        format=1,
+        model=PlanModel(
+            name=spec.model.name,
+            module=spec.model.module,
+            global_batch=spec.model.global_batch,
+            optimizer=spec.model.optimizer,
+            weights=spec.model.weights,
+            outputs=spec.model.outputs,
+        ),
+        cluster=PlanCluster(device=cluster.device, hosts=cluster.hosts, devices_per_host=cluster.devices_per_host),
+        digests=Digests(spec=loaded.digest(), profile=profile_digest),
+        tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
+        plan={spec.model.module: _tables(choice, hardware.device_type)},
+        score=_score(choice, [0] * cluster.devices),
+        bound=bound,
+        chosen=Chosen(strategy=choice.strategy, reason=choice.why),
+        candidates=tuple(
+            Candidate(
+                strategy=proposal.strategy,
+                step_time_ms=proposal.step_time_ms if proposal.placement else None,
+                feasible=proposal.placement is not None,
+                reason=outcome,
+            )
+            for proposal, outcome in choice.candidates
+        ),
+    )
+    # The search charges a short last row-wise block as a full one; what is stated is counted from the shards.
+    return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded))})
+
+
+def _tables(choice: Choice, device_type: str) -> dict[str, TablePlan]:
+    problem = choice.judge.problem
+    plans = {}
+    for block, members in enumerate(problem.blocks):
+        type, devices = problem.option_type[choice.placement.option[block]], choice.placement.devices[block]
+        for index in members:
+            plans[problem.tables[index].name] = _table(problem, problem.tables[index], type, devices, device_type)
+    return plans
+
+
+def _table(
+    problem: Problem, table: TableInfo, type: ShardingType, devices: tuple[int, ...], device_type: str
+) -> TablePlan:
+    world = problem.cluster.devices
+    if type is ShardingType.DATA_PARALLEL:
+        return TablePlan(sharding_type=type, compute_kernel="dense", ranks=tuple(range(world)))
+    if type is ShardingType.ROW_WISE:
+        block = -(-table.rows // world)  # TorchRec: blocks of equal size in rank order, the last short or empty
+        starts = [min(rank * block, table.rows) for rank in range(world + 1)]
+        pieces = [(rank, (starts[rank], 0), (starts[rank + 1] - starts[rank], table.dim)) for rank in range(world)]
+    else:
+        width = table.dim // len(devices)
+        pieces = [(rank, (0, i * width), (table.rows, width)) for i, rank in enumerate(devices)]
+    shards = tuple(
+        PlanShard(shard_offsets=offsets, shard_sizes=sizes, placement=_placement(problem, rank, device_type))
+        for rank, offsets, sizes in pieces
+    )
+    return TablePlan(
+        sharding_type=type, compute_kernel="fused", ranks=tuple(rank for rank, _, _ in pieces), shards=shards
+    )
+
+
+def _placement(problem: Problem, rank: int, device_type: str) -> str:
+    if device_type == "cpu":
+        return f"rank:{rank}/cpu"
+    return f"rank:{rank}/cuda:{rank % problem.cluster.devices_per_host}"
+
+
+def _score(choice: Choice, memory: list[int]) -> Score:
+    judge = choice.judge
+    devices = range(judge.problem.cluster.devices)
+    if isinstance(judge.cost, StepCost):
+        ms = judge.cost.device_ms(choice.judgement.z)  # [D, P]
+        phases = {name: float(ms[:, p].max()) for p, name in enumerate(PHASES)}
+        forward, backward = ms[:, FORWARD], ms[:, BACKWARD]
+        compute = forward + backward
+    else:
+        phases = {"step": choice.judgement.step_time_ms}
+        forward = backward = None
+        compute = judge.device_ms(choice.judgement.z)
+    limit = judge.problem.cluster.memory_limit
+    return Score(
+        step_time_ms=choice.judgement.step_time_ms,
+        phases=phases,
+        balance=float(compute.min() / compute.max()) if compute.max() > 0 else 1.0,
+        devices=tuple(
+            DeviceScore(
+                rank=rank,
+                forward_ms=None if forward is None else float(forward[rank]),
+                backward_ms=None if backward is None else float(backward[rank]),
+                memory_bytes=memory[rank],
+                memory_limit_bytes=limit,
+            )
+            for rank in devices
+        ),
+    )

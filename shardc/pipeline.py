@@ -1,0 +1,127 @@
+"""All wiring in one place: TOML file -> Spec -> Problem -> CostModel -> Placement -> Plan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardc.cost.model import CostModel
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.hardware import PROFILES, Hardware, load_hardware
+from shardc.passes.emit import emit
+from shardc.passes.lower import lower
+from shardc.passes.place import Choice, place
+from shardc.passes.profile import Measure, profile
+from shardc.passes.verify import verify
+from shardc.placers.policy import Policy, load_policy
+from shardc.plan import Plan
+from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
+
+SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
+POLICY = PROFILES / "policy.safetensors"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A plan and what led to it.
+
+    Attributes:
+        plan: the verified plan.
+        choice: the outcome of the placement pass.
+        warnings: how far to trust it.
+    """
+
+    plan: Plan
+    choice: Choice
+    warnings: tuple[Diagnostic, ...]
+
+
+def compile(spec: SpecLike, cost: CostModel | None = None, seed: int | None = None) -> Plan:
+    """Compile a spec to a plan.
+
+    Args:
+        spec: path of a TOML file, its content as a mapping, or a loaded spec.
+        cost: any object with `encode` and `score` (see `shardc.cost.model`); None for the spec's hardware profile.
+        seed: of every random choice; None for the spec's own (0 unless it says otherwise).
+
+    Raises:
+        DiagnosticError: everything that is wrong with the spec, or that makes it infeasible.
+    """
+    return run(load(spec), cost=cost, seed=seed).plan
+
+
+def load(spec: SpecLike) -> LoadedSpec:
+    """A validated spec, from whatever names or holds it."""
+    if isinstance(spec, LoadedSpec):
+        return spec
+    return parse_spec(spec) if isinstance(spec, Mapping) else load_spec(spec)
+
+
+def run(
+    loaded: LoadedSpec,
+    *,
+    cost: CostModel | None = None,
+    seed: int | None = None,
+    effort: str | None = None,
+    measure: Measure | None = None,
+) -> Compiled:
+    """The five passes.
+
+    Args:
+        loaded: the validated spec.
+        cost: a cost model instead of the hardware profile's.
+        seed: instead of the spec's.
+        effort: instead of the spec's.
+        measure: measures the spec's own shards (see `shardc.passes.profile`).
+    """
+    seed = loaded.spec.compile.seed if seed is None else seed
+    hardware = device_of(loaded)
+    problem = lower(loaded, hardware, _read_accesses(loaded))
+    if cost is None:
+        profiled = profile(problem, hardware, loaded, measure)
+        model: CostModel = profiled.cost
+        warnings, digest = profiled.warnings, hardware.digest
+        if profiled.measured is not None:
+            digest = "sha256:" + hashlib.sha256(digest.encode() + profiled.measured.tobytes()).hexdigest()
+    else:
+        model, warnings, digest = cost, (), None
+    policy, missing = _policy()
+    choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
+    plan = emit(loaded, choice, hardware, profile_digest=digest, seed=seed)
+    if faults := verify(plan, loaded, problem.cluster):
+        raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
+    return Compiled(plan, choice, (*warnings, *missing))
+
+
+def device_of(loaded: LoadedSpec) -> Hardware:
+    """The hardware profile that a spec names."""
+    return load_hardware(
+        loaded.spec.cluster.device, base=os.path.dirname(loaded.path or ""), at=loaded.at("cluster", "device")
+    )
+
+
+def _policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:
+    """The shipped policy; without it the ladder goes on, and the plan and a warning say so."""
+    try:
+        return load_policy(Path(POLICY)), ()
+    except DiagnosticError as error:
+        first = error.diagnostics[0]
+        return None, (Diagnostic(first.code, first.message, help=first.help, severity="warning"),)
+
+
+def _read_accesses(loaded: LoadedSpec) -> dict[str, Bins]:
+    """Bins of the tables whose accesses are recorded in an index file."""
+    recorded = [table for table in loaded.tables if isinstance(table.access, IndexFile)]
+    if not recorded:
+        return {}
+    from shardc.measure.index_file import read_bins
+
+    return {
+        table.name: read_bins(loaded.resolve(table.access.path), table.rows, loaded.at_table(table, "access"))
+        for table in recorded
+        if isinstance(table.access, IndexFile)
+    }
