@@ -131,7 +131,7 @@ def run_campaign(folder: Path, bench: Bench, sizes: Range, *, seed: int, sets: i
                 result: Measurement | str = f"set {index} skipped: {workload.weight_bytes >> 20} MiB do not fit"
             else:
                 result = Measurement(index, workload, timing)
-                entry = _to_entry(result)
+                entry = to_entry(result)
             out.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())
@@ -170,7 +170,8 @@ def _end_torn_line(journal: Path, out: Any) -> None:
         out.truncate(content.rfind(b"\n") + 1)
 
 
-def _to_entry(measurement: Measurement) -> dict[str, Any]:
+def to_entry(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as a line of the journal, and as a row of the Parquet file."""
     workload = measurement.workload
     tables = [
         {"rows": t.rows, "dim": t.dim, "pooling": t.pooling}
