@@ -1,9 +1,9 @@
 """Compile a recommender model's embedding tables and a cluster into a sharding plan that TorchRec runs.
 
-    import shardc
+import shardc
 
-    plan = shardc.compile("model.toml")
-    plan.score.step_time_ms
+plan = shardc.compile("model.toml")
+plan.score.step_time_ms
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ import numpy as np
 from shardc.problem import ACCESS_BINS, Floats
 from shardc.spec import Access, Bins, Zipf
 
-BIN_EDGES: Floats = 2.0 ** np.arange(ACCESS_BINS - 1)
+BIN_EDGES: Floats = np.exp2(np.arange(ACCESS_BINS - 1, dtype=np.float64))
 """Upper edges of all bins but the last: 1, 2, 4 ... 32768."""
 
 BIN_COUNTS: Floats = np.concatenate([[1.0, 2.0], (BIN_EDGES[1:-1] + BIN_EDGES[2:] + 1) / 2, [49152.0]])
-"""A representative access count for each bin: the mean of the counts it holds (for the open last bin, 1.5 x its edge)."""
+"""A representative access count for each bin: the mean of those it holds, or 1.5 x the last edge."""
 
 _SEGMENTS = 64
 
@@ -67,7 +67,7 @@ def zipf_mass(rank: Floats, rows: Floats, exponent: Floats) -> Floats:
     flat = np.abs(power) < 1e-9
     power = np.where(flat, 1.0, power)
     share = np.expm1(power * np.log1p(rank)) / np.expm1(power * np.log1p(rows))
-    return np.where(flat, np.log1p(rank) / np.log1p(rows), share)
+    return np.asarray(np.where(flat, np.log1p(rank) / np.log1p(rows), share))
 
 
 def zipf_histogram(rows: Floats, lookups: Floats, exponent: Floats) -> Histogram:

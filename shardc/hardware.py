@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,15 +22,15 @@ import safetensors.numpy
 import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shardc.cost.fused import BASES, FEATURES, FusedCost
+from shardc.cost.fused import BASES, FEATURES, FusedCost, operator_kind
 from shardc.cost.model import ComputeCost
 from shardc.cost.roofline import Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
+from shardc.problem import Floats, Optimizer
 from shardc.spec import parse_bandwidth, parse_size
 
 PROFILES = Path(__file__).parent / "profiles"
-PROFILE_FORMAT = 1
 ROOFLINE_LATENCY_MS = 0.02
 _WEIGHTS = "weights.safetensors"
 
@@ -68,7 +69,7 @@ class ProfileDocument(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    format: Literal[1] = PROFILE_FORMAT
+    format: Literal[1] = 1
     name: str
     device_type: Literal["cpu", "cuda"]
     memory_bytes: int = Field(gt=0)
@@ -91,7 +92,7 @@ class Hardware:
         intra_host_bandwidth: bytes/s from one device to the others of its host.
         inter_host_bandwidth: bytes/s from one device to other hosts.
         latency_ms: fixed time of a collective.
-        compute: cost of the fused operator.
+        compute: cost of the fused operator, for an optimizer and a dtype of weights.
         digest: of everything that decides a cost.
         measured: what the cost was learned from; None for data-sheet figures.
     """
@@ -102,7 +103,7 @@ class Hardware:
     intra_host_bandwidth: float
     inter_host_bandwidth: float
     latency_ms: float
-    compute: ComputeCost
+    compute: Callable[[Optimizer, str], ComputeCost]
     digest: str
     measured: Measured | None
 
@@ -144,9 +145,9 @@ def hardware_names() -> list[str]:
     return measured + sorted(_gpus())
 
 
-def save_profile(folder: Path, document: dict[str, Any], model: FusedCost) -> ProfileDocument:
+def save_profile(folder: Path, document: dict[str, Any], arrays: dict[str, Floats]) -> ProfileDocument:
     """Write a measured profile: the weights first, then the document that names their digest."""
-    weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in model.weights.items()})
+    weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     checked = ProfileDocument(**document, weights_digest=_sha256(weights))
     write_atomic(folder / _WEIGHTS, weights)
     write_atomic(folder / "profile.json", checked.model_dump_json(indent=2).encode() + b"\n")
@@ -166,7 +167,7 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
         intra_host_bandwidth=_given(parse_bandwidth(figures["intra_host_bandwidth"])),
         inter_host_bandwidth=_given(parse_bandwidth(figures["inter_host_bandwidth"])),
         latency_ms=ROOFLINE_LATENCY_MS,
-        compute=Roofline(
+        compute=lambda optimizer, weights: Roofline(
             memory_bandwidth=_given(parse_bandwidth(figures["memory_bandwidth"])),
             cache_bytes=_given(parse_size(figures["cache"])),
         ),
@@ -208,7 +209,7 @@ def _measured(folder: Path) -> Hardware:
         intra_host_bandwidth=document.intra_host_bandwidth,
         inter_host_bandwidth=document.inter_host_bandwidth,
         latency_ms=document.latency_ms,
-        compute=FusedCost(weights),
+        compute=lambda optimizer, dtype: FusedCost(weights, operator_kind(optimizer, dtype)),
         digest=_sha256(text.encode() + content),
         measured=document.measured,
     )

@@ -75,6 +75,12 @@ class Judge:
         """What loads cost a device, float[...] ms for float[..., K]: the step time if it were the only device."""
         return self.rounded(self.cost.score(z[..., None, :]))
 
+    def phase_ms(self, z: Floats) -> Floats:
+        """What loads cost a device by phase, float[..., P] ms; one phase for a cost model that has none."""
+        if isinstance(self.cost, StepCost):
+            return self.rounded(self.cost.device_ms(z))
+        return self.device_ms(z)[..., None]
+
     def step_ms(self, z: Floats) -> Floats:
         """Step time of placements, float[...] ms, from summed latents float[..., D, K]."""
         return self.rounded(self.cost.score(z))

@@ -18,6 +18,26 @@ def optimizer_state_bytes(rows: int, dim: int, optimizer: str) -> int:
     return values * _STATE_BYTES
 
 
+def device_bytes_for(tables: int, memory: int, reserve: int) -> int:
+    """Bytes of device memory that leave `tables` bytes for tables, rounded up to the three digits people are shown.
+
+    A reserve may be a part of the memory and grow with it, so it is kept both as a size and as a share.
+
+    Args:
+        tables: bytes that tables need on one device.
+        memory: bytes of a device now.
+        reserve: bytes of it that tables may not take now.
+    """
+    needed = max(tables + reserve, -(-tables * memory // max(memory - reserve, 1)))
+    unit = 1
+    while needed >= 999.5 * unit and unit < 1024**4:
+        unit *= 1024
+    digits = len(str(needed // unit))
+    parts = {1: 100, 2: 10}.get(digits, 1)  # hundredths, tenths or whole units
+    shown = -(-needed * parts // unit)
+    return -(-shown * unit // parts)
+
+
 def shard_bytes(
     rows: int, dim: int, *, weights: str, outputs: str, optimizer: str, batch: int, pooling: float, dense: bool = False
 ) -> int:

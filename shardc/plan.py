@@ -167,6 +167,11 @@ class Plan(_Member):
     candidates: tuple[Candidate, ...] = Field(description="Every strategy that was tried.")
 
 
+def default_plan_path(spec: str | os.PathLike[str]) -> str:
+    """Where the plan of a spec is kept: model.plan.json beside model.toml."""
+    return os.path.splitext(os.fspath(spec))[0] + ".plan.json"
+
+
 def plan_bytes(plan: Plan) -> bytes:
     """Return the canonical document: the same bytes for the same plan everywhere, laid out to be read in a diff.
 

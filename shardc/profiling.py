@@ -53,7 +53,7 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
     folder.mkdir(parents=True, exist_ok=True)
     _same_campaign(folder, {"device": device.name, "seed": seed, **versions()})
     measurements = _measure(folder, Bench, sizes, seed=seed, sets=sets, progress=progress)
-    model, report = fit_cost(measurements, seed=seed, progress=lambda epoch, epochs, _: progress("fit", epoch, epochs))
+    arrays, report = fit_cost(measurements, seed=seed, progress=lambda epoch, epochs, _: progress("fit", epoch, epochs))
     write_atomic(folder / "measurements.parquet", measurements_parquet(measurements))
     measured = {
         "device": device.name,
@@ -73,7 +73,7 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
             "noise": report.noise,
         },
     }
-    return save_profile(folder, _document(name, device, measured), model)
+    return save_profile(folder, _document(name, device, measured), arrays)
 
 
 def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:

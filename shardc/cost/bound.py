@@ -21,6 +21,7 @@ _ITERATIONS = 1000
 _RATE = 128.0
 _SOFTNESS = 0.1
 _SAFETY = 1e-9  # relative: far more than float64 loses on the way
+_ROUNDING = 1e-9  # ms: more than the judge rounds a step time down by
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,7 @@ def lower_bound(judge: Judge) -> LowerBound | None:
     for step in range(1, _ITERATIONS + 1):
         mix = _normalised(logits, problem.option_block, starts)
         softness = _SOFTNESS / np.sqrt(step)
-        value, level, slope = _relaxed(
-            cost, mean, alone, mix, problem.option_block, len(problem.blocks), softness
-        )
+        value, level, slope = _relaxed(cost, mean, alone, mix, problem.option_block, len(problem.blocks), softness)
         slope_sum, level_sum, weight = slope_sum + step * slope, level_sum + step * level, weight + step
         for slopes, base in ((slope, level), (slope_sum / weight, level_sum / weight)):
             best = max(best, base + float(np.minimum.reduceat(slopes, starts).sum()))
@@ -66,7 +65,7 @@ def lower_bound(judge: Judge) -> LowerBound | None:
         spans = np.maximum.reduceat(slope, starts) - np.minimum.reduceat(slope, starts)
         scale += (step * spans) ** 2
         logits = -slope_sum * (_RATE / np.sqrt(np.maximum(scale, 1e-300)))[problem.option_block]
-    return LowerBound(max(0.0, (best + fixed) * (1.0 - _SAFETY)), best_mix)
+    return LowerBound(max(0.0, (best + fixed) * (1.0 - _SAFETY) - _ROUNDING), best_mix)
 
 
 def _relaxed(

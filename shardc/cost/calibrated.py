@@ -66,13 +66,13 @@ def calibrate(base: ComputeCost, shards: Shards, measured: Floats) -> Calibrated
     high = np.full((len(shards), 2), np.log(_LIMITS[1]))
 
     def scaled(logs: Floats) -> Floats:
-        return latents * np.repeat(np.exp(logs), half, axis=1)
+        return np.asarray(latents * np.repeat(np.exp(logs), half, axis=1))
 
     # Each head grows with its factor: bisection, for all shards at once.
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = base.heads(scaled(middle)) + base.constants > np.nan_to_num(measured, nan=np.inf)
         low, high = np.where(above, low, middle), np.where(above, middle, high)
-    known = ~np.isnan(measured).any(axis=1)
+    known = np.isfinite(measured).all(axis=1)
     usual = np.median(low[known], axis=0) if known.any() else np.zeros(2)
     return CalibratedCost(base, scaled(np.where(known[:, None], low, usual)), shards)

@@ -23,8 +23,7 @@ BASES = 6
 
 
 def features(shards: Shards) -> Floats:
-    """float[S, 27]: AutoShard's 21 features, then batch, lookups, unique rows, dtype, optimizer and bytes of
-    the unique rows."""
+    """float[S, 27]: AutoShard's 21, then batch, lookups, unique rows, dtype, optimizer, bytes of the unique rows."""
     tiny = 1e-3
     row_bytes = shards.dim * shards.weight_bytes
     columns = [
@@ -61,6 +60,11 @@ def bases(shards: Shards) -> Floats:
     return np.stack(columns, axis=1)
 
 
+def operator_kind(optimizer: Optimizer, weights: str) -> int:
+    """Which of four fixed costs an operator has: by optimizer (SGD or one with state) and dtype (32 or 16 bits)."""
+    return 2 * (optimizer is not Optimizer.SGD) + (weights != "fp32")
+
+
 @dataclass(frozen=True)
 class FusedCost:
     """Compute cost (see `shardc.cost.model.ComputeCost`) from trained weights.
@@ -68,16 +72,18 @@ class FusedCost:
     K latents a direction (forward first, then backward), H hidden units, G groups of J linear pieces.
 
     Attributes:
+        kind: row of `fixed`: what the operator's launch overhead depends on, see `operator_kind`.
         weights: arrays by name: `mean`, `std` float[27]; `encoder.{0,1}.{weight,bias}`; `scale` float[2, 6];
-            `pieces` float[2, G, J, K] (non-negative) and `offsets` float[2, G, J]; `constants` float[2] ms.
+            `pieces` float[2, G, J, K] (non-negative) and `offsets` float[2, G, J]; `fixed` float[4, 2] ms.
     """
 
     weights: dict[str, NDArray[np.float64]]
+    kind: int
 
     @property
     def constants(self) -> Floats:
         """Launch overhead, ms."""
-        return self.weights["constants"]
+        return self.weights["fixed"][self.kind]
 
     def encode(self, shards: Shards) -> Floats:
         """Latents float[S, 2 K]."""

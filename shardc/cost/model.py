@@ -39,8 +39,10 @@ class ComputeCost(Protocol):
     form that lets `shardc.cost.bound` certify a lower bound by Jensen's inequality.
     """
 
-    constants: Floats
-    """float[2]: launch overhead in ms, forward and backward, of a device that holds anything."""
+    @property
+    def constants(self) -> Floats:
+        """float[2]: launch overhead in ms, forward and backward, of a device that holds anything."""
+        ...
 
     def encode(self, shards: Shards) -> Floats:
         """Latents float[S, K], non-negative."""
@@ -131,7 +133,7 @@ class StepCost:
 
     @cached_property
     def _ms_per_byte(self) -> tuple[float, float, float]:
-        """ms for each byte of indices, of pooled outputs and of replicated weights."""
+        """Ms for each byte of indices, of pooled outputs and of replicated weights."""
         c = self.cluster
         others_here = (c.devices_per_host - 1) / c.devices
         elsewhere = (c.devices - c.devices_per_host) / c.devices

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from shardc.access import histograms
-from shardc.cost.fused import BASES, FEATURES, FusedCost, bases, features
+from shardc.cost.fused import BASES, FEATURES, FusedCost, bases, features, operator_kind
 from shardc.measure.campaign import REPEAT_EVERY, Measurement, is_repeat
 from shardc.measure.workload import Workload
-from shardc.problem import BYTES_PER_ELEMENT, Floats, Optimizer, Shards
+from shardc.problem import BYTES_PER_ELEMENT, Floats, Ints, Optimizer, Shards
 
-_LATENTS, _HIDDEN, _GROUPS, _PIECES = 16, 96, 16, 4
+_LATENTS, _HIDDEN, _GROUPS, _PIECES = 8, 48, 8, 4
 _HELD_OUT = 5  # every fifth set
 
 
@@ -69,39 +69,39 @@ class _Network(torch.nn.Module):
 
     def __init__(self, mean: Floats, std: Floats) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("std", torch.from_numpy(std))
+        self.mean = torch.nn.Buffer(torch.from_numpy(mean))
+        self.std = torch.nn.Buffer(torch.from_numpy(std))
         self.encoder = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, _HIDDEN), torch.nn.ReLU(), torch.nn.Linear(_HIDDEN, 2 * _LATENTS)
         )
         self.scale = torch.nn.Parameter(torch.zeros(2, BASES))
         self.pieces = torch.nn.Parameter(torch.randn(2, _GROUPS, _PIECES, _LATENTS) - np.log(_GROUPS * _LATENTS))
         self.offsets = torch.nn.Parameter(torch.randn(2, _GROUPS, _PIECES) * 0.01)
-        self.constants = torch.nn.Parameter(torch.full((2,), -1.5))
+        self.fixed = torch.nn.Parameter(torch.full((4, 2), -1.5))
 
-    def forward(self, x: torch.Tensor, amounts: torch.Tensor, owner: torch.Tensor, sets: int) -> torch.Tensor:
-        """Forward and backward ms, [sets, 2], of tables x [N, 27], amounts [N, 6] that belong to sets owner [N]."""
+    def forward(self, x: torch.Tensor, amounts: torch.Tensor, owner: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:
+        """Forward and backward ms, [sets, 2], of tables x [N, 27], amounts [N, 6] in sets owner [N] of kind [sets]."""
         rates = torch.nn.functional.softplus(self.encoder((x - self.mean) / self.std))
         latents = rates.view(-1, 2, _LATENTS) * (amounts @ self.scale.exp().T)[:, :, None]
-        z = torch.zeros(sets, 2, _LATENTS, dtype=x.dtype).index_add(0, owner, latents)
+        z = torch.zeros(len(kind), 2, _LATENTS, dtype=x.dtype).index_add(0, owner, latents)
         values = torch.einsum("spk,pgjk->spgj", z, self.pieces.exp()) + self.offsets
         heads = values.amax(-1).sum(-1) - self.offsets.amax(-1).sum(-1)
-        return heads + self.constants.exp()
+        return heads + self.fixed.exp()[kind]
 
     def exported(self) -> dict[str, NDArray[np.float64]]:
         """The arrays that `FusedCost` reads."""
         arrays = {name: value.detach().numpy() for name, value in self.state_dict().items()}
         arrays = {name.replace("encoder.2", "encoder.1"): value for name, value in arrays.items()}
-        return arrays | {name: np.exp(arrays[name]) for name in ("scale", "pieces", "constants")}
+        return arrays | {name: np.exp(arrays[name]) for name in ("scale", "pieces", "fixed")}
 
 
 def fit_cost(
     measurements: Sequence[Measurement],
     *,
     seed: int = 0,
-    epochs: int = 150,
+    epochs: int = 100,
     progress: Callable[[int, int, float], None] = lambda epoch, epochs, error: None,
-) -> tuple[FusedCost, FitReport]:
+) -> tuple[dict[str, Floats], FitReport]:
     """Train on the campaign's sets; deterministic for a seed.
 
     Args:
@@ -111,7 +111,7 @@ def fit_cost(
         progress: called with epoch, epochs and the mean training error.
 
     Returns:
-        The model and its errors on held-out sets.
+        The weights of a `FusedCost`, and their errors on held-out sets.
     """
     torch.manual_seed(seed)
     first = [m for m in measurements if not is_repeat(m.index)]
@@ -124,7 +124,8 @@ def fit_cost(
     in_train = np.isin(owner, train)
     network = _Network(x[in_train].mean(axis=0), x[in_train].std(axis=0) + 1e-3).double()
     starts = np.concatenate([[0], np.cumsum([len(m.workload.tables) for m in first])])
-    target = torch.from_numpy(times).log()
+    kinds = np.array([operator_kind(Optimizer(m.workload.optimizer), m.workload.weights) for m in first])
+    kind, target = torch.from_numpy(kinds), torch.from_numpy(times).log()
     tx, ta = torch.from_numpy(x), torch.from_numpy(amounts)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     batch = 64
@@ -138,16 +139,16 @@ def fit_cost(
             sets = shuffled[at : at + batch]
             index = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in sets])
             group = np.repeat(np.arange(len(sets)), starts[sets + 1] - starts[sets])
-            predicted = network(tx[index], ta[index], torch.from_numpy(group), len(sets)).log()
+            predicted = network(tx[index], ta[index], torch.from_numpy(group), kind[sets]).log()
             loss = torch.nn.functional.smooth_l1_loss(predicted, target[sets], beta=0.05)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            total += float((predicted - target[sets]).abs().mean()) * len(sets)
+            total += float((predicted - target[sets]).detach().abs().mean()) * len(sets)
         progress(epoch + 1, epochs, total / len(train))
-    model = FusedCost(network.exported())
-    return model, _report(model, shards, owner, times, test, len(train), _noise(measurements))
+    arrays = network.exported()
+    return arrays, _report(arrays, kinds, shards, owner, times, test, len(train), _noise(measurements))
 
 
 def reference_ms(measurements: Sequence[Measurement]) -> Floats:
@@ -162,12 +163,20 @@ def ratios(measurements: Sequence[Measurement]) -> Floats:
 
 
 def _report(
-    model: FusedCost, shards: Shards, owner: NDArray[np.int64], times: Floats, test: list[int], train: int, noise: Floats
+    arrays: dict[str, Floats],
+    kinds: Ints,
+    shards: Shards,
+    owner: Ints,
+    times: Floats,
+    test: list[int],
+    train: int,
+    noise: Floats,
 ) -> FitReport:
+    model = FusedCost(arrays, kind=0)
     latents = model.encode(shards)
     z = np.zeros((len(times), latents.shape[1]))
     np.add.at(z, owner, latents)
-    predicted, actual = (model.heads(z) + model.constants)[test], times[test]
+    predicted, actual = (model.heads(z) + arrays["fixed"][kinds])[test], times[test]
     relative = np.abs(predicted / actual - 1).mean(axis=0)
     absolute = np.abs(predicted - actual).mean(axis=0)
     return FitReport(

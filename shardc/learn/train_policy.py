@@ -60,7 +60,7 @@ class PolicyNetwork(torch.nn.Module):
         torch.nn.init.zeros_(self.score.weight)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Scores [..., D] of devices from features [..., D, 10]."""
+        """Scores [..., D] of devices from features [..., D, 12]."""
         hidden = torch.relu(self.hidden(features))
         context = hidden.mean(dim=-2, keepdim=True).expand_as(hidden)
         mixed = torch.relu(self.mix(torch.cat([hidden, context], dim=-1)))
@@ -78,7 +78,7 @@ class Task:
 
     judge: Judge
     options: tuple[int, ...]
-    even_ms: float
+    even_ms: Floats
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Episode:
     """What R rollouts of one task went through, for U units on D devices.
 
     Attributes:
-        features: float[U, R, D, 10].
+        features: float[U, R, D, 12].
         masks: bool[U, R, D], devices that had room.
         actions: int[U, R].
         taken: bool[U, R], whether the rollout was still going.
@@ -134,7 +134,7 @@ def train_policy(
         episodes = [rollout(train[i], policy, rng) for i in chosen]
         loss = torch.stack([policy_loss(network, episode) for episode in episodes]).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -161,11 +161,11 @@ def train_policy(
 
 
 def draw_task(rng: np.random.Generator, profiles: Sequence[str]) -> Task:
-    """A random task: 8 to 120 tables on 2 to 16 devices, whole or in columns, with ample or tight memory."""
-    profile = profiles[rng.integers(len(profiles))]
+    """A random task: 10 to 192 tables on 2 to 16 devices, whole or in columns, with ample or tight memory."""
+    profile = profiles[int(rng.integers(len(profiles)))]
     hardware = load_hardware(profile)
     devices = int(rng.choice([2, 4, 8, 16]))
-    count = int(rng.integers(4 * devices, 8 * devices + 1))
+    count = int(rng.integers(5 * devices, 12 * devices + 1))
     largest = 4e6 if hardware.device_type == "cpu" else 4e7
     tables = [
         {
@@ -192,7 +192,7 @@ def draw_task(rng: np.random.Generator, profiles: Sequence[str]) -> Task:
     even = float((units * unit_bytes).sum()) / devices
     room = int(max(even / rng.uniform(0.4, 0.92), unit_bytes.max() * 1.1))
     problem = replace(problem, cluster=replace(problem.cluster, memory_bytes=room))
-    judge = Judge(problem, StepCost(hardware.compute, problem.cluster))
+    judge = Judge(problem, StepCost(hardware.compute(problem.optimizer, problem.weights), problem.cluster))
     return Task(judge, options, even_load_ms(judge, options))
 
 
@@ -222,7 +222,7 @@ def rollout(task: Task, policy: Policy, rng: np.random.Generator, rollouts: int 
             memory[everyone, action] += problem.option_memory[option]
             holds[everyone, action] = True
             left -= float(judge.single_ms[option])
-    returns = np.where(going, judge.step_ms(z) / task.even_ms, np.nan)
+    returns = np.where(going, judge.step_ms(z) / task.even_ms.sum(), np.nan)
     worst = np.nanmax(returns) if going.any() else 0.0
     returns = np.where(going, returns, worst + _STUCK)
     features, masks, actions, taken = map(np.stack, zip(*steps, strict=True))

@@ -148,7 +148,7 @@ class _Operator:
         """A point in the device's time: the clock (CPU), or an event in the stream (CUDA)."""
         if self._device.type == "cpu":
             return time.perf_counter_ns()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -156,7 +156,7 @@ class _Operator:
 def _elapsed_ms(start: torch.cuda.Event | int, stop: torch.cuda.Event | int) -> float:
     if isinstance(start, int) or isinstance(stop, int):
         return (stop - start) / 1e6  # type: ignore[operator]
-    return start.elapsed_time(stop)
+    return float(start.elapsed_time(stop))
 
 
 def _draw_inputs(workload: Workload, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

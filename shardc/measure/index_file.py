@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import zlib
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -30,15 +31,17 @@ def read_bins(path: str, rows: int, at: Location | None = None) -> Bins:
     """
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-            content = torch.load(file, weights_only=True, map_location="cpu")
+            content = torch.load(cast(IO[bytes], file), weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise DiagnosticError(Diagnostic("SH001", f"no such index file: {path}", at), exit_code=2) from None
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _unreadable(path, reason, at) from error
     indices = content[0] if isinstance(content, tuple | list) and content else content
-    if not isinstance(indices, torch.Tensor) or indices.dtype not in (torch.int32, torch.int64) or not len(indices):
-        raise _unreadable(path, "expected a non-empty tensor of integers, or (indices, offsets, lengths)", at)
+    integers = isinstance(indices, torch.Tensor) and indices.dtype in (torch.int32, torch.int64)
+    if not integers or indices.dim() != 1 or not len(indices):
+        expected = "a non-empty one-dimensional tensor of integers, or (indices, offsets, lengths)"
+        raise _unreadable(path, f"expected {expected}", at)
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= rows:
         raise _unreadable(path, f"index {low if low < 0 else high} is outside the table's {rows} rows", at)

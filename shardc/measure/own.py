@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from shardc.hardware import Hardware
 from shardc.measure.workload import Load, Workload
 from shardc.problem import BYTES_PER_ELEMENT, Floats, Optimizer, Shards
 from shardc.spec import Bins
+
+if TYPE_CHECKING:
+    from shardc.measure.benchmark import Bench
 
 _REVISION = 1  # of the benchmark: raised when it starts to measure something else
 
@@ -47,7 +51,8 @@ def measure_shards(
         progress: called with shards done and in all.
 
     Raises:
-        DiagnosticError: SH503 when the local device is of another kind, SH604 without torch and FBGEMM.
+        DiagnosticError: SH503 when the local device is of another kind, or FBGEMM lacks the optimizer on it; SH604
+            without torch and FBGEMM.
     """
     from shardc.measure.benchmark import Bench, local_device, versions
 
@@ -57,7 +62,11 @@ def measure_shards(
         message = f"{hardware.name} is {named}, and this machine has {device.name}: its measurements would mislead"
         fix = "run this where such a device is, or name a profile of this one"
         raise DiagnosticError(Diagnostic("SH503", message, at, help=fix))
-    identity = {"device": device.name, "versions": versions(), "revision": _REVISION}
+    if device.type == "cpu" and list(Optimizer).index(Optimizer.ADAM) in shards.optimizer:
+        message = "FBGEMM has no adam on a CPU: shards that are trained with it cannot be measured here"
+        raise DiagnosticError(Diagnostic("SH503", message, at, help="compile without measuring, or measure on a GPU"))
+    clock = hardware.measured.reference_ms if hardware.measured else None
+    identity = {"device": device.name, "versions": versions(), "revision": _REVISION, "reference_ms": clock}
     ms = np.full((len(shards), 2), np.nan)
     bench: Bench | None = None
     for index in range(len(shards)):
@@ -68,15 +77,25 @@ def measure_shards(
             ms[index] = cached
         elif workload.weight_bytes * 1.25 < device.memory_bytes / 2:
             bench = bench or Bench()
-            timing = bench.time(workload, seed=0)
-            reference = (timing.reference_forward_ms, timing.reference_backward_ms)
-            if hardware.measured:  # the profile's own clock: ratios hold while the speed of a shared machine drifts
-                reference = hardware.measured.reference_ms
-            ms[index] = timing.forward_ratio * reference[0], timing.backward_ratio * reference[1]
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(entry, json.dumps(list(ms[index])).encode())
+            if (measured := _measure(bench, workload, clock)) is not None:
+                ms[index] = measured
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(entry, json.dumps(measured).encode())
         progress(index + 1, len(shards))
     return ms
+
+
+def _measure(bench: Bench, workload: Workload, clock: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Forward and backward ms; None when the device's memory does not hold the workload.
+
+    A profile's own clock is its `reference_ms`: ratios to it hold while the speed of a shared machine drifts.
+    """
+    try:
+        timing = bench.time(workload, seed=0)
+    except MemoryError:
+        return None
+    forward, backward = clock or (timing.reference_forward_ms, timing.reference_backward_ms)
+    return timing.forward_ratio * forward, timing.backward_ratio * backward
 
 
 def _workload(shards: Shards, index: int) -> Workload:

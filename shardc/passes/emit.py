@@ -38,9 +38,8 @@ def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, profile_dige
     problem, spec = choice.judge.problem, loaded.spec
     cluster = problem.cluster
     step_time = choice.judgement.step_time_ms
-    bound = choice.bound and Bound(
-        step_time_ms=choice.bound.step_time_ms, gap=max(0.0, step_time / choice.bound.step_time_ms - 1.0)
-    )
+    least = choice.bound.step_time_ms if choice.bound else 0.0
+    bound = Bound(step_time_ms=least, gap=max(0.0, step_time / least - 1.0)) if least > 0 else None
     plan = Plan(
         format=1,
         model=PlanModel(
@@ -87,7 +86,7 @@ def _table(
 ) -> TablePlan:
     world = problem.cluster.devices
     if type is ShardingType.DATA_PARALLEL:
-        return TablePlan(sharding_type=type, compute_kernel="dense", ranks=tuple(range(world)))
+        return TablePlan.model_validate({"sharding_type": str(type), "compute_kernel": "dense", "ranks": range(world)})
     if type is ShardingType.ROW_WISE:
         block = -(-table.rows // world)  # TorchRec: blocks of equal size in rank order, the last short or empty
         starts = [min(rank * block, table.rows) for rank in range(world + 1)]
@@ -99,8 +98,9 @@ def _table(
         PlanShard(shard_offsets=offsets, shard_sizes=sizes, placement=_placement(problem, rank, device_type))
         for rank, offsets, sizes in pieces
     )
-    return TablePlan(
-        sharding_type=type, compute_kernel="fused", ranks=tuple(rank for rank, _, _ in pieces), shards=shards
+    ranks = [rank for rank, _, _ in pieces]
+    return TablePlan.model_validate(
+        {"sharding_type": str(type), "compute_kernel": "fused", "ranks": ranks, "shards": shards}
     )
 
 
@@ -112,29 +112,22 @@ def _placement(problem: Problem, rank: int, device_type: str) -> str:
 
 def _score(choice: Choice, memory: list[int]) -> Score:
     judge = choice.judge
-    devices = range(judge.problem.cluster.devices)
-    if isinstance(judge.cost, StepCost):
-        ms = judge.cost.device_ms(choice.judgement.z)  # [D, P]
-        phases = {name: float(ms[:, p].max()) for p, name in enumerate(PHASES)}
-        forward, backward = ms[:, FORWARD], ms[:, BACKWARD]
-        compute = forward + backward
-    else:
-        phases = {"step": choice.judgement.step_time_ms}
-        forward = backward = None
-        compute = judge.device_ms(choice.judgement.z)
+    ms = judge.phase_ms(choice.judgement.z)  # [D, P]
+    phased = isinstance(judge.cost, StepCost)
+    names, compute = (PHASES, ms[:, [FORWARD, BACKWARD]].sum(axis=1)) if phased else (("step",), ms[:, 0])
     limit = judge.problem.cluster.memory_limit
     return Score(
         step_time_ms=choice.judgement.step_time_ms,
-        phases=phases,
+        phases={name: float(ms[:, p].max()) for p, name in enumerate(names)},
         balance=float(compute.min() / compute.max()) if compute.max() > 0 else 1.0,
         devices=tuple(
             DeviceScore(
                 rank=rank,
-                forward_ms=None if forward is None else float(forward[rank]),
-                backward_ms=None if backward is None else float(backward[rank]),
+                forward_ms=float(ms[rank, FORWARD]) if phased else None,
+                backward_ms=float(ms[rank, BACKWARD]) if phased else None,
                 memory_bytes=memory[rank],
                 memory_limit_bytes=limit,
             )
-            for rank in devices
+            for rank in range(len(ms))
         ),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from shardc.access import histograms
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import Hardware
-from shardc.memory import shard_bytes
+from shardc.memory import device_bytes_for, shard_bytes
 from shardc.problem import (
     BYTES_PER_ELEMENT,
     Bools,
@@ -252,13 +252,17 @@ def _fits_nowhere(loaded: LoadedSpec, members: tuple[int, ...], offered: list[_O
     if len(tables) > 1:
         ways.append("take tables out of the group")
     elif wider := _smallest_allowed_otherwise(first, members[0], loaded.spec.model, cluster):
-        ways.append(f"allow {wider}")
-    ways.append(f"give a device {format_bytes(least.memory + cluster.memory_bytes - cluster.memory_limit)} or more")
+        ways.append(wider)
+    enough = device_bytes_for(least.memory, cluster.memory_bytes, cluster.reserve_bytes)
+    ways.append(f"give a device {format_bytes(enough)} or more")
     return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help="; or ".join(ways))
 
 
 def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, cluster: Cluster) -> str | None:
-    """A sharding type the table does not allow that would make it fit."""
-    free = replace(table, sharding=tuple(ShardingType), pin=None)
-    fits = [o for o in _options(index, free, model, cluster.devices) if o.memory <= cluster.memory_limit]
-    return min(fits, key=lambda option: option.memory).type if fits else None
+    """The change of a table's sharding types, or else of its pin too, that would make it fit."""
+    free = replace(table, sharding=tuple(ShardingType))
+    for way, change in (("allow {}", free), ("allow {} and remove the pin", replace(free, pin=None))):
+        fits = [o for o in _options(index, change, model, cluster.devices) if o.memory <= cluster.memory_limit]
+        if fits:
+            return way.format(min(fits, key=lambda option: option.memory).type)
+    return None

@@ -15,6 +15,7 @@ from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import CostModel
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Judgement
+from shardc.memory import device_bytes_for
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import improve
 from shardc.placers.policy import Policy, place_by_policy
@@ -146,7 +147,7 @@ def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Option
         return [whole]
     most = np.maximum.reduceat(bound.mix, starts)[problem.option_block]
     preferred = np.flatnonzero(bound.mix == most)
-    blocks, first = np.unique(problem.option_block[preferred], return_index=True)
+    first = np.unique(problem.option_block[preferred], return_index=True)[1]
     mixed = tuple(map(int, preferred[first]))
     return list(dict.fromkeys([whole, mixed]))
 
@@ -197,9 +198,9 @@ def _check_total_memory(problem: Problem) -> None:
         f"the model needs at least {format_bytes(least)} on all devices together, and {devices} devices have "
         f"{format_bytes(devices * limit)} for tables ({format_bytes(limit)} each)"
     )
-    reserve = problem.cluster.memory_bytes - limit
+    enough = device_bytes_for(-(-least // devices), problem.cluster.memory_bytes, problem.cluster.reserve_bytes)
     more = f"use {-(-least // max(limit, 1))} devices" if limit else "lower the reserve"
-    fix = f"{more}; or give each device {format_bytes(-(-least // devices) + reserve)} or more"
+    fix = f"{more}; or give each device {format_bytes(enough)} or more"
     raise DiagnosticError(Diagnostic("SH202", message, help=fix))
 
 

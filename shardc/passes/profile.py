@@ -46,16 +46,17 @@ def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: M
         loaded: the spec, for the place of warnings.
         measure: measures the problem's own shards; None to rely on the profile alone.
     """
+    compute = hardware.compute(problem.optimizer, problem.weights)
     warnings = tuple(_unmeasured(hardware, problem, loaded, skipped=measure is not None))
     if measure is None:
-        return Profiled(StepCost(hardware.compute, problem.cluster), warnings, None)
+        return Profiled(StepCost(compute, problem.cluster), warnings, None)
     measured = measure(problem.shards)
     missing = int(np.isnan(measured).any(axis=1).sum())
     if missing:
         message = f"{missing} of {len(measured)} shards were too large to measure here: their cost is predicted"
         warnings = (*warnings, Diagnostic("SH504", message, severity="warning"))
-    compute = calibrate(hardware.compute, problem.shards, measured)
-    return Profiled(StepCost(compute, problem.cluster), warnings, measured)
+    calibrated = calibrate(compute, problem.shards, measured)
+    return Profiled(StepCost(calibrated, problem.cluster), warnings, measured)
 
 
 def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, skipped: bool) -> list[Diagnostic]:

@@ -87,10 +87,7 @@ class _Search:
 
     def _improve_by_units(self) -> bool:
         changes = Changes(self._judge, self._z)
-        for device in changes.critical():
-            if self._best_move_or_swap(changes, int(device)):
-                return True
-        return False
+        return any(self._best_move_or_swap(changes, int(device)) for device in changes.critical())
 
     def _best_move_or_swap(self, changes: Changes, device: int) -> bool:
         here = np.flatnonzero(self._device == device)
@@ -140,7 +137,7 @@ class _Search:
         z, fits = map(np.stack, zip(*(self._without(b, o) for b, o in pairs), strict=True))
         latents, units = judge.latents[option], problem.option_units[option]
         after = np.where(fits, judge.device_ms(z + latents[:, None]), np.inf)
-        # A free unit goes where it is cheapest: rank devices by their cost with it, and take as many as there are units.
+        # A free unit goes where it is cheapest: rank devices by their cost with it, take as many as there are units.
         order = after.argsort(axis=1, kind="stable")
         rank = np.empty_like(order)
         np.put_along_axis(rank, order, np.arange(devices)[None], axis=1)

@@ -20,10 +20,10 @@ import safetensors.numpy
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Partial
 from shardc.placers.greedy import place_largest_first
-from shardc.problem import Bools, Floats, Placement
+from shardc.problem import Bools, Floats, Ints, Placement
 
 POLICY_FORMAT = "1"
-POLICY_FEATURES = 10
+POLICY_FEATURES = 12
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Policy:
     """Weights of a trained policy and where they come from.
 
     Attributes:
-        weights: `hidden.weight` float[H, 10], `hidden.bias` float[H], `mix.weight` float[H, 2 H], `mix.bias` float[H],
+        weights: `hidden.weight` float[H, 12], `hidden.bias` float[H], `mix.weight` float[H, 2 H], `mix.bias` float[H],
             `score.weight` float[1, H], and `greed` float[1], how much the plain cost after placement counts.
         metadata: what trained them.
         digest: of the file.
@@ -42,7 +42,7 @@ class Policy:
     digest: str
 
     def logits(self, features: Floats) -> Floats:
-        """Scores float[..., D] of devices from features float[..., D, 10]; equivariant to the order of devices."""
+        """Scores float[..., D] of devices from features float[..., D, 12]; equivariant to the order of devices."""
         w = self.weights
         hidden = np.maximum(features @ w["hidden.weight"].T + w["hidden.bias"], 0.0)
         context = np.broadcast_to(hidden.mean(axis=-2, keepdims=True), hidden.shape)
@@ -64,67 +64,70 @@ def load_policy(path: Path) -> Policy:
     except (OSError, safetensors.SafetensorError) as error:
         raise _unusable(path, str(error)) from error
     if metadata.get("format") != POLICY_FORMAT or weights["hidden.weight"].shape[1] != POLICY_FEATURES:
-        raise _unusable(path, f'format {metadata.get("format")}, expected {POLICY_FORMAT}')
+        raise _unusable(path, f"format {metadata.get('format')}, expected {POLICY_FORMAT}")
     return Policy(weights, metadata, "sha256:" + hashlib.sha256(content).hexdigest())
 
 
 def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Placement | None:
     """One greedy rollout of the policy; None if a unit fits nowhere any more."""
-    scale = even_load_ms(judge, options)
+    even = even_load_ms(judge, options)
 
     def best_scored(partial: Partial, block: int, fits: Bools) -> int:
         option = partial.options[block]
-        features = device_features(judge, partial.z, partial.memory, option, scale, partial.left())
+        features = device_features(judge, partial.z, partial.memory, option, even, partial.left())
         scores = np.round(policy.logits(features), 9)
         return int(np.where(fits, scores, -np.inf).argmax())
 
     return place_largest_first(judge, options, judge.single_ms, best_scored)
 
 
-def even_load_ms(judge: Judge, options: Sequence[int]) -> float:
-    """What a device would cost that held an equal share of everything: the scale of all features."""
+def even_load_ms(judge: Judge, options: Sequence[int]) -> Floats:
+    """What a device would cost that held an equal share of everything, float[P] ms: the scale of all features."""
     problem = judge.problem
     chosen = list(options)
     units = problem.option_units[chosen]
     share = np.where(units == 0, 1.0, units / problem.cluster.devices)
-    return max(1e-9, float(judge.device_ms((judge.latents[chosen] * share[:, None]).sum(axis=0))))
+    return np.maximum(1e-9, judge.phase_ms((judge.latents[chosen] * share[:, None]).sum(axis=0)))
 
 
-def device_features(judge: Judge, z: Floats, memory: Floats, option: int, scale: float, left: float) -> Floats:
-    """float[..., D, 10]: what the policy sees of each device when it places a unit of `option`.
+def device_features(judge: Judge, z: Floats, memory: Floats | Ints, option: int, even: Floats, left: float) -> Floats:
+    """float[..., D, 12]: what the policy sees of each device when it places a unit of `option`.
+
+    Times are ratios to the step time of an even load. The step time after placing is the one the judge would give if
+    no other unit were left; overload and square say how the device's phases compare with an even load's.
 
     Args:
         judge: the problem and its costs.
         z: float[..., D, K], loads so far.
         memory: [..., D], bytes so far.
         option: the option whose unit is placed.
-        scale: cost of an even load, ms.
+        even: float[P] ms, cost of an even load by phase.
         left: share of the units' cost that is still to be placed, this one included.
     """
-    before = judge.device_ms(z) / scale
-    after = judge.device_ms(z + judge.latents[option]) / scale
-    alone = float(judge.single_ms[option]) / scale
+    scale = even.sum()
+    before = judge.phase_ms(z)  # [..., D, P]
+    after = judge.phase_ms(z + judge.latents[option])
+    now = before.max(axis=-2, keepdims=True)
+    total_before, total_after = before.sum(axis=-1) / scale, after.sum(axis=-1) / scale
+    step_after = np.maximum(after, now).sum(axis=-1) / scale
     limit = max(judge.problem.cluster.memory_limit, 1)
-    filled = (memory + judge.problem.option_memory[option]) / limit
-
-    def everywhere(value: Floats | float) -> Floats:
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), before.shape)
-
     columns = [
-        after,
-        before,
-        after - before,
-        after - after.min(axis=-1, keepdims=True),
-        before.max(axis=-1, keepdims=True) - after,
-        before.mean(axis=-1, keepdims=True) - before,
-        filled,
-        everywhere(left),
-        everywhere(alone),
-        everywhere(np.log2(before.shape[-1]) / 8.0),
+        total_after,
+        total_before,
+        total_after - total_before,
+        step_after,
+        step_after - now.sum(axis=-1) / scale,
+        np.maximum(after - even, 0.0).sum(axis=-1) / scale,
+        (after**2 / even).sum(axis=-1) / scale,
+        total_before.mean(axis=-1, keepdims=True) - total_before,
+        (memory + judge.problem.option_memory[option]) / limit,
+        left,
+        judge.single_ms[option] / scale,
+        np.log2(z.shape[-2]) / 8.0,
     ]
-    return np.stack([np.broadcast_to(c, before.shape) for c in columns], axis=-1)
+    return np.stack([np.broadcast_to(column, total_after.shape) for column in columns], axis=-1)
 
 
 def _unusable(path: Path, reason: str) -> DiagnosticError:
     message = f"policy weights {path}: {reason}"
-    return DiagnosticError(Diagnostic("SH602", message, help="train them again with `shardc train policy`"), exit_code=2)
+    return DiagnosticError(Diagnostic("SH602", message, help="make them with `shardc train policy`"), exit_code=2)

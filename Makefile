@@ -1,0 +1,40 @@
+# Every target sets up what it needs in .venv; VENV=path uses another virtual environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+TORCHREC := torchrec==1.9.2
+# TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
+TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
+
+.PHONY: demo test lint bench schemas clean
+
+demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
+	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
+	$(BIN)/shardc compile examples/dlrm-small.toml --quiet
+	$(BIN)/torchrun --nproc-per-node 2 examples/train_dlrm.py --plan examples/dlrm-small.plan.json
+
+test: $(VENV)/.ready lint  ## lint, types, tests, and the examples' committed plans
+	$(BIN)/pytest
+	$(BIN)/shardc check examples/*.toml
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready  ## figures of the README, measured on this machine
+	$(BIN)/python tests/benchmarks/bench_cli.py
+
+schemas: $(VENV)/.ready
+	$(BIN)/shardc schema spec > schemas/spec.schema.json
+	$(BIN)/shardc schema plan > schemas/plan.schema.json
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TORCHREC)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCHREC_NEEDS)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

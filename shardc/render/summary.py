@@ -1,0 +1,286 @@
+"""The summary of a compile for people: what a step costs, what each device does, and why this plan was chosen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from shardc.cost.model import BACKWARD, FORWARD, StepCost
+from shardc.passes.place import Choice, Outcome, Why
+from shardc.pipeline import Compiled
+from shardc.plan import DeviceScore, Plan
+from shardc.problem import Floats
+from shardc.units import format_bytes, format_ms
+
+WHY = {
+    Why.POLICY_BEST: "nothing did better than the RL policy",
+    Why.NO_POLICY: "there are no weights of an RL policy to try",
+    Why.POLICY_INFEASIBLE: "the RL policy found no placement that fits",
+    Why.HEURISTIC_BETTER: "a heuristic did better than the RL policy",
+    Why.SEARCH_BETTER: "local search did better than the RL policy alone",
+}
+"""Reasons for a choice, in plain words."""
+
+_OUTCOMES = {
+    Outcome.CHOSEN: "chosen",
+    Outcome.COSTLIER: "+{over:.1%}",
+    Outcome.EQUAL: "equal",
+    Outcome.INFEASIBLE: "found nothing that fits",
+    Outcome.NO_POLICY: "not tried",
+}
+_MAX_DEVICES = 16
+_COSTLIEST, _CHEAPEST = 12, 3  # devices shown where there are more
+_MAX_TABLES = 8
+_STATED = 1e-5  # relative: plans state six digits
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyphs:
+    """Characters beyond letters that the output's encoding has."""
+
+    forward: str
+    backward: str
+    track: str
+    more: str
+    times: str
+    arrow: str
+
+
+_UNICODE = _Glyphs("█", "▒", "·", "…", "×", "→")
+_ASCII = _Glyphs("#", "=", ".", "...", "x", "->")
+
+
+def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: bool, unicode: bool) -> str:
+    """Summarise a compile.
+
+    Args:
+        compiled: the plan and the choice that led to it.
+        previous: the plan that this one replaces.
+        width: columns of the output, 72 or more.
+        color: whether the output shows colour.
+        unicode: whether it shows more than ASCII.
+    """
+    plan, glyphs = compiled.plan, _UNICODE if unicode else _ASCII
+    sections: list[RenderableType] = [_headline(plan, glyphs)]
+    if previous:
+        sections.append(_change(previous, plan, glyphs))
+    sections += ["", _phases(plan, glyphs, width), "", _devices(plan, glyphs, width), ""]
+    if isinstance(compiled.choice.judge.cost, StepCost):
+        sections += [_tables(compiled.choice, compiled.choice.judge.cost, plan, glyphs), ""]
+    sections += [f"{plan.chosen.strategy} was chosen: {WHY[Why(plan.chosen.reason)]}", _strategies(plan)]
+    if count := len(compiled.warnings):
+        sections += ["", Text(f"{count} warning{'s' * (count > 1)}", "yellow")]
+    return _rendered(Group(*sections), width, color)
+
+
+def table_shares(choice: Choice, cost: StepCost) -> Floats:
+    """What each table contributes to the compute time of the critical devices, float[T]; at most 1 in all.
+
+    Critical are the costliest device of the forward and that of the backward pass. A device's time is convex and
+    homogeneous in its load but for a constant, so the slopes at the load divide it among the shards (Euler).
+    """
+    problem, z = choice.judge.problem, choice.judgement.z
+    latents, ms = cost.encode(problem.shards), cost.device_ms(z)
+    shares = np.zeros(len(problem.tables))
+    for phase in (FORWARD, BACKWARD):
+        device = int(ms[:, phase].argmax())
+        slopes = cost.slopes(z[device])[phase]
+        load = max(float(slopes @ z[device]), 1e-300)
+        for members, option, devices in zip(
+            problem.blocks, choice.placement.option, choice.placement.devices, strict=True
+        ):
+            if device in devices or not problem.option_units[option]:
+                pieces = latents[list(problem.option_shards[option])]
+                shares[list(members)] += ms[device, phase] * (pieces @ slopes) / load
+    return np.asarray(shares / max(float(ms[:, [FORWARD, BACKWARD]].max(axis=0).sum()), 1e-300))
+
+
+def _headline(plan: Plan, glyphs: _Glyphs) -> RenderableType:
+    tables, cluster, score = len(plan.plan[plan.model.module]), plan.cluster, plan.score
+    hosts = f" on {cluster.hosts} hosts" if cluster.hosts > 1 else ""
+    where = f"{tables} table{'s' * (tables > 1)} on {cluster.devices} {glyphs.times} {cluster.device}{hosts}"
+    bound = (
+        f"{plan.bound.gap:.1%} above the bound of {format_ms(plan.bound.step_time_ms)}" if plan.bound else "no bound"
+    )
+    return Group(
+        Text.assemble((plan.model.name, "bold"), f"  {where}"),
+        Text.assemble(
+            (f"{format_ms(score.step_time_ms)} a step", "bold green"), f", {bound}, balance {score.balance:.2f}"
+        ),
+    )
+
+
+def _change(previous: Plan, plan: Plan, glyphs: _Glyphs) -> Text:
+    """How the step time differs from that of the plan before."""
+    old, new = previous.score.step_time_ms, plan.score.step_time_ms
+    if abs(new - old) <= _STATED * old:
+        return Text(f"as fast as the plan that it replaces ({format_ms(old)})")
+    faster = new < old
+    change = f"{abs(new - old) / old:.1%} {'faster' if faster else 'slower'}" if old else "slower"
+    since = ", but spec or profile have changed since" if previous.digests != plan.digests else ""
+    line = f"{format_ms(old)} {glyphs.arrow} {format_ms(new)}"
+    return Text(f"{line}, {change} than the plan that it replaces{since}", "green" if faster else "yellow")
+
+
+def _phases(plan: Plan, glyphs: _Glyphs, width: int) -> Table:
+    """The phases of a step, one after the other on a common time axis."""
+    table = _table(("phase", "left"), ("in a step", "left"), ("time", "right"), ("share", "right"))
+    step, start = max(plan.score.step_time_ms, 1e-300), 0.0
+    for name, ms in plan.score.phases.items():
+        if ms > 0:
+            glyph, style = (glyphs.backward, "blue") if name.startswith("backward") else (glyphs.forward, "cyan")
+            bar = _bar(width - 44, (start / step, " ", ""), (ms / step, glyph, style))
+            table.add_row(_phase_name(name), bar, format_ms(ms), f"{ms / step:.0%}")
+            start += ms
+    return table
+
+
+def _phase_name(name: str) -> str:
+    return name.replace("_", " ").replace("all to all", "all-to-all").replace("all reduce", "all-reduce")
+
+
+def _devices(plan: Plan, glyphs: _Glyphs, width: int) -> Table:
+    """Compute time and memory of the devices: all, or where they are many the costliest and the cheapest."""
+    devices = plan.score.devices
+    limit = format_bytes(devices[0].memory_limit_bytes)
+    compute = f"forward {glyphs.forward} backward {glyphs.backward}"
+    table = _table(
+        ("device", "right"), (compute, "left"), ("time", "right"), (f"memory of {limit}", "left"), ("", "right")
+    )
+    shown = list(devices)
+    if len(devices) > _MAX_DEVICES:
+        ranked = sorted(devices, key=lambda device: (-_compute_ms(device), device.rank))
+        shown = ranked[:_COSTLIEST] + ranked[-_CHEAPEST:]
+    longest = max(max(map(_compute_ms, devices)), 1e-300)
+    free = width - 34
+    for position, device in enumerate(shown):
+        if len(devices) > len(shown) and position == _COSTLIEST:
+            table.add_row("", f"{glyphs.more} {len(devices) - len(shown)} more")
+        passes = (
+            ((device.forward_ms or 0.0) / longest, glyphs.forward, "cyan"),
+            ((device.backward_ms or 0.0) / longest, glyphs.backward, "blue"),
+        )
+        filled = device.memory_bytes / max(device.memory_limit_bytes, 1)
+        style = "red" if filled > 0.95 else "yellow" if filled > 0.85 else "green"
+        table.add_row(
+            str(device.rank),
+            _bar(free - free * 3 // 8, *passes),
+            format_ms(_compute_ms(device)),
+            _bar(free * 3 // 8, (filled, glyphs.forward, style), (1.0 - filled, glyphs.track, "dim")),
+            format_bytes(device.memory_bytes),
+        )
+    return table
+
+
+def _compute_ms(device: DeviceScore) -> float:
+    return (device.forward_ms or 0.0) + (device.backward_ms or 0.0)
+
+
+def _tables(choice: Choice, cost: StepCost, plan: Plan, glyphs: _Glyphs) -> Table:
+    """The tables that take most of the critical devices' time."""
+    table = _table(
+        ("table", "left"),
+        ("rows", "right"),
+        ("dim", "right"),
+        ("pooling", "right"),
+        ("sharding", "left"),
+        ("ranks", "left"),
+        ("critical time", "right"),
+    )
+    shares = table_shares(choice, cost)
+    order = np.argsort(-shares, kind="stable")
+    shown = [int(index) for index in order[:_MAX_TABLES] if shares[index] >= 0.001]
+    for index in shown:
+        info = choice.judge.problem.tables[index]
+        placed = plan.plan[plan.model.module][info.name]
+        table.add_row(
+            _shortened(info.name, 22, glyphs),
+            _compact(info.rows),
+            str(info.dim),
+            f"{info.pooling:.4g}",
+            placed.sharding_type,
+            _shortened(_ranges(placed.ranks), 12, glyphs),
+            f"{shares[index]:.1%}",
+        )
+    if (rest := len(shares) - len(shown)) > 0:
+        others = max(0.0, 1.0 - float(shares[shown].sum()))
+        table.add_row(f"{glyphs.more} {rest} more", *[""] * 5, f"{others:.1%}")
+    return table
+
+
+def _strategies(plan: Plan) -> Table:
+    """Every strategy that was tried, the best first."""
+    table = _table(("strategy", "left"), ("step time", "right"), ("", "left"))
+    best = max(plan.score.step_time_ms, 1e-300)
+    tried = sorted(plan.candidates, key=lambda c: float("inf") if c.step_time_ms is None else c.step_time_ms)
+    for candidate in tried:
+        outcome, ms = Outcome(candidate.reason), candidate.step_time_ms
+        words = _OUTCOMES[outcome].format(over=(ms or 0.0) / best - 1.0)
+        style = "bold green" if outcome is Outcome.CHOSEN else "dim" if ms is None else ""
+        table.add_row(candidate.strategy, "" if ms is None else format_ms(ms), words, style=style)
+    return table
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in columns:
+        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True, overflow="crop")
+    return table
+
+
+def _bar(width: int, *parts: tuple[float, str, str]) -> Text:
+    """Parts of a bar as shares of its width, each with its character and style; a part above 0 is never invisible."""
+    bar, end, cells = Text(), 0.0, 0
+    for share, glyph, style in parts:
+        end += share
+        length = min(max(round(end * width) - cells, int(share > 0 and glyph != " ")), width - cells)
+        bar.append(glyph * length, style)
+        cells += max(length, 0)
+    return bar
+
+
+def _shortened(text: str, length: int, glyphs: _Glyphs) -> str:
+    return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more
+
+
+def _compact(number: int) -> str:
+    """A count with three digits: 39.1k, 40M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    """Ranks with runs joined: 0-3, 6."""
+
+    def runs() -> Iterator[str]:
+        for _, run in groupby(enumerate(sorted(ranks)), key=lambda pair: pair[1] - pair[0]):
+            members = [rank for _, rank in run]
+            yield str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}"
+
+    return ", ".join(runs())
+
+
+def _rendered(content: RenderableType, width: int, color: bool) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        legacy_windows=False,
+    )
+    console.print(content)
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import tomli
+
+from shardc.pipeline import load, run
+from shardc.plan import plan_bytes, plan_schema
+from shardc.spec import spec_schema
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS = {"spec": spec_schema, "plan": plan_schema}
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+
+
+def committed(document: str) -> dict:
+    return json.loads((ROOT / "schemas" / f"{document}.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("document", SCHEMAS)
+def test_committed_schemas_are_current(document):
+    current = SCHEMAS[document]()
+    jsonschema.Draft7Validator.check_schema(current)
+    assert committed(document) == current, f"run: shardc schema {document} > schemas/{document}.schema.json"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_fit_the_spec_schema(example):
+    jsonschema.validate(tomli.loads(example.read_text(encoding="utf-8")), committed("spec"), jsonschema.Draft7Validator)
+
+
+def test_compiled_plans_fit_the_plan_schema():
+    table = {"rows": 1000, "dim": 16, "pooling": 2}
+    spec = {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": 1024},
+        "cluster": {"device": "h100-80gb", "devices_per_host": 2},
+        "table": [
+            {"name": "whole", "sharding": ["table_wise"], **table},
+            {"name": "columns", "sharding": ["column_wise"], **table},
+            {"name": "rows", "sharding": ["row_wise"], **table},
+            {"name": "replicas", "sharding": ["data_parallel"], **table},
+        ],
+    }
+    plan = run(load(spec), effort="fast").plan
+    assert len({placed.sharding_type for placed in plan.plan["ebc"].values()}) == 4
+    jsonschema.validate(json.loads(plan_bytes(plan)), committed("plan"), jsonschema.Draft7Validator)
