@@ -89,23 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(failure.exit_code)
 
 
-@app.callback()
-def _shardc(
-    version: Annotated[
-        bool,
-        typer.Option("--version", is_eager=True, callback=lambda given: _version(given), help="Print the version."),
-    ] = False,
-) -> None:
-    """Compile a recommender model's embedding tables and a cluster into a sharding plan that TorchRec runs."""
-
-
 def _version(given: bool) -> None:
     if given:
         _print(f"shardc {__version__}")
         raise typer.Exit
 
 
-@app.command()
+@app.callback()
+def _shardc(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Compile a recommender model's embedding tables and a cluster into a sharding plan that TorchRec runs."""
+
+
+@app.command(
+    epilog="\b\nExample:\n  shardc compile model.toml\n  shardc compile model.toml -o - | jq .score.step_time_ms"
+)
 def compile(
     spec: SpecArgument,
     output: Annotated[
@@ -127,13 +129,7 @@ def compile(
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    r"""Compile a spec to a sharding plan.
-
-    \b
-    Example:
-      shardc compile model.toml            # writes model.plan.json
-      shardc compile model.toml -o - | jq .score.step_time_ms
-    """
+    """Compile a spec to a sharding plan."""
     from shardc.files import write_atomic
     from shardc.passes.profile import Measure
     from shardc.pipeline import device_of, run
@@ -173,14 +169,9 @@ def compile(
         _print(f"\nplan written to {target}")
 
 
-@app.command()
+@app.command(epilog="\b\nExample:\n  shardc validate examples/*.toml")
 def validate(specs: SpecArguments, quiet: QuietOption = False) -> int:
-    r"""Say whether specs are valid, and everything that is wrong where they are not.
-
-    \b
-    Example:
-      shardc validate examples/*.toml
-    """
+    """Say whether specs are valid, and everything that is wrong where they are not."""
     from shardc.spec import load_spec
 
     code = 0
@@ -198,16 +189,12 @@ def validate(specs: SpecArguments, quiet: QuietOption = False) -> int:
     return code
 
 
-@app.command()
+@app.command(epilog="\b\nExample:\n  shardc check examples/*.toml")
 def check(specs: SpecArguments, quiet: QuietOption = False) -> int:
-    r"""Check committed plans against their specs, hardware profiles and budgets.
+    """Check committed plans against their specs, hardware profiles and budgets.
 
     Compiles each spec again, in memory, and exits with 1 if its plan is missing, no longer fits the spec, is over the
     budget, or could be better.
-
-    \b
-    Example:
-      shardc check examples/*.toml
     """
     from shardc.check.checks import check as check_plan
     from shardc.spec import load_spec
@@ -235,14 +222,9 @@ def check(specs: SpecArguments, quiet: QuietOption = False) -> int:
     return code
 
 
-@app.command()
+@app.command(epilog="\b\nExample:\n  shardc schema spec > spec.schema.json")
 def schema(document: Annotated[Document, typer.Argument(help="Which document.")]) -> None:
-    r"""Print the JSON Schema (draft-07) of the spec or of the plan.
-
-    \b
-    Example:
-      shardc schema spec > spec.schema.json
-    """
+    """Print the JSON Schema (draft-07) of the spec or of the plan."""
     import json
 
     from shardc.plan import plan_schema
@@ -251,7 +233,9 @@ def schema(document: Annotated[Document, typer.Argument(help="Which document.")]
     _print(json.dumps(spec_schema() if document is Document.SPEC else plan_schema(), indent=2))
 
 
-@app.command()
+@app.command(
+    epilog='\b\nExample:\n  shardc profile -o profiles/my-gpu    # then, in a spec: device = "profiles/my-gpu"'
+)
 def profile(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the profile.")],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the profile; default the folder's.")] = None,
@@ -259,12 +243,7 @@ def profile(
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    r"""Measure this machine's device and learn its cost model.
-
-    \b
-    Example:
-      shardc profile -o profiles/my-gpu    # then, in a spec: device = "profiles/my-gpu"
-    """
+    """Measure this machine's device and learn its cost model."""
     from shardc.profiling import make_profile
 
     with _progress(quiet) as advance:
@@ -288,7 +267,9 @@ def _train() -> None:
     """Train what shardc ships weights of."""
 
 
-@train.command("policy")
+@train.command(
+    "policy", epilog="\b\nExample:\n  shardc train policy -o policy.safetensors --profile h100-80gb --steps 500"
+)
 def train_policy(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where the weights go; default shardc's own.")
@@ -297,16 +278,11 @@ def train_policy(
         list[str] | None,
         typer.Option("--profile", metavar="NAME", help="Train on this device (may be repeated); default all shipped."),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 2000,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 600,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    r"""Train the RL policy that places tables.
-
-    \b
-    Example:
-      shardc train policy -o policy.safetensors --profile h100-80gb --steps 500
-    """
+    """Train the RL policy that places tables."""
     from shardc.hardware import hardware_names
     from shardc.learn.train_policy import train_policy as train_weights
     from shardc.pipeline import POLICY
@@ -324,14 +300,9 @@ def train_policy(
         _print(f"weights written to {target}")
 
 
-@app.command()
+@app.command(epilog="\b\nExample:\n  shardc devices")
 def devices() -> None:
-    r"""List the hardware profiles that shardc ships.
-
-    \b
-    Example:
-      shardc devices
-    """
+    """List the hardware profiles that shardc ships."""
     from shardc.hardware import hardware_names, load_hardware
 
     header = ("name", "costs", "memory", "within a host", "between hosts", "error forward, backward")

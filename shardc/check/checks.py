@@ -57,7 +57,7 @@ def check(loaded: LoadedSpec) -> CheckReport:
     try:
         plan = _read(path, loaded.path)
         compiled = run(loaded)
-        if faults := verify(plan, loaded, compiled.choice.judge.problem.cluster):
+        if faults := misfits(plan, loaded, compiled):
             raise DiagnosticError(*faults)
         today = restate(plan, loaded, compiled)
     except DiagnosticError as error:
@@ -78,7 +78,7 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
     """A plan's placement with today's digests, score and bound.
 
     Args:
-        plan: a plan that `verify` finds no fault with.
+        plan: a plan that has no `misfits`.
         loaded: its spec.
         compiled: the spec compiled today.
 
@@ -125,6 +125,16 @@ def _is_option(placed: TablePlan, problem: Problem, option: int) -> bool:
 
 
 # --- The checks: each looks at one thing ------------------------------------------------------------------------------
+
+
+def misfits(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> list[Diagnostic]:
+    """SH304 to SH310 where a plan does not fit its spec.
+
+    A spec or a profile that has changed makes stated figures differ, which is no fault: they are weighed anew.
+    """
+    faults = verify(plan, loaded, compiled.choice.judge.problem.cluster)
+    unchanged = plan.digests == compiled.plan.digests
+    return [fault for fault in faults if unchanged or fault.code != "SH310"]
 
 
 def stated_figures(path: str, plan: Plan, today: Plan) -> Iterator[Diagnostic]:

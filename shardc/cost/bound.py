@@ -1,10 +1,11 @@
 """A certified lower bound on the step time of every placement and every choice of sharding options.
 
 For any placement and any convex, non-decreasing phase cost h, the costliest device costs at least h at the mean load
-(Jensen), and at least what a single unit costs alone. Both are convex in the *mix* of options, a share for each option
-of a block, so the best mix bounds the best choice. The mix is improved by mirror descent; what certifies the bound is
-not that it converged but the linearisations met on the way: each is below the function everywhere, so is their mean,
-and the mean's minimum over all mixes is reached by one option a block.
+(Jensen), and at least what a single unit costs alone; a phase's fixed cost is due if any block takes part. All of these
+are convex in the *mix* of options, a share for each option of a block, so the best mix bounds the best choice. The mix
+is improved by mirror descent; what certifies the bound is not that it converged but the linearisations met on the way:
+each is below the function everywhere, so is their mean, and its minimum over all mixes is reached by one option a
+block.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ def lower_bound(judge: Judge) -> LowerBound | None:
     spread = problem.option_units == 0
     share = np.where(spread, 1.0, problem.option_units / devices)
     mean = judge.latents * share[:, None]  # [O, K], what an option adds to the mean load
-    alone = cost.heads(judge.latents)  # [O, P], what one unit costs the device that holds it
-    fixed = _certain_constants(cost, judge.latents, problem.option_block, len(problem.blocks))
+    present = cost.present(judge.latents)
+    certain = _certain(present, problem.option_block, len(problem.blocks))
+    # [O, 2 P]: what one unit costs the device that holds it, and the fixed costs that depend on the choice of options.
+    alone = np.concatenate([cost.heads(judge.latents), present * cost.constants * (1.0 - certain)], axis=1)
+    fixed = float(cost.constants @ certain)
     starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
 
     logits = np.zeros(len(share))
@@ -77,7 +81,9 @@ def _relaxed(
     their maximum; weights that favour the large ones softly make the slopes change gradually, so descent converges.
     """
     load = mix @ mean
-    averages, slopes = cost.heads(load), cost.slopes(load)  # [P], [P, K]
+    phases = len(cost.phases)
+    averages, slopes = np.zeros(2 * phases), np.zeros((2 * phases, len(load)))
+    averages[:phases], slopes[:phases] = cost.heads(load), cost.slopes(load)
     singles = np.zeros((blocks, alone.shape[1]))
     np.add.at(singles, block, mix[:, None] * alone)
     terms = np.concatenate([averages[None], singles])  # [1 + B, P]
@@ -89,11 +95,11 @@ def _relaxed(
     return float(largest.sum()), level, slope
 
 
-def _certain_constants(cost: StepCost, latents: Floats, block: Ints, blocks: int) -> float:
-    """Constants of the phases that some block takes part in whatever its option."""
-    least = np.ones((blocks, len(cost.phases)))
-    np.minimum.at(least, block, cost.present(latents))
-    return float(cost.constants @ least.max(axis=0))
+def _certain(present: Floats, block: Ints, blocks: int) -> Floats:
+    """float[P]: 1.0 for the phases that some block takes part in whatever its option."""
+    least = np.ones((blocks, present.shape[1]))
+    np.minimum.at(least, block, present)
+    return np.asarray(least.max(axis=0))
 
 
 def _normalised(logits: Floats, block: Ints, starts: Ints) -> Floats:

@@ -21,10 +21,10 @@ from shardc.units import format_bytes, format_ms
 
 WHY = {
     Why.POLICY_BEST: "nothing did better than the RL policy",
-    Why.NO_POLICY: "there are no weights of an RL policy to try",
+    Why.NO_POLICY: "there is no trained RL policy",
     Why.POLICY_INFEASIBLE: "the RL policy found no placement that fits",
-    Why.HEURISTIC_BETTER: "a heuristic did better than the RL policy",
-    Why.SEARCH_BETTER: "local search did better than the RL policy alone",
+    Why.HEURISTIC_BETTER: "the RL policy did no better than a heuristic",
+    Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
 }
 """Reasons for a choice, in plain words."""
 

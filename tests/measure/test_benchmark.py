@@ -50,7 +50,11 @@ def pooled_by_torch(workload: Workload, weights: list[torch.Tensor], indices, of
 @given(
     tables=st.lists(
         st.builds(
-            Load, st.integers(1, 300), st.sampled_from([4, 8, 20]), st.floats(0.05, 9), st.just(Zipf(0.9)) | st.just(MIXED)
+            Load,
+            st.integers(1, 300),
+            st.sampled_from([4, 8, 20]),
+            st.floats(0.05, 9),
+            st.just(Zipf(0.9)) | st.just(MIXED),
         ),
         min_size=1,
         max_size=4,

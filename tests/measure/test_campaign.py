@@ -70,7 +70,9 @@ def test_repeats_measure_a_set_again_that_is_trained_on():
     repeats = [index for index in range(10 * REPEAT_EVERY) if is_repeat(index)]
     assert len(repeats) == 10
     for index in repeats:
-        twins = [other for other in range(index) if draw_workload(2, other, CPU_RANGE) == draw_workload(2, index, CPU_RANGE)]
+        twins = [
+            other for other in range(index) if draw_workload(2, other, CPU_RANGE) == draw_workload(2, index, CPU_RANGE)
+        ]
         assert len(twins) == 1
         assert not is_repeat(twins[0])
 

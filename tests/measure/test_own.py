@@ -26,10 +26,14 @@ MEASURED = Measured(
     optimizers=("sgd",),
     reference_ms=(2.0, 3.0),
     errors=Errors(
-        test_sets=2, mean_relative_error=(0.1, 0.1), mean_absolute_error_ms=(0.1, 0.1), kendall_tau=0.9, noise=(0.0, 0.0)
+        test_sets=2,
+        mean_relative_error=(0.1, 0.1),
+        mean_absolute_error_ms=(0.1, 0.1),
+        kendall_tau=0.9,
+        noise=(0.0, 0.0),
     ),
 )
-HARDWARE = Hardware("cpu-here", "cpu", 2**34, 1e10, 1e9, 0.1, Roofline(1e10, 1e6), "sha256:0", MEASURED)
+HARDWARE = Hardware("cpu-here", "cpu", 2**34, 1e10, 1e9, 0.1, lambda *_: Roofline(1e10, 1e6), "sha256:0", MEASURED)
 
 
 def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Shards:

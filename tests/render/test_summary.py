@@ -63,9 +63,9 @@ def small() -> Compiled:
     candidates = (
         Candidate(strategy="size_greedy", step_time_ms=0.8, feasible=True, reason=Outcome.COSTLIER),
         Candidate(strategy="dim_greedy", step_time_ms=None, feasible=False, reason=Outcome.INFEASIBLE),
-        Candidate(strategy="cost_greedy", step_time_ms=0.673, feasible=True, reason=Outcome.EQUAL),
         Candidate(strategy="rl_policy", step_time_ms=None, feasible=False, reason=Outcome.NO_POLICY),
-        Candidate(strategy="cost_greedy+search", step_time_ms=0.673, feasible=True, reason=Outcome.CHOSEN),
+        Candidate(strategy="cost_greedy+search", step_time_ms=0.6688, feasible=True, reason=Outcome.CHOSEN),
+        Candidate(strategy="size_greedy+search", step_time_ms=0.6688, feasible=True, reason=Outcome.EQUAL),
     )
     fixed = {
         "bound": Bound(step_time_ms=0.5, gap=0.346),
@@ -88,7 +88,8 @@ def test_a_summary(small):
 def test_ascii_says_the_same(small):
     ascii_only = shown(small, unicode=False)
     assert ascii_only.isascii()
-    assert shown(small).translate(str.maketrans("█▒·×", "#=.x")) == ascii_only
+    translated = shown(small).translate(str.maketrans({"█": "#", "▒": "=", "·": ".", "×": "x", "…": "..."}))
+    assert translated.split() == ascii_only.split()
 
 
 @pytest.mark.parametrize("width", [72, 80, 120])
@@ -205,11 +206,10 @@ table_0     1M   32        4  table_wise  0              66.7%
 table_2     1M   32        2  table_wise  0              33.3%
 … 1 more                                                  0.0%
 
-cost_greedy+search was chosen: there are no weights of an RL policy to
-try
+cost_greedy+search was chosen: there is no trained RL policy
 strategy            step time
-cost_greedy          0.673 ms  equal
-cost_greedy+search   0.673 ms  chosen
+cost_greedy+search   0.669 ms  chosen
+size_greedy+search   0.669 ms  equal
 size_greedy            0.8 ms  +19.6%
 dim_greedy                     found nothing that fits
 rl_policy                      not tried

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli
+
+from shardc.check.checks import CheckReport, check, placement_of
+from shardc.diagnostics import DiagnosticError
+from shardc.passes.place import EVALUATIONS
+from shardc.pipeline import load, run
+from shardc.plan import default_plan_path, plan_bytes, read_plan
+
+SPEC = """\
+format = 1
+[model]
+name = "m"
+module = "ebc"
+global_batch = 65536
+[cluster]
+device = "h100-80gb"
+devices_per_host = 2
+[defaults]
+rows = 1_000_000
+dim = 64
+sharding = ["table_wise"]
+[compile]
+effort = "fast"
+"""
+TABLES = [("a", 40), ("b", 30), ("c", 20), ("d", 10)]
+
+
+def spec_text(tables=TABLES, extra: str = "") -> str:
+    return SPEC + extra + "".join(f'[[table]]\nname = "{name}"\npooling = {pooling}\n' for name, pooling in tables)
+
+
+class Committed:
+    """A folder with a spec and its compiled plan."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spec = folder / "model.toml"
+        self.plan = folder / "model.plan.json"
+        self.spec.write_text(spec_text())
+        self.compile()
+
+    def compile(self) -> None:
+        self.plan.write_bytes(plan_bytes(run(load(self.spec)).plan))
+
+    def rewrite(self, tables=TABLES, extra: str = "") -> None:
+        self.spec.write_text(spec_text(tables, extra))
+
+    def edit(self, change) -> None:
+        document = json.loads(self.plan.read_text())
+        change(document)
+        self.plan.write_text(json.dumps(document))
+
+    def move(self, name: str, rank: int) -> None:
+        """Move a table by hand, leaving the stated figures as they are but for the memory, which verify counts."""
+
+        def change(document: dict) -> None:
+            placed = document["plan"]["ebc"][name]
+            placed["ranks"] = [rank]
+            placed["shards"][0]["placement"] = f"rank:{rank}/cuda:{rank}"
+
+        self.edit(change)
+
+    def move_all(self, rank: int) -> None:
+        """Put every table on one device, and state the memory that this takes."""
+        for name, _ in TABLES:
+            self.move(name, rank)
+
+        def account(document: dict) -> None:
+            devices = document["score"]["devices"]
+            total = sum(device["memory_bytes"] for device in devices)
+            for device in devices:
+                device["memory_bytes"] = total if device["rank"] == rank else 0
+
+        self.edit(account)
+
+    def check(self) -> CheckReport:
+        return check(load(self.spec))
+
+    def codes(self) -> list[str]:
+        return [finding.code for finding in self.check().findings]
+
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Committed:
+    monkeypatch.setitem(EVALUATIONS, "fast", 1000)
+    return Committed(tmp_path)
+
+
+def test_the_plan_is_beside_the_spec():
+    assert default_plan_path("examples/model.toml") == "examples/model.plan.json"
+    assert default_plan_path(Path("a.b.toml")) == "a.b.plan.json"
+
+
+def test_a_plan_just_compiled_has_no_findings(committed):
+    report = committed.check()
+    assert report.findings == ()
+    assert report.notes == ()
+    plan = read_plan(committed.plan)
+    assert report.step_time_ms == pytest.approx(plan.score.step_time_ms, rel=1e-5)
+    assert report.gap == pytest.approx(plan.bound.gap, abs=1e-5)
+
+
+def test_checking_changes_no_file(committed):
+    before = {path.name: path.read_bytes() for path in committed.spec.parent.iterdir()}
+    committed.check()
+    assert {path.name: path.read_bytes() for path in committed.spec.parent.iterdir()} == before
+
+
+def test_a_missing_plan(committed):
+    committed.plan.unlink()
+    (finding,) = committed.check().findings
+    assert finding.code == "SH301"
+    assert finding.help == f"run shardc compile {committed.spec}"
+
+
+def test_what_is_not_a_plan(committed):
+    committed.plan.write_text("{")
+    assert committed.codes() == ["SH302"]
+    committed.plan.write_text('{"format": 2}')
+    assert committed.codes() == ["SH303"]
+
+
+def test_a_plan_that_cannot_be_read_is_no_finding(committed):
+    committed.plan.unlink()
+    committed.plan.mkdir()
+    with pytest.raises(DiagnosticError) as caught:
+        committed.check()
+    assert caught.value.exit_code == 2
+    assert caught.value.diagnostics[0].code == "SH002"
+
+
+def test_a_spec_that_fits_no_longer(committed):
+    committed.rewrite([*TABLES[:3], ("e", 1)])
+    assert committed.codes() == ["SH304", "SH304"]
+    committed.rewrite()
+    committed.spec.write_text(committed.spec.read_text().replace("devices_per_host = 2", "devices_per_host = 4"))
+    assert committed.codes() == ["SH309"]
+
+
+def test_a_spec_that_is_infeasible_now(committed):
+    committed.spec.write_text(committed.spec.read_text().replace("= 2\n", '= 2\nmemory = "1MiB"\n', 1))
+    assert committed.codes() == ["SH201"] * len(TABLES)
+
+
+def test_a_spec_changed_within_the_budget_is_a_note(committed):
+    committed.rewrite([("a", 40.01), *TABLES[1:]])
+    report = committed.check()
+    assert report.findings == ()
+    assert report.notes == ("the spec has changed since its plan was compiled",)
+
+
+def test_a_plan_that_has_become_slower(committed):
+    slower = [(name, 1.5 * pooling) for name, pooling in TABLES]
+    committed.rewrite(slower)
+    (finding,) = committed.check().findings
+    assert finding.code == "SH401"
+    assert str(committed.plan) in finding.message
+    assert "2% is allowed" in finding.help
+    assert finding.location is None
+    committed.rewrite(slower, '[budget]\nstep_time = "200%"\n')
+    assert committed.codes() == []
+    committed.rewrite(slower, '[budget]\nstep_time = "3%"\n')
+    (finding,) = committed.check().findings
+    assert finding.location.text == 'step_time = "3%"'
+
+
+def test_a_gap_over_the_budget(committed):
+    committed.rewrite(extra='[budget]\ngap = "0%"\n')
+    (finding,) = committed.check().findings
+    assert finding.code == "SH402"
+    assert finding.location.text == 'gap = "0%"'
+    committed.rewrite(extra='[budget]\ngap = "500%"\n')
+    assert committed.codes() == []
+
+
+def test_a_better_plan(committed):
+    committed.move_all(0)
+    committed.rewrite([("a", 40.01), *TABLES[1:]], '[budget]\nstep_time = "900%"\n')
+    report = committed.check()
+    (finding,) = report.findings
+    assert finding.code == "SH403"
+    assert finding.help == f"run shardc compile {committed.spec} and review the diff"
+    extra = '[budget]\nstep_time = "900%"\nimprovement = "900%"\n'
+    committed.rewrite([("a", 40.01), *TABLES[1:]], extra)
+    assert committed.codes() == []
+
+
+def test_a_plan_worsened_by_hand(committed):
+    committed.move_all(1)
+    findings = committed.check().findings
+    assert [finding.code for finding in findings] == ["SH310", "SH401", "SH403"]
+    assert "truly" in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        (("score", "step_time_ms"), "score.step_time_ms"),
+        (("score", "balance"), "score.balance"),
+        (("score", "phases", "forward"), "score.phases.forward"),
+        (("score", "devices", 0, "backward_ms"), "score.devices[0].backward_ms"),
+        (("bound", "step_time_ms"), "bound.step_time_ms"),
+    ],
+)
+def test_stated_figures_that_are_not_true(committed, path, where):
+    def change(document: dict) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] *= 0.999
+
+    committed.edit(change)
+    findings = committed.check().findings
+    assert findings[0].code == "SH310"
+    assert f"states {where} = " in findings[0].message
+
+
+def test_a_missing_figure_is_not_true(committed):
+    committed.edit(lambda document: document["score"]["phases"].pop("forward"))
+    (finding,) = committed.check().findings
+    assert finding.code == "SH310"
+    assert "score.phases.forward = None" in finding.message
+
+
+def test_stated_figures_may_differ_once_the_profile_has_changed(committed):
+    def change(document: dict) -> None:
+        document["score"]["balance"] *= 0.99
+        document["digests"]["profile"] = "sha256:0"
+
+    committed.edit(change)
+    report = committed.check()
+    assert report.findings == ()
+    assert "hardware profile has changed" in report.notes[0]
+
+
+def test_a_placement_survives_emission(committed, tmp_path):
+    text = spec_text([*TABLES, ("e", 5), ("f", 5), ("g", 5)])
+    for name, kind in (("e", "column_wise"), ("f", "row_wise"), ("g", "data_parallel")):
+        text = text.replace(f'"{name}"\n', f'"{name}"\nsharding = ["{kind}"]\n')
+    for name in ("a", "d"):
+        text = text.replace(f'"{name}"\n', f'"{name}"\ngroup = "together"\n')
+    committed.spec.write_text(text)
+    compiled = run(load(committed.spec))
+    assert placement_of(compiled.plan, compiled.choice.judge.problem) == compiled.choice.placement
+
+
+def test_a_sharding_that_is_no_option(committed):
+    """Columns of uneven widths: TorchRec runs them, shardc does not make them."""
+    committed.spec.write_text(spec_text().replace('sharding = ["table_wise"]', 'sharding = ["column_wise"]'))
+    committed.compile()
+
+    def change(document: dict) -> None:
+        document["digests"]["profile"] = "sha256:0"
+        for shard, offset, width in zip(document["plan"]["ebc"]["a"]["shards"], (0, 48), (48, 16), strict=True):
+            shard["shard_offsets"][1], shard["shard_sizes"][1] = offset, width
+
+    committed.edit(change)
+    (finding,) = committed.check().findings
+    assert finding.code == "SH308"
+    assert 'table "a": column_wise in 2 pieces' in finding.message
+
+
+def test_a_spec_that_is_no_file_has_no_plan():
+    with pytest.raises(ValueError, match="read from a file"):
+        check(load(tomli.loads(spec_text())))

@@ -1,0 +1,509 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import shardc
+from shardc import cli
+from shardc.passes.place import EVALUATIONS
+from shardc.plan import plan_schema, read_plan
+from shardc.spec import spec_schema
+
+ROOT = Path(__file__).parents[1]
+SPEC = """\
+format = 1
+[model]
+name = "m"
+module = "ebc"
+global_batch = 1024
+[cluster]
+device = "h100-80gb"
+devices_per_host = 2
+memory = "1GiB"
+[compile]
+effort = "fast"
+[[table]]
+name = "a"
+rows = 1000
+dim = 16
+pooling = 2
+[[table]]
+name = "b"
+rows = 2000
+dim = 16
+pooling = 1
+"""
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n--- stdout\n{self.out}--- stderr\n{self.err}"
+
+
+@pytest.fixture
+def shardc_(tmp_path, monkeypatch, capfd):
+    """Run a command in a folder with a valid spec, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHARDC_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("shardc.pipeline.POLICY", tmp_path / "no-policy")
+    monkeypatch.setitem(EVALUATIONS, "fast", 100)
+    Path("model.toml").write_text(SPEC)
+
+    def run(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Done(stop.value.code or 0, out, err)
+
+    return run
+
+
+def process(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, env=environment, check=False, **options)
+
+
+# --- Every command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["compile", "validate", "check", "schema", "profile", "devices", "train", "train policy"]
+)
+def test_every_command_has_help_with_an_example(shardc_, command):
+    done = shardc_(*command.split(), "--help")
+    assert done.code == 0
+    assert done.err == ""
+    assert done.out.startswith(f"Usage: shardc {command}")
+    assert command == "train" or f"Example:\n    shardc {command}" in done.out
+
+
+def test_version(shardc_):
+    assert str(shardc_("--version")) == f"exit code 0\n--- stdout\nshardc {shardc.__version__}\n--- stderr\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "validate model.toml"])
+def test_what_should_be_quick_imports_nothing_heavy(tmp_path, arguments):
+    (tmp_path / "model.toml").write_text(SPEC)
+    code = f"""
+import sys
+from shardc.cli import main
+try:
+    main({arguments.split()!r})
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {{"numpy", "torch", "fbgemm_gpu", "rich", "safetensors", "pyarrow", "tree_sitter"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = process("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Missing command."),
+        ("bogus", "No such command 'bogus'."),
+        ("compile", "Missing argument 'SPEC'."),
+        ("compile --bogus model.toml", "No such option: --bogus"),
+        ("compile --seed -1 model.toml", "'--seed'"),
+        ("compile --effort much model.toml", "'much' is not one of"),
+        ("schema csv", "'csv' is not one of"),
+        ("profile", "Missing option '--output'"),
+    ],
+)
+def test_wrong_usage(shardc_, arguments, message):
+    done = shardc_(*arguments.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("SH902 ")
+    assert message in done.err
+    assert "--help" in done.err
+
+
+# --- validate, schema, devices ----------------------------------------------------------------------------------------
+
+
+def test_validate(shardc_):
+    assert str(shardc_("validate", "model.toml")) == (
+        "exit code 0\n--- stdout\nok model.toml: 2 tables, 2 devices\n--- stderr\n"
+    )
+    assert str(shardc_("validate", "-q", "model.toml")) == "exit code 0\n--- stdout\n--- stderr\n"
+
+
+def test_validate_goes_on_after_an_invalid_spec(shardc_):
+    Path("bad.toml").write_text(SPEC.replace("pooling = 1", "poolin = 1"))
+    done = shardc_("validate", "bad.toml", "missing.toml", "model.toml")
+    assert done.code == 2
+    assert (
+        done.out
+        == """\
+SH101 unknown key "poolin" in table "b"
+  --> bad.toml:21:1
+   |
+21 | poolin = 1
+   | ^^^^^^
+help: did you mean "pooling"?
+
+ok model.toml: 2 tables, 2 devices
+"""
+    )
+    assert done.err == "SH001 cannot read the spec missing.toml: no such file\n\n"
+    assert shardc_("validate", "bad.toml", "model.toml").code == 1
+
+
+@pytest.mark.parametrize(("document", "expected"), [("spec", spec_schema()), ("plan", plan_schema())])
+def test_schema(shardc_, document, expected):
+    done = shardc_("schema", document)
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == expected
+
+
+def test_devices(shardc_):
+    done = shardc_("devices")
+    assert (done.code, done.err) == (0, "")
+    (line,) = [line for line in done.out.splitlines() if line.startswith("h100-80gb")]
+    assert re.split(" {2,}", line) == ["h100-80gb", "data sheet", "74.5 GiB", "450 GB/s", "50 GB/s", "unknown"]
+
+
+# --- compile ----------------------------------------------------------------------------------------------------------
+
+
+def test_compile_writes_the_plan_beside_the_spec(shardc_):
+    done = shardc_("compile", "model.toml")
+    assert done.code == 0
+    assert done.out.startswith("m  2 tables on 2 × h100-80gb\n")
+    assert done.out.endswith("\n\nplan written to model.plan.json\n")
+    codes = [line.split()[0] for line in done.err.splitlines() if line.startswith("SH")]
+    assert codes == ["SH501", "SH602"]
+    assert read_plan("model.plan.json").model.name == "m"
+
+
+def test_compile_quietly(shardc_):
+    assert str(shardc_("compile", "-q", "model.toml")) == "exit code 0\n--- stdout\n--- stderr\n"
+    assert Path("model.plan.json").exists()
+
+
+def test_compile_to_stdout(shardc_):
+    shardc_("compile", "-q", "model.toml", "-o", "plan.json")
+    done = shardc_("compile", "model.toml", "-o", "-")
+    assert done.code == 0
+    assert done.out.encode() == Path("plan.json").read_bytes()
+    assert "a step" in done.err
+    assert not Path("model.plan.json").exists()
+    assert not Path("-").exists()
+
+
+def test_a_plan_on_stdout_is_utf8_whatever_the_terminal_is(tmp_path):
+    (tmp_path / "model.toml").write_text(SPEC.replace('name = "a"', 'name = "ä"'), encoding="utf-8")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = process("-m", "shardc", "compile", "model.toml", "-o", "-", cwd=tmp_path, env=ascii_only)
+    assert done.returncode == 0
+    assert "ä" in json.loads(done.stdout.decode())["plan"]["ebc"]
+    assert done.stderr.isascii()
+
+
+def test_compile_says_what_it_replaces(shardc_):
+    shardc_("compile", "-q", "model.toml")
+    before = Path("model.plan.json").read_bytes()
+    assert "as fast as the plan that it replaces" in shardc_("compile", "model.toml").out
+    assert Path("model.plan.json").read_bytes() == before
+    Path("model.toml").write_text(SPEC.replace("pooling = 2", "pooling = 2000"))
+    done = shardc_("compile", "model.toml")
+    assert "slower than the plan that it replaces, but spec or profile have changed since" in done.out.replace(
+        "\n", " "
+    )
+
+
+def test_the_seed_and_the_effort_of_the_command_line_win(shardc_, monkeypatch):
+    import shardc.pipeline
+
+    asked = {}
+    original = shardc.pipeline.run
+
+    def run(loaded, **options):
+        asked.update(options)
+        return original(loaded, seed=options["seed"])
+
+    monkeypatch.setattr(shardc.pipeline, "run", run)
+    shardc_("compile", "-q", "model.toml", "--seed", "7", "--effort", "balanced")
+    assert (asked["seed"], asked["effort"]) == (7, "balanced")
+    assert read_plan("model.plan.json").tool.seed == 7
+
+
+def test_measure_hands_the_shards_to_the_benchmark(shardc_, monkeypatch):
+    import numpy as np
+
+    import shardc.measure.own
+
+    def measure_shards(shards, hardware, *, at, progress):
+        for done in range(len(shards)):
+            progress(done + 1, len(shards))
+        return np.tile([0.1, 0.2], (len(shards), 1))
+
+    monkeypatch.setattr(shardc.measure.own, "measure_shards", measure_shards)
+    done = shardc_("compile", "model.toml", "--measure")
+    assert done.code == 0
+    lines = [line for line in done.err.splitlines() if line.startswith("measure ")]
+    assert 1 < len(lines) <= 10
+    assert re.fullmatch(r"measure (\d+)/\1", lines[-1])
+    assert "SH501" not in done.err
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    (tmp_path / "model.toml").write_text(SPEC)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "shardc", "compile", "model.toml", "-o", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, check=False)
+    os.close(writer)
+    assert done.returncode == 0
+    assert b"Broken" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+BAD_SPECS = {
+    "not TOML": (SPEC.replace("= 1024", "="), "SH100"),
+    "unknown key": (SPEC.replace("dim =", "dimm ="), "SH101"),
+    "wrong type": (SPEC.replace("= 1000\n", '= "many"\n'), "SH103"),
+    "negative size": (SPEC.replace("= 1000\n", "= -1000\n"), "SH104"),
+    "dim not divisible by 4": (SPEC.replace("dim = 16", "dim = 18", 1), "SH104"),
+    "duplicate names": (SPEC.replace('"b"', '"a"'), "SH105"),
+    "pin outside the cluster": (SPEC.replace("pooling = 2", "pooling = 2\npin = [2]"), "SH104"),
+    "contradictory groups": (
+        SPEC.replace("pooling = 2", 'pooling = 2\ngroup = "g"\npin = [0]').replace(
+            "pooling = 1", 'pooling = 1\ngroup = "g"\npin = [1]'
+        ),
+        "SH106",
+    ),
+    "unknown device": (SPEC.replace("h100-80gb", "h100"), "SH107"),
+    "a table fits nowhere": (
+        SPEC.replace("rows = 1000\n", 'rows = 100_000_000\nsharding = ["table_wise"]\n'),
+        "SH201",
+    ),
+    "the model fits nowhere": (
+        SPEC.replace("rows = 1000\n", "rows = 14_000_000\n").replace("rows = 2000\n", "rows = 14_000_000\n"),
+        "SH202",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SPECS)
+def test_a_bad_spec_is_diagnosed_and_the_plan_left_alone(shardc_, name):
+    text, code = BAD_SPECS[name]
+    Path("model.plan.json").write_bytes(b"a plan")
+    Path("model.toml").write_text(text)
+    done = shardc_("compile", "model.toml")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"{code} ")
+    assert Path("model.plan.json").read_bytes() == b"a plan"
+    assert sorted(path.name for path in Path().iterdir()) == ["model.plan.json", "model.toml"]
+
+
+def test_unreadable_files(shardc_):
+    Path("latin.toml").write_bytes(SPEC.replace('"m"', '"ä"').encode("latin-1"))
+    Path("folder.toml").mkdir()
+    assert str(shardc_("compile", "missing.toml")) == (
+        "exit code 2\n--- stdout\n--- stderr\nSH001 cannot read the spec missing.toml: no such file\n\n"
+    )
+    assert str(shardc_("compile", "folder.toml")) == (
+        "exit code 2\n--- stdout\n--- stderr\nSH002 cannot read the spec folder.toml: is a directory\n\n"
+    )
+    done = shardc_("compile", "latin.toml")
+    assert done.code == 2
+    assert done.err.startswith("SH003 the spec is not UTF-8: byte 0xe4\n --> latin.toml:3:9\n")
+
+
+def test_a_plan_that_cannot_be_written(shardc_):
+    Path("folder").mkdir()
+    for target in ("nowhere/plan.json", "folder"):
+        done = shardc_("compile", "-q", "model.toml", "-o", target)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"SH004 cannot write {target}: ")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_is_not_writable(shardc_):
+    Path("folder").mkdir(mode=0o500)
+    done = shardc_("compile", "-q", "model.toml", "-o", "folder/plan.json")
+    assert done.code == 2
+    assert done.err.startswith("SH004 ")
+
+
+def test_a_plan_never_replaces_its_spec(shardc_):
+    done = shardc_("compile", "model.toml", "-o", "./model.toml")
+    assert done.code == 2
+    assert done.err.startswith("SH902 model.toml is the spec itself")
+    assert Path("model.toml").read_text() == SPEC
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_check(shardc_):
+    shardc_("compile", "-q", "model.toml")
+    done = shardc_("check", "model.toml")
+    assert (done.code, done.err) == (0, "")
+    first, last = done.out.splitlines()
+    assert re.fullmatch(r"ok model\.toml  [0-9.]+ ms  gap [0-9.]+%", first)
+    assert last == "1 spec checked, none with findings"
+    assert str(shardc_("check", "-q", "model.toml")) == "exit code 0\n--- stdout\n--- stderr\n"
+
+
+def test_check_finds(shardc_):
+    Path("other.toml").write_text(SPEC)
+    shardc_("compile", "-q", "other.toml")
+    Path("other.toml").write_text(SPEC.replace("effort", "seed = 1\neffort"))
+    done = shardc_("check", "model.toml", "other.toml")
+    assert (done.code, done.err) == (1, "")
+    lines = done.out.splitlines()
+    assert lines[:3] == [
+        "SH301 model.toml has no plan: there is no model.plan.json",
+        "help: run shardc compile model.toml",
+        "",
+    ]
+    assert lines[3].startswith("ok other.toml  ")
+    assert lines[4:] == [
+        "note: other.toml: the spec has changed since its plan was compiled",
+        "2 specs checked, 1 with findings",
+    ]
+
+
+def test_check_that_could_not_run(shardc_):
+    done = shardc_("check", "missing.toml", "model.toml")
+    assert done.code == 2
+    assert done.err == "SH001 cannot read the spec missing.toml: no such file\n\n"
+    assert "SH301" in done.out
+
+
+# --- profile and train ------------------------------------------------------------------------------------------------
+
+
+def fake(monkeypatch, name: str, **members) -> None:
+    module = ModuleType(name)
+    for member, value in members.items():
+        setattr(module, member, value)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_profile(shardc_, monkeypatch):
+    def make_profile(folder, *, name, sets, seed, progress):
+        assert (folder, name, sets, seed) == (Path("gpu"), "gpu", 200, 3)
+        for done in range(sets):
+            progress("measure", done + 1, sets)
+        progress("fit", 1, 1)
+        errors = SimpleNamespace(
+            test_sets=20, mean_relative_error=(0.041, 0.052), noise=(0.011, 0.1), kendall_tau=0.9512
+        )
+        return SimpleNamespace(name=name, measured=SimpleNamespace(device="A GPU", sets=180, errors=errors))
+
+    fake(monkeypatch, "shardc.profiling", make_profile=make_profile)
+    done = shardc_("profile", "-o", "gpu", "--sets", "200", "--seed", "3")
+    assert done.code == 0
+    assert (
+        done.out
+        == """\
+gpu: A GPU, learned from 180 sets of tables
+on 20 held-out sets (rank correlation 0.951):
+  forward   mean error  4.1%   two measurements of one set differ by  1.1%
+  backward  mean error  5.2%   two measurements of one set differ by 10.0%
+"""
+    )
+    assert done.err.splitlines() == [*(f"measure {20 * i}/200" for i in range(1, 11)), "fit 1/1"]
+
+
+def test_an_interrupted_profile_says_that_it_can_go_on(shardc_, monkeypatch):
+    def make_profile(folder, **options):
+        raise KeyboardInterrupt
+
+    fake(monkeypatch, "shardc.profiling", make_profile=make_profile)
+    done = shardc_("profile", "-o", "gpu")
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "interrupted: the same command goes on where this one stopped\n"
+
+
+def test_train_policy(shardc_, monkeypatch):
+    def train_policy(out, *, profiles, steps, seed, progress):
+        assert (out, list(profiles), steps, seed) == (Path("weights"), ["h100-80gb", "l4-24gb"], 10, 1)
+        progress(10, steps, 0.9876)
+        return {"steps": "10"}
+
+    fake(monkeypatch, "shardc.learn.train_policy", train_policy=train_policy)
+    arguments = "train policy -o weights --profile h100-80gb --profile l4-24gb --steps 10 --seed 1"
+    assert str(shardc_(*arguments.split())) == (
+        "exit code 0\n--- stdout\nsteps: 10\nweights written to weights\n"
+        "--- stderr\ntrain 10/10 0.988 of cost-greedy's step time\n"
+    )
+
+
+@pytest.mark.parametrize("missing", ["torch", "fbgemm_gpu.split_table_batched_embeddings_ops_training", "pyarrow"])
+def test_a_missing_optional_dependency(shardc_, monkeypatch, missing):
+    def make_profile(folder, **options):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    fake(monkeypatch, "shardc.profiling", make_profile=make_profile)
+    done = shardc_("profile", "-o", "gpu")
+    assert done.code == 2
+    assert done.err.startswith(f"SH604 {missing} is not installed\n")
+    assert "pip install 'shardc[cpu]'" in done.err
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_internal_error(shardc_, monkeypatch, capfd):
+    def broken(path):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("shardc.spec.load_spec", broken)
+    done = shardc_("validate", "model.toml")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("SH901 ZeroDivisionError: division by zero\nhelp: this is a bug in shardc")
+    monkeypatch.setenv("SHARDC_DEBUG", "1")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["validate", "model.toml"])
+    assert stop.value.code == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_an_interrupt(shardc_, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shardc.spec.load_spec", interrupted)
+    assert str(shardc_("validate", "model.toml")) == "exit code 130\n--- stdout\n--- stderr\n"
+
+
+class Terminal:
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_color_is_for_terminals_that_want_it(monkeypatch, environment, expected):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli._in_color(Terminal()) is expected

@@ -1,0 +1,217 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardc.cost.model import StepCost
+from shardc.cost.roofline import Roofline
+from shardc.hardware import load_hardware
+from shardc.judge import Changes, Judge, Partial
+from shardc.passes.lower import lower
+from shardc.problem import Placement, Problem
+from shardc.spec import parse_spec
+
+DEVICES = 4
+
+
+def problem_of(*tables: dict, **cluster) -> Problem:
+    spec = {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": 4096},
+        "cluster": {"device": "h100-80gb", "devices_per_host": DEVICES} | cluster,
+        "defaults": {"rows": 1000, "dim": 16, "pooling": 2.0, "access": {"zipf": 1.05}},
+        "table": [{"name": f"t{index:02}"} | table for index, table in enumerate(tables)],
+    }
+    return lower(parse_spec(spec), load_hardware("h100-80gb"))
+
+
+def judge_of(problem: Problem) -> Judge:
+    return Judge(problem, StepCost(Roofline(3.35e12, 5e7), problem.cluster))
+
+
+def varied(count: int = 12) -> Judge:
+    rng = np.random.default_rng(5)
+    return judge_of(
+        problem_of(
+            *(
+                {
+                    "rows": int(np.exp(rng.uniform(1, 16))),
+                    "dim": int(rng.choice([8, 32, 128])),
+                    "pooling": float(np.exp(rng.uniform(-3, 4))),
+                }
+                for _ in range(count)
+            )
+        )
+    )
+
+
+JUDGE = varied()
+
+
+def option(problem: Problem, block: int, type: str, units: int | None = None) -> int:
+    """The option of a block by its type (and number of units)."""
+    found = [o for o in problem.options_of(block) if problem.option_type[o] == type]
+    return next(o for o in found if units is None or problem.option_units[o] == units)
+
+
+@given(st.integers(0, 2**32))
+def test_sums_are_the_same_bits_in_any_order_of_adding_and_removing(seed):
+    rng = np.random.default_rng(seed)
+    problem = JUDGE.problem
+    chosen = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
+    expected = JUDGE.latents[chosen].sum(axis=0)
+    for _ in range(5):
+        z = np.zeros_like(expected)
+        for index in rng.permutation(chosen):
+            z += JUDGE.latents[index]
+        assert np.array_equal(z, expected)
+    for index in rng.permutation(chosen):
+        z -= JUDGE.latents[index]
+    assert np.array_equal(z, np.zeros_like(z))
+
+
+@given(st.integers(0, 2**32), st.floats(1e-9, 1e9))
+def test_sums_are_exact_for_any_cost_model(seed, scale):
+    class Own:
+        def encode(self, shards):
+            values = np.random.default_rng(seed).normal(0, 1, (len(shards), 5))
+            return scale * values * 10.0 ** np.arange(-6, 4, 2)
+
+        def score(self, z):
+            return z.max(axis=(-1, -2))
+
+    judge = Judge(JUDGE.problem, Own())
+    rng = np.random.default_rng(seed)
+    units = np.repeat(judge.latents, np.maximum(1, judge.problem.option_units), axis=0)
+    first_of_block = np.repeat(judge.problem.option_block, np.maximum(1, judge.problem.option_units))
+    some = units[np.unique(first_of_block, return_index=True)[1]]
+    order = rng.permutation(len(some))
+    assert np.array_equal(np.cumsum(some, axis=0)[-1], np.cumsum(some[order], axis=0)[-1])
+
+
+def test_rounding_to_the_grid_changes_next_to_nothing():
+    encoded = JUDGE.cost.encode(JUDGE.problem.shards)
+    exact = np.stack([encoded[list(unit)].sum(axis=0) for unit in JUDGE.problem.option_shards])
+    assert np.abs(JUDGE.latents - exact).max(axis=0) == pytest.approx(0, abs=1e-12 * exact.max())
+    assert (JUDGE.latents >= 0).all()
+
+
+def test_a_group_is_encoded_as_the_sum_of_its_tables():
+    apart, together = (judge_of(problem_of(*[{"dim": 8 * i} | more for i in (1, 2, 3)])) for more in ({}, {"group": "g"}))
+    whole = [option(apart.problem, block, "table_wise") for block in range(3)]
+    assert together.latents[0] == pytest.approx(apart.latents[whole].sum(axis=0), rel=1e-12)
+
+
+def test_loads_follow_the_placement():
+    judge = judge_of(problem_of({}, {}, {}))
+    problem = judge.problem
+    one, two, three = (
+        option(problem, 0, "table_wise"),
+        option(problem, 1, "column_wise", 2),
+        option(problem, 2, "row_wise"),
+    )
+    judgement = judge.judge(Placement((one, two, three), ((3,), (0, 3), ())))
+    on_all = judge.latents[three]
+    expected = [on_all + judge.latents[two], on_all, on_all, on_all + judge.latents[one] + judge.latents[two]]
+    assert np.array_equal(judgement.z, expected)
+    memory = problem.option_memory
+    assert judgement.memory.tolist() == [
+        memory[three] + memory[two],
+        memory[three],
+        memory[three],
+        memory[three] + memory[one] + memory[two],
+    ]
+    assert judgement.feasible
+    assert judgement.step_time_ms == pytest.approx(float(judge.cost.score(judgement.z)), abs=1e-9)
+
+
+def test_memory_pins_and_exclusions_decide_feasibility():
+    problem = problem_of(
+        {"pin": [1]}, {"apart": "hot"}, {"apart": "hot"}, {"rows": 100_000, "sharding": ["table_wise"]}, memory="20MB"
+    )
+    judge = judge_of(problem)
+    options = tuple(option(problem, block, "table_wise") for block in range(4))
+
+    def feasible(*devices: int, judge: Judge = judge) -> bool:
+        return judge.judge(Placement(options, tuple((d,) for d in devices))).feasible
+
+    assert feasible(1, 0, 2, 3)
+    assert not feasible(0, 0, 2, 3)
+    assert not feasible(1, 2, 2, 3)
+    limit = int(judge.judge(Placement(options, ((1,), (0,), (3,), (3,)))).memory.max())
+    exact, short = (
+        judge_of(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, memory_bytes=m, reserve_bytes=0)))
+        for m in (limit, limit - 1)
+    )
+    assert feasible(1, 0, 3, 3, judge=exact)
+    assert not feasible(1, 0, 3, 3, judge=short)
+
+
+def test_two_pieces_of_a_table_on_one_device_are_not_feasible():
+    judge = judge_of(problem_of({}))
+    two = option(judge.problem, 0, "column_wise", 2)
+    assert judge.judge(Placement((two,), ((0, 1),))).feasible
+    assert not judge.judge(Placement((two,), ((1, 1),))).feasible
+
+
+class OwnCost:
+    """Sum over devices of squared load: neither a StepCost nor a maximum."""
+
+    def encode(self, shards):
+        return np.stack([shards.lookups / 1e3, shards.dim / 10.0], axis=1)
+
+    def score(self, z):
+        return (z**2).sum(axis=(-1, -2))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["step cost", "own cost"])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_candidates_score_as_if_they_were_computed_afresh(own, seed):
+    rng = np.random.default_rng(seed)
+    judge = Judge(JUDGE.problem, OwnCost()) if own else JUDGE
+    z = judge.latents[rng.integers(0, len(judge.latents), (5, 6))].sum(axis=1)  # six units on each of five devices
+    z[rng.integers(5)] *= rng.integers(0, 2)
+    pairs = np.array(list(itertools.permutations(range(5), 2)))
+    loads = z[pairs] * rng.integers(0, 3, (len(pairs), 2, 1))
+    whole = np.repeat(z[None], len(pairs), axis=0)
+    whole[np.arange(len(pairs))[:, None], pairs] = loads
+    changes = Changes(judge, z)
+    expected = Changes.guides(judge, whole)
+    assert changes.two_devices(pairs, loads) == pytest.approx(expected, rel=1e-6, abs=1e-6 * float(expected.max()))
+    assert changes.guide == pytest.approx(float(Changes.guides(judge, z[None])[0]), rel=1e-9, abs=1e-9)
+
+
+def test_the_critical_devices_are_the_costliest_of_a_phase():
+    z = np.zeros((4, JUDGE.latents.shape[1]))
+    z[2] = JUDGE.latents.sum(axis=0)
+    z[1] = JUDGE.latents[0]
+    assert Changes(JUDGE, z).critical()[0] == 2
+    assert Changes(Judge(JUDGE.problem, OwnCost()), z[:, :2]).critical().tolist() == [2]
+
+
+def test_phases_of_a_device_add_up_to_its_own_step():
+    z = JUDGE.latents[:3]
+    assert JUDGE.phase_ms(z).sum(axis=-1) == pytest.approx(JUDGE.device_ms(z))
+    own = Judge(JUDGE.problem, OwnCost())
+    assert own.phase_ms(own.latents[:3]).shape == (3, 1)
+
+
+def test_a_partial_placement_becomes_what_the_judge_loads():
+    rng = np.random.default_rng(1)
+    problem = JUDGE.problem
+    chosen = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
+    partial = Partial(JUDGE, chosen)
+    assert partial.left() == pytest.approx(1)
+    for block, index in enumerate(chosen):
+        for _ in range(problem.option_units[index]):
+            fitting = np.flatnonzero(partial.fits(block))
+            assert not set(fitting) & set(partial.devices[block])
+            partial.add(block, int(rng.choice(fitting)))
+    z, memory = JUDGE.loads(partial.placement())
+    assert np.array_equal(partial.z, z)
+    assert np.array_equal(partial.memory, memory)
+    assert partial.left() == pytest.approx(0)
