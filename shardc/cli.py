@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shardc.pipeline import Compiled
     from shardc.plan import Plan
 
-EXTRAS = {"torch", "fbgemm_gpu", "pyarrow"}
+_EXTRAS = {"torch", "fbgemm_gpu", "pyarrow"}
 """Modules that only measuring and training need."""
 
 _MIN_WIDTH, _MAX_WIDTH = 72, 120
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except DiagnosticError as error:
         failure = error
     except ModuleNotFoundError as error:
-        failure = _missing_extra(error) if (error.name or "").partition(".")[0] in EXTRAS else _internal(error)
+        failure = _missing_extra(error) if (error.name or "").partition(".")[0] in _EXTRAS else _internal(error)
     except _UsageError as error:
         failure = _wrong_usage(error)
     except Exception as error:
@@ -405,18 +405,20 @@ def _progress(quiet: bool) -> Iterator[_Advance]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        description, rate, last = (
+            TextColumn(f"{{task.{field}}}") for field in ("description", "fields[rate]", "fields[note]")
+        )
+        columns = (description, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), last)
         console = Console(stderr=True, no_color=not _in_color(sys.stderr))
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
+        with Progress(*columns, console=console) as bars:
             tasks: dict[str, TaskID] = {}
 
             def draw(stage: str, done: int, total: int, note: str = "") -> None:
                 if stage not in tasks:  # what an earlier run did does not count for the rate
                     tasks[stage] = bars.add_task(stage, total=total, completed=done, rate="", note=note)
                 speed = bars.tasks[bars.task_ids.index(tasks[stage])].speed
-                rate = f"{speed:.3g}/s" if speed else ""
-                bars.update(tasks[stage], completed=done, total=total, rate=rate, note=note)
+                speed_text = f"{speed:.3g}/s" if speed else ""
+                bars.update(tasks[stage], completed=done, total=total, rate=speed_text, note=note)
 
             yield draw
     else:

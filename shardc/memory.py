@@ -28,7 +28,8 @@ def device_bytes_for(tables: int, memory: int, reserve: int) -> int:
         memory: bytes of a device now.
         reserve: bytes of it that tables may not take now.
     """
-    needed = max(tables + reserve, -(-tables * memory // max(memory - reserve, 1)))
+    share = -(-(tables + 1) * memory // max(memory - reserve - 1, 1))  # the reserve may have been rounded down
+    needed = max(tables + reserve, share)
     unit = 1
     while needed >= 999.5 * unit and unit < 1024**4:
         unit *= 1024

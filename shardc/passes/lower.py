@@ -241,8 +241,9 @@ def _fits_nowhere(loaded: LoadedSpec, members: tuple[int, ...], offered: list[_O
     first = tables[0]
     what = f'table "{first.name}"' if len(tables) == 1 else f'group "{first.group}"'
     if not offered:
-        message = f"{what}: no allowed sharding type can keep its pin on {cluster.devices} devices"
-        return Diagnostic("SH201", message, loaded.at_table(first, "pin"), help="allow table_wise, or pin more ranks")
+        keeping, field, more = (" that keeps its pin", "pin", ", or pin more ranks") if first.pin else ("", "sharding", "")
+        message = f"{what}: no allowed sharding type has a way{keeping} on {cluster.devices} devices"
+        return Diagnostic("SH201", message, loaded.at_table(first, field), help=f"allow table_wise{more}")
     least = min(offered, key=lambda option: option.memory)
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "

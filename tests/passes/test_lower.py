@@ -1,0 +1,323 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.hardware import load_hardware
+from shardc.memory import device_bytes_for, shard_bytes
+from shardc.passes.lower import lower
+from shardc.problem import Optimizer, Problem, ShardingType
+from shardc.spec import Bins, load_spec, parse_spec, parse_size
+
+HARDWARE = load_hardware("h100-80gb")
+
+
+def spec_of(*tables: dict, devices: int = 8, model: dict | None = None, **cluster) -> dict:
+    return {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": 1000} | (model or {}),
+        "cluster": {"device": "h100-80gb", "devices_per_host": devices} | cluster,
+        "defaults": {"rows": 1000, "dim": 64, "pooling": 3.0},
+        "table": [{"name": f"t{index}"} | table for index, table in enumerate(tables)],
+    }
+
+
+def lowered(*tables: dict, **settings) -> Problem:
+    return lower(parse_spec(spec_of(*tables, **settings)), HARDWARE)
+
+
+def faults(*tables: dict, **settings) -> list[Diagnostic]:
+    with pytest.raises(DiagnosticError) as caught:
+        lowered(*tables, **settings)
+    assert caught.value.exit_code == 1
+    return list(caught.value.diagnostics)
+
+
+def offered(problem: Problem, block: int = 0) -> list[tuple[str, int]]:
+    return [(str(problem.option_type[o]), int(problem.option_units[o])) for o in problem.options_of(block)]
+
+
+def shard(problem: Problem, block: int, type: str, units: int):
+    option = problem.options_of(block)[offered(problem, block).index((type, units))]
+    (index,) = problem.option_shards[option]
+    return {name: getattr(problem.shards, name)[index] for name in problem.shards.__slots__}
+
+
+# --- Options ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_type_offers_its_ways():
+    assert offered(lowered({})) == [
+        ("table_wise", 1),
+        ("column_wise", 2),
+        ("column_wise", 4),
+        ("column_wise", 8),
+        ("row_wise", 0),
+        ("data_parallel", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dim", "devices", "counts"),
+    [(4, 8, []), (8, 8, [2]), (12, 8, [3]), (48, 8, [2, 3, 4, 6]), (64, 3, [2]), (20, 8, [5]), (64, 1, [])],
+)
+def test_column_pieces_are_equal_and_divisible_by_four(dim, devices, counts):
+    problem = lowered({"dim": dim, "sharding": ["table_wise", "column_wise"]}, devices=devices)
+    assert offered(problem)[1:] == [("column_wise", count) for count in counts]
+    for count in counts:
+        width = shard(problem, 0, "column_wise", count)["dim"]
+        assert (width % 4, width * count) == (0, dim)
+
+
+@given(st.integers(1, 200).map(lambda n: 4 * n), st.integers(1, 40))
+def test_column_widths_are_always_divisible_by_four(dim, devices):
+    problem = lowered({"dim": dim}, devices=devices)
+    for option in problem.options_of(0):
+        if problem.option_type[option] is ShardingType.COLUMN_WISE:
+            width = int(problem.shards.dim[list(problem.option_shards[option])][0])
+            assert width % 4 == 0
+            assert width * problem.option_units[option] == dim
+            assert 2 <= problem.option_units[option] <= devices
+
+
+def test_only_allowed_types_are_offered():
+    assert offered(lowered({"sharding": ["row_wise"]})) == [("row_wise", 0)]
+    assert offered(lowered({"sharding": ["data_parallel", "table_wise"]})) == [("table_wise", 1), ("data_parallel", 0)]
+
+
+def test_a_pin_leaves_no_more_pieces_than_ranks():
+    problem = lowered({"pin": [1, 6]})
+    assert offered(problem) == [("table_wise", 1), ("column_wise", 2)]
+    assert np.flatnonzero(problem.allowed[0]).tolist() == [1, 6]
+    assert ("row_wise", 0) in offered(lowered({"pin": [0, 1]}, devices=2))
+
+
+def test_tables_kept_apart_are_not_spread_over_all_devices():
+    problem = lowered({"apart": "hot"}, {"apart": "hot"}, {})
+    assert {type for type, _ in offered(problem, 0)} == {"table_wise", "column_wise"}
+    assert {type for type, _ in offered(problem, 2)} == set(ShardingType)
+    common = set(problem.labels[0]) & set(problem.labels[1])
+    assert len(common) == 1
+    assert not common & set(problem.labels[2])
+    assert len({labels[0] for labels in problem.labels}) == 3
+
+
+def test_a_group_is_one_block_of_whole_tables_on_the_ranks_that_all_allow():
+    problem = lowered({"group": "g", "pin": [1, 2]}, {}, {"group": "g", "pin": [2, 3], "dim": 8, "apart": "hot"})
+    assert problem.blocks == ((0, 2), (1,))
+    assert offered(problem, 0) == [("table_wise", 1)]
+    assert np.flatnonzero(problem.allowed[0]).tolist() == [2]
+    (first,) = problem.options_of(0)
+    assert problem.shards.dim[list(problem.option_shards[first])].tolist() == [64, 8]
+    assert len(problem.labels[0]) == 2
+    alone = [lowered({"dim": dim}) for dim in (64, 8)]
+    assert problem.option_memory[first] == sum(int(one.option_memory[0]) for one in alone)
+
+
+def test_a_group_of_one_is_a_table_like_any_other():
+    assert offered(lowered({"group": "g"})) == offered(lowered({}))
+
+
+def test_the_order_of_listing_has_no_influence():
+    tables = [{"name": name, "rows": rows} for name, rows in (("b", 10), ("a", 2000), ("c", 30))]
+    one, other = (lowered(*tables[::step]) for step in (1, -1))
+    assert [table.name for table in one.tables] == ["a", "b", "c"]
+    for field in dataclasses.fields(Problem):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if field.name == "shards":
+            assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in a.__slots__)
+        else:
+            assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b, field.name
+
+
+# --- Shards -----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_what_each_device_gets():
+    problem = lowered({"rows": 1001, "dim": 64, "pooling": 4.0}, model={"weights": "fp16", "optimizer": "adam"})
+    whole = shard(problem, 0, "table_wise", 1)
+    assert (whole["rows"], whole["dim"], whole["pooling"], whole["batch"]) == (1001, 64, 4.0, 1000)
+    assert (whole["weight_bytes"], whole["output_bytes"], whole["exchanged"]) == (2, 4, True)
+    assert list(Optimizer)[whole["optimizer"]] is Optimizer.ADAM
+    columns = shard(problem, 0, "column_wise", 4)
+    assert (columns["rows"], columns["dim"], columns["pooling"], columns["batch"]) == (1001, 16, 4.0, 1000)
+    assert columns["unique"] == whole["unique"]
+    rows = shard(problem, 0, "row_wise", 0)
+    assert (rows["rows"], rows["dim"], rows["batch"]) == (126, 64, 1000)  # ceil(1001 / 8)
+    assert rows["pooling"] == pytest.approx(4 * 126 / 1001)
+    assert rows["unique"] == pytest.approx(whole["unique"] * 126 / 1001)
+    replica = shard(problem, 0, "data_parallel", 0)
+    assert (replica["rows"], replica["dim"], replica["pooling"], replica["batch"]) == (1001, 64, 4.0, 125)
+    assert not replica["exchanged"]
+    assert replica["unique"] < whole["unique"]
+
+
+def test_measured_bins_replace_the_index_file():
+    spec = spec_of({"access": {"indices": "x.pt"}})
+    bins = Bins((0.25, 0.75, *[0.0] * 15))
+    problem = lower(parse_spec(spec), HARDWARE, {"t0": bins})
+    assert problem.shards.bins == pytest.approx(np.tile(bins.shares, (len(problem.shards), 1)))
+
+
+def test_the_cluster_is_the_profiles_unless_the_spec_says_otherwise():
+    usual = lowered({}, devices=4, hosts=2, reserve="10%").cluster
+    assert (usual.hosts, usual.devices_per_host, usual.devices) == (2, 4, 8)
+    assert (usual.memory_bytes, usual.reserve_bytes) == (80 * 10**9, 8 * 10**9)
+    assert (usual.intra_host_bandwidth, usual.inter_host_bandwidth) == (450e9, 50e9)
+    own = lowered(
+        {}, memory="1GiB", reserve="24MiB", intra_host_bandwidth="7GB/s", inter_host_bandwidth="2GB/s"
+    ).cluster
+    assert own.memory_limit == 1000 * 2**20
+    assert (own.intra_host_bandwidth, own.inter_host_bandwidth) == (7e9, 2e9)
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_counted_by_the_one_function():
+    problem = lowered({"rows": 1001}, model={"weights": "bf16", "outputs": "fp16", "optimizer": "adagrad"})
+    common = {"weights": "bf16", "outputs": "fp16", "optimizer": "adagrad"}
+    expected = {
+        ("table_wise", 1): shard_bytes(1001, 64, batch=1000, pooling=3.0, **common),
+        ("column_wise", 2): shard_bytes(1001, 32, batch=1000, pooling=3.0, **common),
+        ("row_wise", 0): shard_bytes(126, 64, batch=1000, pooling=3.0 * 126 / 1001, **common),
+        ("data_parallel", 0): shard_bytes(1001, 64, batch=125, pooling=3.0, dense=True, **common),
+    }
+    found = dict(zip(offered(problem), problem.option_memory.tolist(), strict=True))
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_bytes_of_a_shard_are_those_of_its_parts():
+    count = {"weights": "fp32", "outputs": "fp32", "batch": 10, "pooling": 2.5}
+    by_hand = {"sgd": 0, "rowwise_adagrad": 100, "adagrad": 800, "adam": 1600}
+    for optimizer, values in by_hand.items():
+        # Weights and state, 25 indices and 10 offsets, outputs and their gradient.
+        assert shard_bytes(100, 8, optimizer=optimizer, **count) == 4 * (800 + values) + 8 * 35 + 2 * 4 * 80
+    dense = shard_bytes(100, 8, optimizer="sgd", dense=True, **count)
+    assert dense == shard_bytes(100, 8, optimizer="sgd", **count) + 3200
+
+
+def test_options_that_fit_no_device_are_left_out():
+    wide = {"rows": 10**6, "dim": 128}  # 512 MB of weights
+    assert offered(lowered(wide, memory="200MB", reserve="1MB")) == [
+        ("column_wise", 4),
+        ("column_wise", 8),
+        ("row_wise", 0),
+    ]
+
+
+# --- What fits nowhere ------------------------------------------------------------------------------------------------
+
+
+def enlarged(help: str) -> str:
+    """The device memory that a help asks for, as a spec takes it."""
+    (size,) = re.findall(r"device ([\d.]+ [KMGT]?i?B) or more", help)
+    assert parse_size(size)
+    return size
+
+
+@pytest.mark.parametrize("reserve", ["0%", "15%", "90%", "300MB"])
+@pytest.mark.parametrize("rows", [123_457, 1_234_567, 12_345_678])
+def test_a_table_that_fits_nowhere_is_named_with_the_memory_that_suffices(rows, reserve):
+    table = {"rows": rows, "sharding": ["table_wise"]}
+    (found,) = faults({}, table, memory="310MB" if reserve == "300MB" else "20MB", reserve=reserve)
+    assert found.code == "SH201"
+    assert '"t1"' in found.message
+    lowered({}, table, memory=enlarged(found.help), reserve=reserve)
+
+
+def test_a_sharding_type_that_would_help_is_named_and_does():
+    table = {"rows": 10**6, "sharding": ["table_wise"]}
+    (found,) = faults(table, memory="100MB")
+    (type,) = re.findall(r"allow (\w+)", found.help)
+    lowered(table | {"sharding": ["table_wise", type]}, memory="100MB")
+
+
+def test_advice_about_a_pinned_table_can_be_followed():
+    table = {"rows": 10**6, "sharding": ["table_wise"], "pin": [0, 1, 2, 3]}
+    (found,) = faults(table, memory="100MB")
+    assert "allow column_wise" in found.help  # not row_wise, which the pin rules out
+    assert "pin" not in found.help
+    lowered(table | {"sharding": ["column_wise"]}, memory="100MB")
+    (found,) = faults(table | {"pin": [0]}, memory="100MB")
+    (type,) = re.findall(r"allow (\w+) and remove the pin", found.help)
+    lowered({"rows": 10**6, "sharding": [type]}, memory="100MB")
+
+
+def test_where_no_sharding_helps_only_memory_is_asked_for():
+    (found,) = faults({"rows": 10**9}, memory="100MB")
+    assert "allow" not in found.help
+    assert enlarged(found.help)
+
+
+def test_every_table_that_fits_nowhere_is_reported_where_it_stands(tmp_path):
+    path = tmp_path / "model.toml"
+    path.write_text(
+        '''format = 1
+[model]
+name = "m"
+module = "ebc"
+global_batch = 8
+[cluster]
+device = "h100-80gb"
+devices_per_host = 2
+memory = "1MB"
+[[table]]
+name = "big"
+rows = 1_000_000
+dim = 4
+pooling = 1
+[[table]]
+name = "bigger"
+rows = 2_000_000
+dim = 4
+pooling = 1
+[[table]]
+name = "small"
+rows = 10
+dim = 4
+pooling = 1
+'''
+    )
+    with pytest.raises(DiagnosticError) as caught:
+        lower(load_spec(path), HARDWARE)
+    found = caught.value.diagnostics
+    assert [d.code for d in found] == ["SH201", "SH201"]
+    assert [d.location.line for d in found if d.location] == [12, 17]
+    assert "1_000_000" in found[0].location.text
+
+
+def test_a_group_that_fits_nowhere_is_named_as_a_group():
+    half = {"rows": 150_000, "group": "users"}
+    lowered({"rows": 150_000}, memory="60MB", reserve="1%")
+    (found,) = faults(half, half, memory="60MB", reserve="1%")
+    assert 'group "users"' in found.message
+    assert "take tables out of the group" in found.help
+
+
+def test_a_pin_that_no_offered_type_can_keep_says_so():
+    (found,) = faults({"dim": 20, "sharding": ["column_wise"], "pin": [0, 1]})
+    assert (found.code, "pin" in found.message, "pin" in found.help) == ("SH201", True, True)
+
+
+def test_a_table_that_cannot_be_split_as_asked_says_so():
+    (found,) = faults({"dim": 4, "sharding": ["column_wise"]})
+    assert (found.code, "pin" in found.message, "pin" in found.help) == ("SH201", False, False)
+    assert "allow table_wise" in found.help
+
+
+@given(
+    tables=st.integers(1, 10**13),
+    memory=st.integers(10**3, 10**12),
+    share=st.floats(0, 0.9),
+    percent=st.booleans(),
+)
+def test_the_memory_asked_for_leaves_enough_beside_the_reserve(tables, memory, share, percent):
+    reserve = round(share * memory)
+    asked = device_bytes_for(tables, memory, reserve)
+    left = asked - (round(share * asked) if percent else reserve)
+    assert left >= tables
