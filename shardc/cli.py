@@ -25,8 +25,10 @@ from shardc.diagnostics import Diagnostic, DiagnosticError, render
 
 if TYPE_CHECKING:
     from shardc.hardware import Hardware
+    from shardc.passes.profile import Measure
     from shardc.pipeline import Compiled
     from shardc.plan import Plan
+    from shardc.spec import LoadedSpec
 
 _EXTRAS = {"torch", "fbgemm_gpu", "pyarrow"}
 """Modules that only measuring and training need."""
@@ -64,6 +66,9 @@ class Document(StrEnum):
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file (TOML).")]
 SpecArguments = Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Spec files (TOML).")]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice.")]
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Measure the spec's own shards on this machine's device first.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
 
 
@@ -124,15 +129,12 @@ def compile(
         int | None,
         typer.Option(metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice, instead of the spec's."),
     ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure the spec's own shards on this machine's device first.")
-    ] = False,
+    measure: MeasureOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compile a spec to a sharding plan."""
     from shardc.files import write_atomic
-    from shardc.passes.profile import Measure
-    from shardc.pipeline import device_of, run
+    from shardc.pipeline import run
     from shardc.plan import default_plan_path, plan_bytes
     from shardc.spec import load_spec
 
@@ -143,17 +145,7 @@ def compile(
             Diagnostic("SH902", f"{target} is the spec itself: the plan would replace it"), exit_code=2
         )
     previous = None if target == "-" else _existing_plan(target)
-    with _progress(quiet or not measure) as advance:
-        measuring: Measure | None = None
-        if measure:
-            from shardc.measure.own import measure_shards
-
-            measuring = partial(
-                measure_shards,
-                hardware=device_of(loaded),
-                at=loaded.at("cluster", "device"),
-                progress=partial(advance, "measure"),
-            )
+    with _measuring(loaded, measure, quiet) as measuring:
         compiled = run(loaded, seed=seed, effort=effort, measure=measuring)
     content = plan_bytes(compiled.plan)
     if target == "-":
@@ -190,7 +182,7 @@ def validate(specs: SpecArguments, quiet: QuietOption = False) -> int:
 
 
 @app.command(epilog="\b\nExample:\n  shardc check examples/*.toml")
-def check(specs: SpecArguments, quiet: QuietOption = False) -> int:
+def check(specs: SpecArguments, measure: MeasureOption = False, quiet: QuietOption = False) -> int:
     """Check committed plans against their specs, hardware profiles and budgets.
 
     Compiles each spec again, in memory, and exits with 1 if its plan is missing, no longer fits the spec, is over the
@@ -203,7 +195,9 @@ def check(specs: SpecArguments, quiet: QuietOption = False) -> int:
     code, failed = 0, 0
     for spec in specs:
         try:
-            report = check_plan(load_spec(spec))
+            loaded = load_spec(spec)
+            with _measuring(loaded, measure, quiet) as measuring:
+                report = check_plan(loaded, measuring)
         except DiagnosticError as error:
             _report(error)
             code, failed = max(code, error.exit_code), failed + 1
@@ -431,6 +425,20 @@ def _progress(quiet: bool) -> Iterator[_Advance]:
                 _print(f"{stage} {done}/{total} {note}".rstrip(), sys.stderr)
 
         yield write
+
+
+@contextmanager
+def _measuring(loaded: LoadedSpec, wanted: bool, quiet: bool) -> Iterator[Measure | None]:
+    """Yield what measures a spec's own shards, with progress; None unless that is wanted."""
+    if not wanted:
+        yield None
+        return
+    from shardc.measure.own import measure_shards
+    from shardc.pipeline import device_of
+
+    hardware, at = device_of(loaded), loaded.at("cluster", "device")
+    with _progress(quiet) as advance:
+        yield partial(measure_shards, hardware=hardware, at=at, progress=partial(advance, "measure"))
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

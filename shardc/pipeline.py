@@ -18,7 +18,7 @@ from shardc.passes.place import Choice, place
 from shardc.passes.profile import Measure, profile
 from shardc.passes.verify import verify
 from shardc.placers.policy import Policy, load_policy
-from shardc.plan import Plan
+from shardc.plan import Digests, Plan
 from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
 
 SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
@@ -84,14 +84,17 @@ def run(
     if cost is None:
         profiled = profile(problem, hardware, loaded, measure)
         model: CostModel = profiled.cost
-        warnings, digest = profiled.warnings, hardware.digest
-        if profiled.measured is not None:
-            digest = "sha256:" + hashlib.sha256(digest.encode() + profiled.measured.tobytes()).hexdigest()
+        warnings, measured = profiled.warnings, profiled.measured
+        digests = Digests(
+            spec=loaded.digest(),
+            profile=hardware.digest,
+            measurements=None if measured is None else "sha256:" + hashlib.sha256(measured.tobytes()).hexdigest(),
+        )
     else:
-        model, warnings, digest = cost, (), None
+        model, warnings, digests = cost, (), Digests(spec=loaded.digest(), profile=None, measurements=None)
     policy, missing = _policy()
     choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
-    plan = emit(loaded, choice, hardware, profile_digest=digest, seed=seed)
+    plan = emit(loaded, choice, hardware, digests=digests, seed=seed)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
     return Compiled(plan, choice, (*warnings, *missing))

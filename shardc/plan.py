@@ -62,6 +62,7 @@ class Digests(_Member):
 
     spec: str = Field(description="Digest of the spec.")
     profile: str | None = Field(description="Digest of the hardware profile; null for a cost model without one.")
+    measurements: str | None = Field(None, description="Digest of the local measurements that corrected the profile.")
 
 
 class Tool(_Member):

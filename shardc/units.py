@@ -14,4 +14,5 @@ def format_bytes(count: float) -> str:
 
 def format_ms(ms: float) -> str:
     """Milliseconds with three significant digits: 1.23 ms."""
-    return f"{ms:.3g} ms" if ms < 999.5 else f"{ms:,.0f} ms"
+    digits = f"{ms:#.3g}".rstrip(".") if ms < 999.5 else f"{ms:,.0f}"
+    return f"{digits} ms"

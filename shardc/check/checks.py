@@ -12,6 +12,7 @@ from typing import Any
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.passes.emit import emit
+from shardc.passes.profile import Measure
 from shardc.passes.verify import verify
 from shardc.pipeline import Compiled, device_of, run
 from shardc.plan import Plan, TablePlan, default_plan_path, read_plan
@@ -42,11 +43,12 @@ class CheckReport:
     gap: float | None = None
 
 
-def check(loaded: LoadedSpec) -> CheckReport:
+def check(loaded: LoadedSpec, measure: Measure | None = None) -> CheckReport:
     """Check the plan that is committed beside a spec.
 
     Args:
         loaded: a spec that was read from a file.
+        measure: measures the spec's own shards (see `shardc.passes.profile`), for a plan that was compiled so.
 
     Raises:
         DiagnosticError: the spec cannot be compiled any more, or the plan file cannot be read (exit code 2).
@@ -56,7 +58,7 @@ def check(loaded: LoadedSpec) -> CheckReport:
     path = default_plan_path(loaded.path)
     try:
         plan = _read(path, loaded.path)
-        compiled = run(loaded)
+        compiled = run(loaded, measure=measure)
         if faults := misfits(plan, loaded, compiled):
             raise DiagnosticError(*faults)
         today = restate(plan, loaded, compiled)
@@ -64,6 +66,9 @@ def check(loaded: LoadedSpec) -> CheckReport:
         if error.exit_code != 1:
             raise
         return CheckReport(path, error.diagnostics)
+    if plan.digests.measurements and not today.digests.measurements:
+        note = "the plan was compiled with --measure: it fits the spec, and its times are checked only with --measure"
+        return CheckReport(path, (), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
     findings = (
         *stated_figures(path, plan, today),
         *step_time_budget(path, plan, today, loaded),
@@ -88,8 +93,7 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
     judge, tool = compiled.choice.judge, compiled.plan.tool
     placement = placement_of(plan, judge.problem)
     choice = replace(compiled.choice, placement=placement, judgement=judge.judge(placement))
-    digest = compiled.plan.digests.profile
-    return emit(loaded, choice, device_of(loaded), profile_digest=digest, seed=tool.seed)
+    return emit(loaded, choice, device_of(loaded), digests=compiled.plan.digests, seed=tool.seed)
 
 
 def placement_of(plan: Plan, problem: Problem) -> Placement:
@@ -187,7 +191,9 @@ def changes(plan: Plan, today: Plan) -> Iterator[str]:
     if plan.digests.spec != today.digests.spec:
         yield "the spec has changed since its plan was compiled"
     if plan.digests.profile != today.digests.profile:
-        yield "the hardware profile has changed since the plan was compiled, or the plan was compiled with --measure"
+        yield "the hardware profile has changed since the plan was compiled"
+    if plan.digests.measurements != today.digests.measurements:
+        yield "the local measurements are not those that the plan was compiled with"
 
 
 def _read(path: str, spec: str) -> Plan:

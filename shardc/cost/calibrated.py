@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardc.cost.model import ComputeCost
-from shardc.problem import Floats, Shards
+from shardc.problem import Bools, Floats, Shards
 
 _LIMITS = (1e-3, 1e3)
 _HALVINGS = 50
@@ -73,6 +73,6 @@ def calibrate(base: ComputeCost, shards: Shards, measured: Floats) -> Calibrated
         middle = (low + high) / 2
         above = base.heads(scaled(middle)) + base.constants > np.nan_to_num(measured, nan=np.inf)
         low, high = np.where(above, low, middle), np.where(above, middle, high)
-    known = np.isfinite(measured).all(axis=1)
+    known: Bools = np.asarray(np.isfinite(measured).all(axis=1))
     usual = np.median(low[known], axis=0) if known.any() else np.zeros(2)
     return CalibratedCost(base, scaled(np.where(known[:, None], low, usual)), shards)

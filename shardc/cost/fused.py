@@ -83,7 +83,7 @@ class FusedCost:
     @property
     def constants(self) -> Floats:
         """Launch overhead, ms."""
-        return self.weights["fixed"][self.kind]
+        return np.asarray(self.weights["fixed"][self.kind])
 
     def encode(self, shards: Shards) -> Floats:
         """Latents float[S, 2 K]."""

@@ -25,14 +25,14 @@ from shardc.problem import Problem, ShardingType, TableInfo
 from shardc.spec import LoadedSpec
 
 
-def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, profile_digest: str | None, seed: int) -> Plan:
+def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, digests: Digests, seed: int) -> Plan:
     """Write a choice down.
 
     Args:
         loaded: the spec.
         choice: the outcome of the placement pass.
         hardware: the device, for the kind of placements.
-        profile_digest: digest of what the costs came from; None for a cost model that has none.
+        digests: of what the plan is compiled from.
         seed: the seed that the placement pass ran with.
     """
     problem, spec = choice.judge.problem, loaded.spec
@@ -51,7 +51,7 @@ def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, profile_dige
             outputs=spec.model.outputs,
         ),
         cluster=PlanCluster(device=cluster.device, hosts=cluster.hosts, devices_per_host=cluster.devices_per_host),
-        digests=Digests(spec=loaded.digest(), profile=profile_digest),
+        digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
         plan={spec.model.module: _tables(choice, hardware.device_type)},
         score=_score(choice, [0] * cluster.devices),

@@ -241,7 +241,9 @@ def _fits_nowhere(loaded: LoadedSpec, members: tuple[int, ...], offered: list[_O
     first = tables[0]
     what = f'table "{first.name}"' if len(tables) == 1 else f'group "{first.group}"'
     if not offered:
-        keeping, field, more = (" that keeps its pin", "pin", ", or pin more ranks") if first.pin else ("", "sharding", "")
+        keeping, field, more = (
+            (" that keeps its pin", "pin", ", or pin more ranks") if first.pin else ("", "sharding", "")
+        )
         message = f"{what}: no allowed sharding type has a way{keeping} on {cluster.devices} devices"
         return Diagnostic("SH201", message, loaded.at_table(first, field), help=f"allow table_wise{more}")
     least = min(offered, key=lambda option: option.memory)

@@ -188,7 +188,7 @@ def test_every_reason_has_words():
 
 EXPECTED = """
 model  3 tables on 2 × h100-80gb
-0.669 ms a step, 34.6% above the bound of 0.5 ms, balance 0.52
+0.669 ms a step, 34.6% above the bound of 0.500 ms, balance 0.52
 
 phase                in a step                          time  share
 input all-to-all     █                             0.0202 ms     3%
@@ -210,7 +210,7 @@ cost_greedy+search was chosen: there is no trained RL policy
 strategy            step time
 cost_greedy+search   0.669 ms  chosen
 size_greedy+search   0.669 ms  equal
-size_greedy            0.8 ms  +19.6%
+size_greedy          0.800 ms  +19.6%
 dim_greedy                     found nothing that fits
 rl_policy                      not tried
 
