@@ -120,6 +120,7 @@ def train_policy(
     Returns:
         The metadata written with the weights.
     """
+    torch.set_num_threads(1)  # as fast for matrices this small, and the result does not depend on how many there are
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tasks = [draw_task(rng, profiles) for _ in range(_TASKS + _TEST_TASKS)]

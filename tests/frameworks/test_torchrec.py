@@ -19,6 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection  # noqa: E
 from torchrec.optim.optimizers import in_backward_optimizer_filter  # noqa: E402
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: E402
 
+import shardc  # noqa: E402
 from shardc.diagnostics import DiagnosticError  # noqa: E402
 from shardc.frameworks.torchrec import load_plan  # noqa: E402
 from shardc.plan import Plan, plan_bytes  # noqa: E402
@@ -94,11 +95,29 @@ def plan() -> Plan:
     return Plan.model_validate(document)
 
 
-@pytest.fixture
-def plan_file(plan: Plan, tmp_path: Path) -> Path:
-    path = tmp_path / "dlrm.plan.json"
-    path.write_bytes(plan_bytes(plan))
-    return path
+@pytest.fixture(scope="module")
+def compiled() -> Plan:
+    """A plan that shardc compiled for the same model, its tables held to one sharding type in turn."""
+    kinds = ["table_wise", "column_wise", "row_wise", "data_parallel"]
+    spec = {
+        "format": 1,
+        "model": {"name": "dlrm", "module": MODULE, "global_batch": BATCH, "optimizer": "sgd"},
+        "cluster": {"device": "h100-80gb", "devices_per_host": DEVICES},
+        "defaults": {"dim": DIM, "access": "uniform"},
+        "table": [
+            {
+                "name": f"t_cat_{i}",
+                "features": [f"cat_{i}"],
+                "rows": ROWS[i],
+                "pooling": POOLING[i],
+                "sharding": [kinds[i % 4]],
+            }
+            for i in range(len(ROWS))
+        ],
+    }
+    compiled = shardc.compile(spec)
+    assert {table.sharding_type for table in compiled.plan[MODULE].values()} == set(kinds)
+    return compiled
 
 
 def dlrm() -> DLRM_DCN:
@@ -194,8 +213,11 @@ def train_one_step(rank: int, store: str, path: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_trains_a_step_as_the_unsharded_model_does(plan_file: Path, tmp_path: Path) -> None:
-    arguments = (str(tmp_path / "store"), plan_file)
+@pytest.mark.parametrize("source", ["compiled", "plan"])
+def test_trains_a_step_as_the_unsharded_model_does(source: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    path = tmp_path / "dlrm.plan.json"
+    path.write_bytes(plan_bytes(request.getfixturevalue(source)))
+    arguments = (str(tmp_path / "store"), path)
     torch.multiprocessing.spawn(train_one_step, arguments, nprocs=DEVICES)
 
 

@@ -211,7 +211,7 @@ def test_tables_that_fit_only_in_pieces_are_split():
 
 def test_memory_tight_problems_that_can_be_placed_mostly_are():
     possible = found = 0
-    for seed in range(200, 260):
+    for seed in range(200, 240):
         judge = random_judge(seed, count=4, devices=2, memory=(17, 20))
         if judge is None or optimum(judge) == np.inf:
             continue
@@ -221,7 +221,7 @@ def test_memory_tight_problems_that_can_be_placed_mostly_are():
         except DiagnosticError as error:
             assert error.diagnostics[0].code == "SH203"
     assert possible >= 8
-    assert found >= 0.8 * possible
+    assert found >= 0.9 * possible
 
 
 # --- Nothing fits -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,201 @@
+"""The whole way from a spec to a verified plan, through the public functions."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import tomli
+import torch
+
+import shardc
+from shardc import pipeline
+from shardc.cost.model import StepCost
+from shardc.cost.roofline import Roofline
+from shardc.diagnostics import DiagnosticError
+from shardc.passes.place import Why
+from shardc.passes.verify import verify
+from shardc.plan import plan_bytes
+
+HEAD = """\
+format = 1
+[model]
+name = "m"
+module = "ebc"
+global_batch = 4096
+[cluster]
+device = "h100-80gb"
+devices_per_host = 4
+[compile]
+effort = "fast"
+[defaults]
+dim = 16
+pooling = 4
+"""
+
+
+def table(name: str, **values: str) -> str:
+    given = {"rows": "1000"} | values
+    return f'[[table]]\nname = "{name}"\n' + "".join(f"{key} = {value}\n" for key, value in given.items())
+
+
+def write(folder, *tables: str) -> str:
+    (folder / "model.toml").write_text(HEAD + "".join(tables))
+    return str(folder / "model.toml")
+
+
+@pytest.fixture
+def two(tmp_path) -> str:
+    return write(tmp_path, table("a"), table("b", rows="200_000"))
+
+
+def codes(compiled: pipeline.Compiled) -> list[str]:
+    return [warning.code for warning in compiled.warnings]
+
+
+def test_a_path_a_mapping_and_a_loaded_spec_give_one_plan(two):
+    with open(two, "rb") as file:
+        mapping = tomli.load(file)
+    plans = [plan_bytes(shardc.compile(spec)) for spec in (two, mapping, pipeline.load(two))]
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_the_plan_verifies_and_says_what_it_is(two):
+    loaded = pipeline.load(two)
+    compiled = pipeline.run(loaded)
+    assert verify(compiled.plan, loaded, compiled.choice.judge.problem.cluster) == []
+    assert compiled.plan.score.step_time_ms == pytest.approx(compiled.choice.judgement.step_time_ms)
+    assert compiled.plan.bound.step_time_ms <= compiled.plan.score.step_time_ms
+    assert compiled.plan.tool.version == shardc.__version__
+    assert sum(compiled.plan.score.phases.values()) == pytest.approx(compiled.plan.score.step_time_ms, rel=1e-4)
+    assert compiled.plan.digests.spec == loaded.digest()
+
+
+def test_costs_of_a_data_sheet_come_with_a_warning(two):
+    (found,) = [w for w in pipeline.run(pipeline.load(two)).warnings if w.code == "SH501"]
+    assert found.severity == "warning"
+    assert found.location.line == HEAD.split("\n").index('device = "h100-80gb"') + 1
+
+
+# --- Recorded lookups -------------------------------------------------------------------------------------------------
+
+
+def test_recorded_lookups_decide_the_access_distribution(tmp_path):
+    os.mkdir(tmp_path / "data")
+    torch.save(torch.arange(900), tmp_path / "data" / "cold.pt")
+    torch.save(torch.full((900,), 7), tmp_path / "data" / "hot.pt")
+    path = write(
+        tmp_path,
+        table("cold", access='{ indices = "data/cold.pt" }'),
+        table("hot", access='{ indices = "data/hot.pt" }'),
+        table("uniform"),
+    )
+    compiled = pipeline.run(pipeline.load(path))
+    problem = compiled.choice.judge.problem
+    cold, hot = (
+        problem.shards.take(np.array(problem.option_shards[problem.options_of(block)[0]])) for block in range(2)
+    )
+    assert cold.bins[0, 0] == 1  # each row once
+    assert hot.bins[0, 10] == 1  # one row 900 times: (512, 1024]
+    assert hot.unique[0] < cold.unique[0]
+
+
+def test_unreadable_lookups_are_reported_where_they_are_named(tmp_path):
+    path = write(tmp_path, table("a", access='{ indices = "none.pt" }'))
+    with pytest.raises(DiagnosticError) as caught:
+        shardc.compile(path)
+    (found,) = caught.value.diagnostics
+    assert (found.code, caught.value.exit_code) == ("SH001", 2)
+    assert found.location is not None
+    assert "none.pt" in found.location.text
+
+
+# --- Cost models ------------------------------------------------------------------------------------------------------
+
+
+class Lookups:
+    def encode(self, shards):
+        return shards.lookups[:, None]
+
+    def score(self, z):
+        return z[..., 0].max(axis=-1)
+
+
+def test_an_own_cost_replaces_the_profile_and_its_warning(two):
+    compiled = pipeline.run(pipeline.load(two), cost=Lookups())
+    assert "SH501" not in codes(compiled)
+    assert compiled.plan.digests.profile is None
+    document = json.loads(plan_bytes(compiled.plan))
+    assert document["bound"] is None
+    assert document["score"]["devices"][0]["forward_ms"] is None
+    # The cheapest way to look up 4 x 4096 twice: each table on a device of its own, or less.
+    assert compiled.plan.score.step_time_ms <= 4 * 4096
+
+
+def test_an_own_step_cost_is_bounded_too(two):
+    loaded = pipeline.load(two)
+    cluster = pipeline.run(loaded).choice.judge.problem.cluster
+    slow = StepCost(Roofline(memory_bandwidth=1e9, cache_bytes=1.0), cluster)
+    plan = shardc.compile(two, cost=slow)
+    assert plan.bound is not None
+    assert plan.score.step_time_ms > 10 * shardc.compile(two).score.step_time_ms
+
+
+# --- The policy -------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_policys_weights_there_is_a_plan_a_warning_and_a_reason(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "POLICY", tmp_path / "none.safetensors")
+    compiled = pipeline.run(pipeline.load(two))
+    found = {w.code: w for w in compiled.warnings}["SH602"]
+    assert found.severity == "warning"
+    assert "none.safetensors" in found.message
+    assert compiled.choice.why is Why.NO_POLICY
+    assert compiled.plan.chosen.reason == "no_policy"
+    assert {c.strategy: c.reason for c in compiled.plan.candidates}["rl_policy"] == "no_policy"
+    assert {c.strategy: c.step_time_ms for c in compiled.plan.candidates}["rl_policy"] is None
+
+
+def test_damaged_weights_are_as_good_as_none(two, tmp_path, monkeypatch):
+    (tmp_path / "policy.safetensors").write_bytes(b"not safetensors")
+    monkeypatch.setattr(pipeline, "POLICY", tmp_path / "policy.safetensors")
+    compiled = pipeline.run(pipeline.load(two))
+    assert "SH602" in codes(compiled)
+    assert compiled.choice.why is Why.NO_POLICY
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def test_measured_shards_change_costs_and_digests(two):
+    loaded = pipeline.load(two)
+    usual = pipeline.run(loaded)
+
+    def measure(shards):
+        return np.full((len(shards), 2), 5.0)
+
+    measured = pipeline.run(loaded, measure=measure)
+    assert measured.plan.digests != usual.plan.digests
+    assert measured.plan.digests.spec == usual.plan.digests.spec
+    assert measured.plan.score.step_time_ms > 2 * usual.plan.score.step_time_ms
+    assert "SH501" not in codes(measured)
+
+    def partly(shards):
+        return np.where(np.arange(len(shards))[:, None] == 0, np.nan, 5.0)
+
+    assert "SH504" in codes(pipeline.run(loaded, measure=partly))
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "code"),
+    [
+        ('device = "h100-80gb"', 'device = "h100"', "SH107"),
+        ("pooling = 4", "pooling = -4", "SH104"),
+        ("devices_per_host = 4", 'devices_per_host = 4\nmemory = "1KB"', "SH201"),
+    ],
+)
+def test_what_is_wrong_is_an_error_with_a_code(tmp_path, written, instead, code):
+    path = tmp_path / "model.toml"
+    path.write_text((HEAD + table("a")).replace(written, instead))
+    with pytest.raises(DiagnosticError, match=code):
+        shardc.compile(path)
