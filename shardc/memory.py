@@ -40,7 +40,7 @@ def device_bytes_for(tables: int, memory: int, reserve: int) -> int:
 
 
 def shard_bytes(
-    rows: int, dim: int, *, weights: str, outputs: str, optimizer: str, batch: int, pooling: float, dense: bool = False
+    rows: int, dim: int, *, weights: str, outputs: str, optimizer: str, bags: int, pooling: float, dense: bool = False
 ) -> int:
     """Bytes of device memory that one shard takes.
 
@@ -53,12 +53,12 @@ def shard_bytes(
         weights: dtype of the weights.
         outputs: dtype of the pooled outputs.
         optimizer: name of the sparse optimizer.
-        batch: samples of a step that reach the shard.
-        pooling: mean lookups of a sample that reach the shard.
+        bags: bags of a step that reach the shard: samples, times the features of its table.
+        pooling: mean lookups of a bag that reach the shard.
         dense: whether gradients are dense, as data-parallel tables have them.
     """
     weight_bytes = rows * dim * BYTES_PER_ELEMENT[weights]
     state = optimizer_state_bytes(rows, dim, optimizer)
-    inputs = (int(batch * pooling) + batch) * INDEX_BYTES
-    activations = 2 * batch * dim * BYTES_PER_ELEMENT[outputs]
+    inputs = (int(bags * pooling) + bags) * INDEX_BYTES
+    activations = 2 * bags * dim * BYTES_PER_ELEMENT[outputs]
     return weight_bytes + state + inputs + activations + (weight_bytes if dense else 0)

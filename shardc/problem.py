@@ -84,8 +84,9 @@ class Shards:
     Attributes:
         rows: rows of the shard.
         dim: columns of the shard.
-        pooling: mean lookups of one sample that reach the shard.
-        batch: samples of a step that reach the shard (the global batch, or a device's share when data-parallel).
+        pooling: mean lookups of one bag that reach the shard.
+        bags: bags of a step that reach the shard: samples (of the global batch, or of a device's share of it when
+            data-parallel) times the features of its table.
         bins: float[S, 17], share of the unique indices whose access count lies in (0,1], (1,2], (2,4] ... (32768,inf)
             (AutoShard, section 3.1).
         unique: expected number of distinct rows that a step touches.
@@ -99,7 +100,7 @@ class Shards:
     rows: Ints
     dim: Ints
     pooling: Floats
-    batch: Ints
+    bags: Ints
     bins: Floats
     unique: Floats
     weight_bytes: Ints
@@ -117,7 +118,7 @@ class Shards:
     @property
     def lookups(self) -> Floats:
         """Mean number of rows that one step reads."""
-        return self.batch * self.pooling
+        return self.bags * self.pooling
 
 
 @dataclass(frozen=True, slots=True)

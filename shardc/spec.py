@@ -282,7 +282,12 @@ class DefaultsSpec(_Section):
 
     rows: int | None = Field(default=None, ge=1, le=10**12, description="Rows of the table (its hash size).")
     dim: Dim | None = Field(default=None, description="Elements of an embedding vector, a multiple of 4.")
-    pooling: float | None = Field(default=None, gt=0, le=1e6, description="Mean lookups a sample (the pooling factor).")
+    pooling: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Mean lookups a sample (the pooling factor), over all features of the table.",
+    )
     access: AccessSpec | None = Field(default=None, description="How lookups spread over the rows; default uniform.")
     sharding: Sharding | None = Field(default=None, description="Allowed sharding types; all unless given.")
 

@@ -1,5 +1,7 @@
 """The closed forms are checked against streams that are drawn and counted."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ def counted(ranks: np.ndarray) -> tuple[np.ndarray, int]:
     """Histogram and number of distinct rows of one drawn step."""
     counts = np.unique(ranks, return_counts=True)[1]
     edges = [0, *(2**k for k in range(16)), np.inf]
-    inside = [(counts > low) & (counts <= high) for low, high in zip(edges, edges[1:], strict=False)]
+    inside = [(counts > low) & (counts <= high) for low, high in itertools.pairwise(edges)]
     return np.array([member.sum() for member in inside], dtype=float), len(counts)
 
 

@@ -44,7 +44,7 @@ def tables() -> list[str]:
             f"dim = {rng.choice([8, 16, 64, 128])}\npooling = {rng.uniform(0.1, 40):.3f}\n"
             f"access = {{ zipf = {rng.uniform(0, 1.5):.2f} }}\n" + extra.get(index, "")
         )
-    return found + [found[7].replace('"t7"', '"twin_of_t7"')]
+    return [*found, found[7].replace('"t7"', '"twin_of_t7"')]
 
 
 def compiled(folder: Path, sections: list[str], **environment: str) -> bytes:

@@ -100,7 +100,9 @@ def test_rounding_to_the_grid_changes_next_to_nothing():
 
 
 def test_a_group_is_encoded_as_the_sum_of_its_tables():
-    apart, together = (judge_of(problem_of(*[{"dim": 8 * i} | more for i in (1, 2, 3)])) for more in ({}, {"group": "g"}))
+    apart, together = (
+        judge_of(problem_of(*[{"dim": 8 * i} | more for i in (1, 2, 3)])) for more in ({}, {"group": "g"})
+    )
     whole = [option(apart.problem, block, "table_wise") for block in range(3)]
     assert together.latents[0] == pytest.approx(apart.latents[whole].sum(axis=0), rel=1e-12)
 
@@ -143,7 +145,9 @@ def test_memory_pins_and_exclusions_decide_feasibility():
     assert not feasible(1, 2, 2, 3)
     limit = int(judge.judge(Placement(options, ((1,), (0,), (3,), (3,)))).memory.max())
     exact, short = (
-        judge_of(dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, memory_bytes=m, reserve_bytes=0)))
+        judge_of(
+            dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, memory_bytes=m, reserve_bytes=0))
+        )
         for m in (limit, limit - 1)
     )
     assert feasible(1, 0, 3, 3, judge=exact)

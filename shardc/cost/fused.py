@@ -32,7 +32,7 @@ def features(shards: Shards) -> Floats:
         np.log2(np.maximum(shards.pooling, tiny)),
         np.log2(np.maximum(shards.rows, 1) * row_bytes),
         *shards.bins.T,
-        np.log2(np.maximum(shards.batch, 1)),
+        np.log2(np.maximum(shards.bags, 1)),
         np.log2(np.maximum(shards.lookups, tiny)),
         np.log2(np.maximum(shards.unique, tiny)),
         (shards.weight_bytes == 2).astype(np.float64),
@@ -52,9 +52,9 @@ def bases(shards: Shards) -> Floats:
     columns = [
         lookups / 1e5,
         lookups * row_bytes / 1e7,
-        shards.batch * shards.dim * shards.output_bytes / 1e7,
+        shards.bags * shards.dim * shards.output_bytes / 1e7,
         shards.unique * row_bytes / 1e7,
-        shards.batch / 1e5,
+        shards.bags / 1e5,
         np.full(len(shards), 1e-2),
     ]
     return np.stack(columns, axis=1)

@@ -96,7 +96,7 @@ class StepCost:
                 np.ones(len(shards)),
                 exchanged,
                 exchanged * np.floor(shards.lookups) * 8.0,
-                exchanged * shards.batch * shards.dim * shards.output_bytes,
+                exchanged * shards.bags * shards.dim * shards.output_bytes,
                 (1.0 - exchanged) * shards.rows * shards.dim * shards.weight_bytes,
             ],
             axis=1,

@@ -42,11 +42,11 @@ class Roofline:
         """Latents float[S, 4]: ms of device memory and of cache, forward; the same, backward."""
         row_bytes = shards.dim * shards.weight_bytes
         sectors = np.ceil(row_bytes / _SECTOR) * _SECTOR
-        lookups, outputs = shards.lookups, shards.batch * shards.dim * shards.output_bytes
+        lookups, outputs = shards.lookups, shards.bags * shards.dim * shards.output_bytes
         # A row read again is in the cache if the rows of the step fit there together.
         hit = np.minimum(1.0, self.cache_bytes / np.maximum(shards.unique * sectors, 1.0))
         repeated = np.maximum(lookups - shards.unique, 0.0) * (1.0 - hit)
-        inputs = (lookups + shards.batch) * INDEX_BYTES
+        inputs = (lookups + shards.bags) * INDEX_BYTES
         forward = (shards.unique + repeated) * sectors + inputs + outputs
         gathered = lookups * np.maximum(row_bytes, _LINE) + outputs
         # One value for a row costs a sector of its own; Adagrad and Adam keep one and two values a weight.

@@ -54,7 +54,7 @@ def workload_shards(workloads: Sequence[Workload]) -> Shards:
         rows=rows.astype(np.int64),
         dim=np.array([t.dim for _, t in pairs]),
         pooling=np.array([t.pooling for _, t in pairs]),
-        batch=np.array([w.batch for w, _ in pairs]),
+        bags=np.array([w.batch for w, _ in pairs]),
         bins=found.bins,
         unique=found.unique,
         weight_bytes=np.array([BYTES_PER_ELEMENT[w.weights] for w, _ in pairs]),

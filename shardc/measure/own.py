@@ -109,7 +109,7 @@ def _workload(shards: Shards, index: int) -> Workload:
                 access=Bins(tuple(map(float, shards.bins[index].round(9)))),
             ),
         ),
-        batch=int(shards.batch[index]),
+        batch=int(shards.bags[index]),
         weights=names[int(shards.weight_bytes[index])],
         optimizer=list(Optimizer)[int(shards.optimizer[index])],
     )

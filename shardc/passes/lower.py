@@ -97,7 +97,7 @@ class _Piece:
     rows: int
     dim: int
     pooling: float
-    batch: int
+    bags: int
     exchanged: bool = True
 
 
@@ -113,26 +113,38 @@ class _Option:
 
 def _table_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """The whole table on one device."""
-    yield 1, _Piece(index, table.rows, table.dim, table.pooling, model.global_batch)
+    yield 1, _Piece(index, table.rows, table.dim, _pooling(table), _bags(table, model.global_batch))
 
 
 def _column_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """Equal column blocks on distinct devices, each serving every lookup; widths must be divisible by 4."""
     for count in range(2, min(devices, table.dim // 4) + 1):
         if table.dim % (4 * count) == 0:
-            yield count, _Piece(index, table.rows, table.dim // count, table.pooling, model.global_batch)
+            bags = _bags(table, model.global_batch)
+            yield count, _Piece(index, table.rows, table.dim // count, _pooling(table), bags)
 
 
 def _row_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """A block of ceil(rows / devices) rows on every device, charged as full where the last one is short."""
     rows = -(-table.rows // devices)
-    yield 0, _Piece(index, rows, table.dim, table.pooling * rows / table.rows, model.global_batch)
+    pooling = _pooling(table) * rows / table.rows
+    yield 0, _Piece(index, rows, table.dim, pooling, _bags(table, model.global_batch))
 
 
 def _data_parallel(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """A replica on every device that serves the device's own samples."""
-    batch = -(-model.global_batch // devices)
-    yield 0, _Piece(index, table.rows, table.dim, table.pooling, batch, exchanged=False)
+    bags = _bags(table, -(-model.global_batch // devices))
+    yield 0, _Piece(index, table.rows, table.dim, _pooling(table), bags, exchanged=False)
+
+
+def _bags(table: Table, samples: int) -> int:
+    """Bags that so many samples look up: each feature of a table is pooled into an output of its own."""
+    return samples * len(table.features)
+
+
+def _pooling(table: Table) -> float:
+    """Mean lookups of a bag: those of a sample are spread over the table's features."""
+    return table.pooling / len(table.features)
 
 
 _WAYS = {
@@ -166,7 +178,7 @@ def _memory(piece: _Piece, model: ModelSpec) -> int:
         weights=model.weights,
         outputs=model.outputs,
         optimizer=model.optimizer,
-        batch=piece.batch,
+        bags=piece.bags,
         pooling=piece.pooling,
         dense=not piece.exchanged,
     )
@@ -212,12 +224,12 @@ def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bin
     """Arrays of the pieces, with the access histogram that each one sees."""
     model = loaded.spec.model
     owner = np.array([piece.table for piece in pieces])
-    batch = np.array([piece.batch for piece in pieces])
+    bags = np.array([piece.bags for piece in pieces])
     tables = loaded.tables
-    # A histogram belongs to a table and the samples that reach it: all of them, or (data-parallel) a device's share.
-    keys, which = np.unique(np.stack([owner, batch]), axis=1, return_inverse=True)
+    # A histogram belongs to a table and the bags that reach it: all of them, or (data-parallel) a device's share.
+    keys, which = np.unique(np.stack([owner, bags]), axis=1, return_inverse=True)
     rows = np.array([float(tables[t].rows) for t in keys[0]])
-    lookups = keys[1] * np.array([tables[t].pooling for t in keys[0]])
+    lookups = keys[1] * np.array([_pooling(tables[t]) for t in keys[0]])
     found = histograms([accesses.get(tables[t].name, tables[t].access) for t in keys[0]], rows, lookups)
     which = which.reshape(-1)
     part = np.array([piece.rows / tables[piece.table].rows for piece in pieces])
@@ -225,7 +237,7 @@ def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bin
         rows=np.array([piece.rows for piece in pieces]),
         dim=np.array([piece.dim for piece in pieces]),
         pooling=np.array([piece.pooling for piece in pieces]),
-        batch=batch,
+        bags=bags,
         bins=found.bins[which],
         unique=found.unique[which] * part,
         weight_bytes=np.full(len(pieces), BYTES_PER_ELEMENT[model.weights]),

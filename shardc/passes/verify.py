@@ -254,6 +254,7 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, in
     """Yield rank, table and bytes of every shard, replicas of data-parallel tables included."""
     model, devices = loaded.spec.model, plan.cluster.devices
     for table, placed in _placed(plan, loaded):
+        features = len(table.features)
         dense, by_rows = placed.sharding_type == "data_parallel", placed.sharding_type == "row_wise"
         extents = [(table.rows, table.dim)] * devices if dense else [shard.shard_sizes for shard in placed.shards]
         for rank, (rows, dim) in zip(placed.ranks, extents, strict=True):
@@ -263,8 +264,8 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, in
                 weights=model.weights,
                 outputs=model.outputs,
                 optimizer=model.optimizer,
-                batch=-(-model.global_batch // devices) if dense else model.global_batch,
-                pooling=table.pooling * rows / table.rows if by_rows else table.pooling,
+                bags=features * (-(-model.global_batch // devices) if dense else model.global_batch),
+                pooling=table.pooling / features * rows / table.rows if by_rows else table.pooling / features,
                 dense=dense,
             )
             yield rank, table.name, size

@@ -41,7 +41,7 @@ def random_shards(seed: int, count: int = 10) -> Shards:
         rows=rows,
         dim=4 * rng.integers(1, 64, count),
         pooling=pooling,
-        batch=batch,
+        bags=batch,
         bins=rng.dirichlet(np.full(17, 0.3), count),
         unique=np.minimum(rows, batch * pooling) * rng.uniform(0.1, 1, count),
         weight_bytes=rng.choice([2, 4], count),
@@ -72,7 +72,7 @@ def test_features_are_finite_for_extreme_shards():
 
 def test_bases_grow_with_the_work():
     one = random_shards(1, 1)
-    twice = Shards(*(getattr(one, name) for name in ("rows", "dim", "pooling")), 2 * one.batch, one.bins, one.unique,
+    twice = Shards(*(getattr(one, name) for name in ("rows", "dim", "pooling")), 2 * one.bags, one.bins, one.unique,
                    one.weight_bytes, one.output_bytes, one.optimizer, one.exchanged)  # fmt: skip
     assert (bases(twice) >= bases(one)).all()
     assert bases(one).shape == (1, BASES)
@@ -132,7 +132,7 @@ def test_heads_are_convex_and_slopes_are_subgradients(seed, share):
     assert (cost.slopes(a)[1, :5] == 0).all()
 
 
-# --- Trained in torch, used in numpy -----------------------------------------------------------------------------------
+# --- Trained in torch, used in numpy ----------------------------------------------------------------------------------
 
 
 def measurements(count: int = 60) -> list[Measurement]:

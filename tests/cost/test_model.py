@@ -31,7 +31,7 @@ def random_shards(seed: int, count: int = 12) -> Shards:
         rows=rows,
         dim=4 * rng.integers(1, 64, count),
         pooling=pooling,
-        batch=batch,
+        bags=batch,
         bins=bins,
         unique=np.minimum(rows, batch * pooling) * rng.uniform(0.1, 1, count),
         weight_bytes=rng.choice([2, 4], count),
@@ -100,7 +100,7 @@ def test_a_step_is_the_sum_of_the_costliest_device_of_each_phase():
 def test_bytes_that_travel_take_their_time():
     """Eight devices on two hosts: 3/8 of the bytes go to the own host at 4 GB/s, 4/8 to the other at 1 GB/s."""
     batch, dim, rows = 1000, 32, 500
-    base = {"batch": batch, "dim": dim, "rows": rows, "pooling": 2.0, "output_bytes": 2, "weight_bytes": 4}
+    base = {"bags": batch, "dim": dim, "rows": rows, "pooling": 2.0, "output_bytes": 2, "weight_bytes": 4}
     held = dict(zip(PHASES, COST.device_ms(COST.encode(one(**base, exchanged=True)))[0], strict=True))
     assert held["input_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * 2 * 8 / 2 / 1e9)
     assert held["forward_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * dim * 2 / 2 / 1e9)

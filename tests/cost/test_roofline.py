@@ -17,7 +17,7 @@ def shard(**values) -> Shards:
         "rows": 100_000,
         "dim": 64,
         "pooling": 20.0,
-        "batch": 4096,
+        "bags": 4096,
         "unique": 50_000.0,
         "weight_bytes": 4,
         "output_bytes": 4,
@@ -34,8 +34,8 @@ def ms(**values) -> np.ndarray:
 
 def test_latents_are_positive_and_finite_for_extreme_shards():
     for values in (
-        {"rows": 1, "dim": 4, "pooling": 1e-6, "batch": 1, "unique": 1e-12},
-        {"rows": 10**12, "dim": 8192, "pooling": 1e6, "batch": 2**31, "unique": 1e12},
+        {"rows": 1, "dim": 4, "pooling": 1e-6, "bags": 1, "unique": 1e-12},
+        {"rows": 10**12, "dim": 8192, "pooling": 1e6, "bags": 2**31, "unique": 1e12},
     ):
         latents = ROOFLINE.encode(shard(**values))
         assert np.isfinite(latents).all()
@@ -44,7 +44,7 @@ def test_latents_are_positive_and_finite_for_extreme_shards():
 
 @pytest.mark.parametrize(
     ("field", "larger"),
-    [("dim", 128), ("pooling", 40.0), ("batch", 8192), ("unique", 100_000.0), ("output_bytes", 8)],
+    [("dim", 128), ("pooling", 40.0), ("bags", 8192), ("unique", 100_000.0), ("output_bytes", 8)],
 )
 def test_more_work_takes_longer(field, larger):
     more, usual = ms(**{field: larger}), ms()

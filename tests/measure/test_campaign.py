@@ -99,7 +99,7 @@ def test_a_torn_last_line_is_measured_again(tmp_path, kept):
     lines = whole.splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:kept])
     assert [m.index for m in read_journal(tmp_path)] == [0, 1]
-    results, bench = run(tmp_path, 3)
+    _, bench = run(tmp_path, 3)
     assert bench.seen == [2]
     assert journal.read_bytes() == whole
 
@@ -135,7 +135,7 @@ def test_each_measurement_is_on_disk_before_the_next_begins(tmp_path):
 
 
 def test_bins_of_a_wrong_length_are_refused(tmp_path):
-    results, _ = run(tmp_path, 1)
+    run(tmp_path, 1)
     entry = json.loads((tmp_path / JOURNAL).read_text())
     entry["tables"] = [{"rows": 5, "dim": 4, "pooling": 1.0, "bins": [0.5, 0.5]}]
     (tmp_path / JOURNAL).write_text(json.dumps(entry) + "\n")

@@ -2,6 +2,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
         rows=np.array(rows),
         dim=np.full(count, 8),
         pooling=np.full(count, 2.0),
-        batch=np.full(count, 64),
+        bags=np.full(count, 64),
         bins=np.tile(np.eye(17)[0], (count, 1)),
         unique=np.full(count, 50.0),
         weight_bytes=np.full(count, weight_bytes),
@@ -53,7 +54,7 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
 
 
 class FakeBench:
-    seen: list[Workload] = []
+    seen: ClassVar[list[Workload]] = []
 
     def time(self, workload: Workload, *, seed: int, runs: int = 12) -> Timing:
         self.seen.append(workload)
@@ -107,7 +108,7 @@ def test_nothing_is_measured_twice(seen):
         {"rows": np.array([101])},
         {"dim": np.array([12])},
         {"pooling": np.array([2.5])},
-        {"batch": np.array([65])},
+        {"bags": np.array([65])},
         {"bins": np.eye(17)[1:2]},
         {"weight_bytes": np.array([2])},
         {"optimizer": np.array([list(Optimizer).index(Optimizer.ADAGRAD)])},

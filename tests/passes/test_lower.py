@@ -11,7 +11,7 @@ from shardc.hardware import load_hardware
 from shardc.memory import device_bytes_for, shard_bytes
 from shardc.passes.lower import lower
 from shardc.problem import Optimizer, Problem, ShardingType
-from shardc.spec import Bins, load_spec, parse_spec, parse_size
+from shardc.spec import Bins, load_spec, parse_size, parse_spec
 
 HARDWARE = load_hardware("h100-80gb")
 
@@ -140,18 +140,18 @@ def test_the_order_of_listing_has_no_influence():
 def test_shards_are_what_each_device_gets():
     problem = lowered({"rows": 1001, "dim": 64, "pooling": 4.0}, model={"weights": "fp16", "optimizer": "adam"})
     whole = shard(problem, 0, "table_wise", 1)
-    assert (whole["rows"], whole["dim"], whole["pooling"], whole["batch"]) == (1001, 64, 4.0, 1000)
+    assert (whole["rows"], whole["dim"], whole["pooling"], whole["bags"]) == (1001, 64, 4.0, 1000)
     assert (whole["weight_bytes"], whole["output_bytes"], whole["exchanged"]) == (2, 4, True)
     assert list(Optimizer)[whole["optimizer"]] is Optimizer.ADAM
     columns = shard(problem, 0, "column_wise", 4)
-    assert (columns["rows"], columns["dim"], columns["pooling"], columns["batch"]) == (1001, 16, 4.0, 1000)
+    assert (columns["rows"], columns["dim"], columns["pooling"], columns["bags"]) == (1001, 16, 4.0, 1000)
     assert columns["unique"] == whole["unique"]
     rows = shard(problem, 0, "row_wise", 0)
-    assert (rows["rows"], rows["dim"], rows["batch"]) == (126, 64, 1000)  # ceil(1001 / 8)
+    assert (rows["rows"], rows["dim"], rows["bags"]) == (126, 64, 1000)  # ceil(1001 / 8)
     assert rows["pooling"] == pytest.approx(4 * 126 / 1001)
     assert rows["unique"] == pytest.approx(whole["unique"] * 126 / 1001)
     replica = shard(problem, 0, "data_parallel", 0)
-    assert (replica["rows"], replica["dim"], replica["pooling"], replica["batch"]) == (1001, 64, 4.0, 125)
+    assert (replica["rows"], replica["dim"], replica["pooling"], replica["bags"]) == (1001, 64, 4.0, 125)
     assert not replica["exchanged"]
     assert replica["unique"] < whole["unique"]
 
@@ -182,17 +182,17 @@ def test_memory_is_counted_by_the_one_function():
     problem = lowered({"rows": 1001}, model={"weights": "bf16", "outputs": "fp16", "optimizer": "adagrad"})
     common = {"weights": "bf16", "outputs": "fp16", "optimizer": "adagrad"}
     expected = {
-        ("table_wise", 1): shard_bytes(1001, 64, batch=1000, pooling=3.0, **common),
-        ("column_wise", 2): shard_bytes(1001, 32, batch=1000, pooling=3.0, **common),
-        ("row_wise", 0): shard_bytes(126, 64, batch=1000, pooling=3.0 * 126 / 1001, **common),
-        ("data_parallel", 0): shard_bytes(1001, 64, batch=125, pooling=3.0, dense=True, **common),
+        ("table_wise", 1): shard_bytes(1001, 64, bags=1000, pooling=3.0, **common),
+        ("column_wise", 2): shard_bytes(1001, 32, bags=1000, pooling=3.0, **common),
+        ("row_wise", 0): shard_bytes(126, 64, bags=1000, pooling=3.0 * 126 / 1001, **common),
+        ("data_parallel", 0): shard_bytes(1001, 64, bags=125, pooling=3.0, dense=True, **common),
     }
     found = dict(zip(offered(problem), problem.option_memory.tolist(), strict=True))
     assert {key: found[key] for key in expected} == expected
 
 
 def test_bytes_of_a_shard_are_those_of_its_parts():
-    count = {"weights": "fp32", "outputs": "fp32", "batch": 10, "pooling": 2.5}
+    count = {"weights": "fp32", "outputs": "fp32", "bags": 10, "pooling": 2.5}
     by_hand = {"sgd": 0, "rowwise_adagrad": 100, "adagrad": 800, "adam": 1600}
     for optimizer, values in by_hand.items():
         # Weights and state, 25 indices and 10 offsets, outputs and their gradient.
@@ -257,7 +257,7 @@ def test_where_no_sharding_helps_only_memory_is_asked_for():
 def test_every_table_that_fits_nowhere_is_reported_where_it_stands(tmp_path):
     path = tmp_path / "model.toml"
     path.write_text(
-        '''format = 1
+        """format = 1
 [model]
 name = "m"
 module = "ebc"
@@ -281,7 +281,7 @@ name = "small"
 rows = 10
 dim = 4
 pooling = 1
-'''
+"""
     )
     with pytest.raises(DiagnosticError) as caught:
         lower(load_spec(path), HARDWARE)
@@ -321,3 +321,10 @@ def test_the_memory_asked_for_leaves_enough_beside_the_reserve(tables, memory, s
     asked = device_bytes_for(tables, memory, reserve)
     left = asked - (round(share * asked) if percent else reserve)
     assert left >= tables
+
+
+def test_each_feature_of_a_table_is_pooled_into_an_output_of_its_own():
+    one, two = ({"name": "t", "rows": 1000, "pooling": 6.0, "features": features} for features in (["a"], ["a", "b"]))
+    shards = [lowered(table).shards.take(np.array([0])) for table in (one, two)]
+    assert shards[0].lookups == shards[1].lookups
+    assert 2 * shards[0].bags == shards[1].bags

@@ -123,7 +123,7 @@ def broken(problem: Problem, placement: Placement) -> list[str]:
 
 def test_small_problems_are_solved_as_well_as_by_brute_force():
     ratios, missed = [], 0
-    for seed in range(40):
+    for seed in range(30):
         judge = random_judge(seed, count=3, devices=2 + seed % 2, memory=(19, 24))
         if judge is None or (best := optimum(judge)) == np.inf:
             continue
@@ -135,7 +135,7 @@ def test_small_problems_are_solved_as_well_as_by_brute_force():
         assert choice.judgement.step_time_ms >= best
         assert choice.bound.step_time_ms <= best
         ratios.append(choice.judgement.step_time_ms / best)
-    assert len(ratios) >= 15
+    assert len(ratios) >= 12
     assert missed <= 1
     assert np.mean(np.array(ratios) < 1 + 1e-6) >= 0.8
     assert max(ratios) < 1.25
@@ -179,7 +179,7 @@ def test_every_placer_keeps_every_constraint(seed, count, devices):
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_what_is_chosen_keeps_every_constraint(seed):
     judge = random_judge(seed, 8, 3)
     if judge is None:
@@ -211,7 +211,7 @@ def test_tables_that_fit_only_in_pieces_are_split():
 
 def test_memory_tight_problems_that_can_be_placed_mostly_are():
     possible = found = 0
-    for seed in range(200, 240):
+    for seed in range(200, 222):
         judge = random_judge(seed, count=4, devices=2, memory=(17, 20))
         if judge is None or optimum(judge) == np.inf:
             continue
@@ -220,7 +220,7 @@ def test_memory_tight_problems_that_can_be_placed_mostly_are():
             found += place(judge.problem, judge.cost, policy=None, effort="fast").judgement.feasible
         except DiagnosticError as error:
             assert error.diagnostics[0].code == "SH203"
-    assert possible >= 8
+    assert possible >= 5
     assert found >= 0.9 * possible
 
 
@@ -311,7 +311,9 @@ def test_one_seed_one_choice():
 
 
 def test_more_effort_is_never_worse():
-    judge = judge_of(spec_of(*[t | {"sharding": ["table_wise"]} for t in tables_of(np.random.default_rng(9), 30, 5)], devices=5))
+    judge = judge_of(
+        spec_of(*[t | {"sharding": ["table_wise"]} for t in tables_of(np.random.default_rng(9), 30, 5)], devices=5)
+    )
     fast, balanced = (place(judge.problem, judge.cost, policy=None, effort=e) for e in ("fast", "balanced"))
     assert balanced.judgement.step_time_ms <= fast.judgement.step_time_ms
 

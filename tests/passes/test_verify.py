@@ -160,7 +160,7 @@ def expected_memory() -> list[int]:
             weights="fp32",
             outputs="fp32",
             optimizer="rowwise_adagrad",
-            batch=batch,
+            bags=batch,
             pooling=pooling,
             dense=dense,
         )

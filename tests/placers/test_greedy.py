@@ -88,7 +88,12 @@ def test_no_room_is_no_placement():
 
 def test_constrained_blocks_are_placed_before_free_ones():
     judge = judge_of(
-        {"dim": 64}, {"dim": 4, "apart": "a"}, {"dim": 8, "pin": [0, 2]}, {"dim": 12, "pin": [1]}, {"dim": 32}, devices=4
+        {"dim": 64},
+        {"dim": 4, "apart": "a"},
+        {"dim": 8, "pin": [0, 2]},
+        {"dim": 12, "pin": [1]},
+        {"dim": 32},
+        devices=4,
     )
     order = placing_order(judge, first_options(judge), heuristic_loads(judge.problem, "dim"))
     assert order == [3, 2, 1, 0, 4]

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from shardc.cost.roofline import Roofline
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
-from shardc.placers.greedy import cost_greedy
+from shardc.placers.greedy import cost_greedy, heuristic_greedy
 from shardc.placers.local_search import _Search, improve
 from shardc.problem import Placement
 from shardc.spec import parse_spec
@@ -41,7 +42,11 @@ def judge_of(*tables: dict, devices: int = 4, own: bool = False, **cluster) -> J
 def random_judge(seed: int, count: int = 14, own: bool = False, **more) -> Judge:
     rng = np.random.default_rng(seed)
     tables = [
-        {"rows": int(np.exp(rng.uniform(2, 14))), "dim": int(rng.choice([8, 32, 64])), "pooling": float(rng.uniform(0.1, 40))}
+        {
+            "rows": int(np.exp(rng.uniform(2, 14))),
+            "dim": int(rng.choice([8, 32, 64])),
+            "pooling": float(rng.uniform(0.1, 40)),
+        }
         for _ in range(count)
     ]
     tables[0] |= {"group": "g"}
@@ -136,6 +141,28 @@ def test_swaps_are_found_where_memory_leaves_no_room_for_moves():
     found = improve(judge, start, evaluations=2000, seed=0)
     assert found.devices[0] != found.devices[1]
     assert judge.judge(found).feasible
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_memory_is_kept_where_the_start_fills_it(seed):
+    """Balanced by size, with as much memory as the fullest device needs: what lowers the time has to fit as well."""
+    roomy = random_judge(seed)
+    start = heuristic_greedy(roomy, all_on_few(roomy).option, "size")
+    assert start is not None
+    limit = int(roomy.judge(start).memory.max())
+    cluster = dataclasses.replace(roomy.problem.cluster, memory_bytes=limit, reserve_bytes=0)
+    problem = dataclasses.replace(roomy.problem, cluster=cluster)
+    judge = Judge(problem, StepCost(Roofline(9e11, 6e6), cluster))
+    found = judge.judge(improve(judge, start, evaluations=3000, seed=0))
+    assert found.memory.max() <= limit
+    assert found.feasible
+
+
+def test_a_table_may_keep_its_device_when_it_is_split():
+    judge = judge_of({"dim": 256, "pooling": 100.0, "pin": [0, 1]}, devices=3)
+    found = improve(judge, Placement((judge.problem.options_of(0)[0],), ((0,),)), evaluations=1000, seed=0)
+    assert found.devices == ((0, 1),)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["step cost", "own cost"])
