@@ -11,7 +11,7 @@ TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
 	$(BIN)/shardc compile examples/dlrm-small.toml --quiet
-	$(BIN)/torchrun --nproc-per-node 2 examples/train_dlrm.py --plan examples/dlrm-small.plan.json
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/torchrun --nproc-per-node 2 examples/train_dlrm.py --plan examples/dlrm-small.plan.json
 
 test: $(VENV)/.ready lint  ## lint, types, tests, and the examples' committed plans
 	$(BIN)/pytest
@@ -32,8 +32,8 @@ schemas: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TORCHREC)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCHREC_NEEDS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TORCHREC)
 	touch $@
 
 clean:

@@ -43,16 +43,16 @@ def _zipf_ranks(exponent: float, rows: int, lookups: int, generator: torch.Gener
 
 def _binned_ranks(shares: np.ndarray, rows: int, lookups: int, generator: torch.Generator) -> torch.Tensor:
     """Ranks whose access counts fill the 17 bins: most accessed first, so popular rows are the same in every batch."""
-    unique = min(rows, max(1, round(lookups / float(shares @ BIN_COUNTS))))
-    per_bin = np.floor(np.cumsum(shares[::-1]) * unique + 0.5)
-    size = np.diff(np.concatenate([[0.0], per_bin])).astype(np.int64)
+    unique = min(rows, lookups, max(1, round(lookups / float(shares @ BIN_COUNTS))))
+    if lookups == 0:
+        return torch.empty(0, dtype=torch.long, device=generator.device)
+    # Rounding the running sums, not the numbers, keeps each within one and the totals exact.
+    size = np.diff(np.floor(np.cumsum(shares[::-1]) / shares.sum() * unique + 0.5), prepend=0.0).astype(np.int64)
     counts = np.repeat(BIN_COUNTS[::-1], size)
-    counts = np.maximum(1, np.floor(counts * lookups / max(counts.sum(), 1.0))).astype(np.int64)
+    spare = lookups - len(counts)  # every row is accessed once; the rest in proportion to what its bin has beyond that
+    beyond = np.cumsum(counts - 1.0)
+    scale = spare / beyond[-1] if beyond[-1] > 0 else 0.0
+    counts = 1 + np.diff(np.floor(beyond * scale + 0.5), prepend=0.0).astype(np.int64)
+    counts[0] += lookups - counts.sum()  # bins that say "once" for fewer rows than there are accesses
     ranks = torch.repeat_interleave(torch.from_numpy(counts)).to(generator.device)
-    order = torch.randperm(len(ranks), generator=generator, device=generator.device)
-    ranks = ranks[order][:lookups]
-    missing = lookups - len(ranks)
-    if missing:  # the counts were rounded down: the rest are accesses spread over the same rows
-        again = torch.randint(max(1, len(counts)), (missing,), generator=generator, device=generator.device)
-        ranks = torch.cat([ranks, again])
-    return ranks
+    return ranks[torch.randperm(lookups, generator=generator, device=generator.device)]
