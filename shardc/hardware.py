@@ -22,7 +22,7 @@ import safetensors.numpy
 import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shardc.cost.fused import BASES, FEATURES, FusedCost, operator_kind
+from shardc.cost.fused import FusedCost, fits, operator_kind
 from shardc.cost.model import ComputeCost
 from shardc.cost.roofline import Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
@@ -200,8 +200,8 @@ def _measured(folder: Path) -> Hardware:
         weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
     except safetensors.SafetensorError as error:
         raise _damaged("SH602", folder, f"{_WEIGHTS}: {error}") from error
-    if weights["mean"].shape != (FEATURES,) or weights["scale"].shape != (2, BASES):
-        raise _damaged("SH602", folder, f"{_WEIGHTS} were trained on other features")
+    if not fits(weights):
+        raise _damaged("SH602", folder, f"{_WEIGHTS} does not hold a cost model of this version")
     return Hardware(
         name=document.name,
         device_type=document.device_type,

@@ -54,6 +54,8 @@ class Judge:
         """float[O, K]: latents of one unit of each option (of every device's share, if spread), on the grid."""
         problem = self.problem
         encoded = np.asarray(self.cost.encode(problem.shards), dtype=np.float64)
+        if encoded.ndim != 2 or len(encoded) != len(problem.shards) or not np.isfinite(encoded).all():
+            raise ValueError(f"cost.encode must return finite latents, float[{len(problem.shards)}, K]")
         count = [len(shards) for shards in problem.option_shards]
         owner = np.repeat(np.arange(len(count)), count)
         latents = np.zeros((len(count), encoded.shape[1]))
@@ -73,7 +75,7 @@ class Judge:
 
     def device_ms(self, z: Floats) -> Floats:
         """What loads cost a device, float[...] ms for float[..., K]: the step time if it were the only device."""
-        return self.rounded(self.cost.score(z[..., None, :]))
+        return self.step_ms(z[..., None, :])
 
     def phase_ms(self, z: Floats) -> Floats:
         """What loads cost a device by phase, float[..., P] ms; one phase for a cost model that has none."""
@@ -83,7 +85,10 @@ class Judge:
 
     def step_ms(self, z: Floats) -> Floats:
         """Step time of placements, float[...] ms, from summed latents float[..., D, K]."""
-        return self.rounded(self.cost.score(z))
+        ms = np.asarray(self.cost.score(z), dtype=np.float64)
+        if ms.shape != z.shape[:-2] or not np.isfinite(ms).all():
+            raise ValueError("cost.score must return one finite time for each placement, float[...] for z[..., D, K]")
+        return self.rounded(ms)
 
     @staticmethod
     def rounded(ms: Floats) -> Floats:

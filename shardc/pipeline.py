@@ -80,18 +80,19 @@ def run(
     """
     seed = loaded.spec.compile.seed if seed is None else seed
     hardware = device_of(loaded)
-    problem = lower(loaded, hardware, _read_accesses(loaded))
+    recorded = _read_accesses(loaded)
+    problem = lower(loaded, hardware, recorded)
     if cost is None:
         profiled = profile(problem, hardware, loaded, measure)
         model: CostModel = profiled.cost
         warnings, measured = profiled.warnings, profiled.measured
         digests = Digests(
-            spec=loaded.digest(),
+            spec=_digest(loaded, recorded),
             profile=hardware.digest,
             measurements=None if measured is None else "sha256:" + hashlib.sha256(measured.tobytes()).hexdigest(),
         )
     else:
-        model, warnings, digests = cost, (), Digests(spec=loaded.digest(), profile=None, measurements=None)
+        model, warnings, digests = cost, (), Digests(spec=_digest(loaded, recorded), profile=None, measurements=None)
     policy, missing = _policy()
     choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
     plan = emit(loaded, choice, hardware, digests=digests, seed=seed)
@@ -105,6 +106,14 @@ def device_of(loaded: LoadedSpec) -> Hardware:
     return load_hardware(
         loaded.spec.cluster.device, base=os.path.dirname(loaded.path or ""), at=loaded.at("cluster", "device")
     )
+
+
+def _digest(loaded: LoadedSpec, recorded: Mapping[str, Bins]) -> str:
+    """Digest of the spec and of the recorded accesses that it refers to."""
+    if not recorded:
+        return loaded.digest()
+    content = repr((loaded.digest(), sorted((name, bins.shares) for name, bins in recorded.items())))
+    return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
 def _policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:

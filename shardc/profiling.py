@@ -40,7 +40,8 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
         progress: called with the stage ("measure" or "fit"), and how much of it is done and in all.
 
     Raises:
-        DiagnosticError: SH604 without torch and FBGEMM; SH902 for fewer than `MINIMUM_SETS` sets.
+        DiagnosticError: SH902 for fewer than `MINIMUM_SETS` sets, SH603 for a folder with another campaign.
+        ModuleNotFoundError: without torch, FBGEMM and pyarrow.
     """
     if sets < MINIMUM_SETS:
         message = f"{sets} sets are too few to learn from and to test on"

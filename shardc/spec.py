@@ -248,7 +248,7 @@ class AccessSpec(_Section):
     bins: tuple[Annotated[float, Field(ge=0, le=1 + _BINS_TOLERANCE)], ...] | None = Field(
         default=None,
         strict=False,
-        description="Share of the lookups that fall on rows of each of 17 bins of access counts; they sum to 1.",
+        description="Share of the touched rows that a step looks up once, twice, 3-4 times, 5-8 times ..., 17 bins.",
         json_schema_extra={"minItems": BIN_COUNT, "maxItems": BIN_COUNT},
     )
     indices: Text | None = Field(default=None, description="File of recorded lookups, relative to the spec's folder.")
@@ -370,7 +370,7 @@ class Zipf:
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """The share of lookups in each of 17 bins of access counts; the shares sum to 1 within 1e-3."""
+    """The share of unique rows in each of 17 bins of access counts; the shares sum to 1 within 1e-3."""
 
     shares: tuple[float, ...]
 

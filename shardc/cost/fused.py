@@ -11,6 +11,7 @@ Trained by `shardc.learn.fit_cost`; here is its inference in numpy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,29 @@ def bases(shards: Shards) -> Floats:
 def operator_kind(optimizer: Optimizer, weights: str) -> int:
     """Which of four fixed costs an operator has: by optimizer (SGD or one with state) and dtype (32 or 16 bits)."""
     return 2 * (optimizer is not Optimizer.SGD) + (weights != "fp32")
+
+
+def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
+    """Whether arrays read from a file can be the weights of a `FusedCost`: names, shapes, signs, no NaN."""
+    if "encoder.0.bias" not in weights or weights.get("pieces", np.empty(0)).ndim != 4:
+        return False
+    hidden, (_, groups, count, latents) = weights["encoder.0.bias"].size, weights["pieces"].shape
+    expected = {
+        "mean": (FEATURES,),
+        "std": (FEATURES,),
+        "encoder.0.weight": (hidden, FEATURES),
+        "encoder.0.bias": (hidden,),
+        "encoder.1.weight": (2 * latents, hidden),
+        "encoder.1.bias": (2 * latents,),
+        "scale": (2, BASES),
+        "pieces": (2, groups, count, latents),
+        "offsets": (2, groups, count),
+        "fixed": (4, 2),
+    }
+    shapes = {name: array.shape for name, array in weights.items()} == expected
+    finite = all(np.isfinite(array).all() for array in weights.values())
+    # Without these signs the heads are not convex and non-decreasing, and no bound would hold.
+    return shapes and finite and all(bool((weights[name] >= 0).all()) for name in ("scale", "pieces", "fixed"))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _OPTIMIZERS = {
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "adam": EmbOptimType.ADAM,
 }
-_DTYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "bf16": SparseType.BF16}
+_DTYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16}
 _BATCHES = 3  # independently drawn index batches that the runs rotate through, so that no run finds its rows cached
 
 

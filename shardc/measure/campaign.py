@@ -180,8 +180,12 @@ def read_journal(folder: Path) -> list[Measurement]:
     Raises:
         DiagnosticError: SH603 when a line other than the last is damaged.
     """
-    entries = {entry["index"]: entry for entry in _read_lines(folder / JOURNAL) if "skipped" not in entry}
-    return [_from_entry(entries[index]) for index in sorted(entries)]
+    journal = folder / JOURNAL
+    entries = {entry["index"]: entry for entry in _read_lines(journal) if "skipped" not in entry}
+    try:
+        return [_from_entry(entries[index]) for index in sorted(entries)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(str(journal), f"a measurement lacks or has a wrong {error}") from error
 
 
 def _read_lines(journal: Path) -> list[dict[str, Any]]:
@@ -191,12 +195,18 @@ def _read_lines(journal: Path) -> list[dict[str, Any]]:
         if not line.endswith(b"\n"):
             break  # torn by a crash while it was written: measured again
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError as error:
-            message = f"{journal}:{number}: not a measurement: {error}"
-            fix = "delete this line: the set will be measured again"
-            raise DiagnosticError(Diagnostic("SH603", message, help=fix), exit_code=2) from error
+            raise _damaged(f"{journal}:{number}", f"not a measurement: {error}") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("index"), int):
+            raise _damaged(f"{journal}:{number}", "not a measurement: it has no index")
+        entries.append(entry)
     return entries
+
+
+def _damaged(where: str, reason: str) -> DiagnosticError:
+    fix = "delete the damaged lines: their sets will be measured again"
+    return DiagnosticError(Diagnostic("SH603", f"{where}: {reason}", help=fix), exit_code=2)
 
 
 def _end_torn_line(journal: Path, out: Any) -> None:
@@ -224,6 +234,6 @@ def _from_entry(entry: dict[str, Any]) -> Measurement:
         for t in entry["tables"]
     )
     if any(isinstance(t.access, Bins) and len(t.access.shares) != ACCESS_BINS for t in tables):
-        raise DiagnosticError(Diagnostic("SH603", f"measurement {entry['index']}: bins must be {ACCESS_BINS} shares"))
+        raise ValueError(f"bins: {ACCESS_BINS} shares are expected")
     timing = Timing(**{name: entry[name] for name in Timing.__dataclass_fields__})
     return Measurement(entry["index"], Workload(tables, entry["batch"], entry["weights"], entry["optimizer"]), timing)

@@ -51,8 +51,8 @@ def measure_shards(
         progress: called with shards done and in all.
 
     Raises:
-        DiagnosticError: SH503 when the local device is of another kind, or FBGEMM lacks the optimizer on it; SH604
-            without torch and FBGEMM.
+        DiagnosticError: SH503 when the local device is of another kind, or FBGEMM lacks the optimizer on it.
+        ModuleNotFoundError: without torch and FBGEMM.
     """
     from shardc.measure.benchmark import Bench, local_device, versions
 

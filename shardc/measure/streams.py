@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from shardc.access import BIN_COUNTS
+from shardc.problem import Floats
 from shardc.spec import Bins, Zipf
 
 _SCATTER = 2_654_435_761  # Knuth's multiplicative constant: a prime, so it is coprime to any smaller number of rows
@@ -41,16 +42,16 @@ def _zipf_ranks(exponent: float, rows: int, lookups: int, generator: torch.Gener
     return rank.long().clamp_(0, rows - 1)
 
 
-def _binned_ranks(shares: np.ndarray, rows: int, lookups: int, generator: torch.Generator) -> torch.Tensor:
+def _binned_ranks(shares: Floats, rows: int, lookups: int, generator: torch.Generator) -> torch.Tensor:
     """Ranks whose access counts fill the 17 bins: most accessed first, so popular rows are the same in every batch."""
     unique = min(rows, lookups, max(1, round(lookups / float(shares @ BIN_COUNTS))))
     if lookups == 0:
         return torch.empty(0, dtype=torch.long, device=generator.device)
     # Rounding the running sums, not the numbers, keeps each within one and the totals exact.
     size = np.diff(np.floor(np.cumsum(shares[::-1]) / shares.sum() * unique + 0.5), prepend=0.0).astype(np.int64)
-    counts = np.repeat(BIN_COUNTS[::-1], size)
-    spare = lookups - len(counts)  # every row is accessed once; the rest in proportion to what its bin has beyond that
-    beyond = np.cumsum(counts - 1.0)
+    wanted = np.repeat(BIN_COUNTS[::-1], size)
+    spare = lookups - len(wanted)  # every row is accessed once; the rest in proportion to what its bin has beyond that
+    beyond = np.cumsum(wanted - 1.0)
     scale = spare / beyond[-1] if beyond[-1] > 0 else 0.0
     counts = 1 + np.diff(np.floor(beyond * scale + 0.5), prepend=0.0).astype(np.int64)
     counts[0] += lookups - counts.sum()  # bins that say "once" for fewer rows than there are accesses

@@ -25,7 +25,7 @@ class Workload:
     Attributes:
         tables: the tables.
         batch: samples of one step.
-        weights: dtype of the weights, fp32, fp16 or bf16.
+        weights: dtype of the weights, fp32 or fp16.
         optimizer: name of the sparse optimizer that the backward operator applies.
     """
 

@@ -74,16 +74,35 @@ class _Search:
             yield
 
     def kick(self) -> bool:
-        """Move a few random units to random devices; False if nothing can move."""
+        """Leave a local optimum: another option for a random block, or a few random moves. False if nothing can."""
+        options_first = self._rng.random() < 0.5
+        kicked = (options_first and self._kick_option()) or self._kick_units() or self._kick_option()
+        self.step_ms = float(self._judge.step_ms(self._z))
+        self.budget -= 1
+        return kicked
+
+    def _kick_units(self) -> bool:
         moved = 0
         for unit in self._rng.permutation(len(self._block))[: 4 * _KICK]:
             targets = np.flatnonzero(self._may_enter(np.array([unit]))[0])
             if len(targets) and moved < _KICK:
                 self._move(int(unit), int(self._rng.choice(targets)))
                 moved += 1
-        self.step_ms = float(self._judge.step_ms(self._z))
-        self.budget -= 1
         return moved > 0
+
+    def _kick_option(self) -> bool:
+        problem = self._problem
+        for block in map(int, self._rng.permutation(len(self._option))[: 4 * _KICK]):
+            others = [o for o in problem.options_of(block) if o != self._option[block]]
+            if not others:
+                continue
+            option = int(self._rng.choice(others))
+            fits = np.flatnonzero(self._without(block, option)[1])
+            units = int(problem.option_units[option])
+            if len(fits) >= (units or len(self._z)):
+                self._set_option(block, option, self._rng.choice(fits, units, replace=False))
+                return True
+        return False
 
     def _improve_by_units(self) -> bool:
         changes = Changes(self._judge, self._z)
@@ -147,16 +166,20 @@ class _Search:
         best = int(guide.argmin())
         if guide[best] >= changes.guide - _LEAST_GAIN:
             return False
-        block = pairs[best][0]
-        where = tuple(map(int, np.flatnonzero(takes[best]))) if units[best] else ()
+        where = np.flatnonzero(takes[best]) if units[best] else np.empty(0, dtype=np.int64)
+        self._set_option(pairs[best][0], int(option[best]), where)
+        return True
+
+    def _set_option(self, block: int, option: int, devices: Ints) -> None:
+        """Give a block another option, its units on `devices` (none if it is spread)."""
         now = self.placement()
+        where = tuple(sorted(map(int, devices)))
         self.reset(
             Placement(
-                (*now.option[:block], int(option[best]), *now.option[block + 1 :]),
+                (*now.option[:block], option, *now.option[block + 1 :]),
                 (*now.devices[:block], where, *now.devices[block + 1 :]),
             )
         )
-        return True
 
     def _without(self, block: int, option: int) -> tuple[Floats, np.ndarray]:
         """Loads float[D, K] of the devices without a block, and bool[D] where a unit of `option` would then fit."""

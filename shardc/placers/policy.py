@@ -63,8 +63,21 @@ def load_policy(path: Path) -> Policy:
             metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise _unusable(path, str(error)) from error
-    if metadata.get("format") != POLICY_FORMAT or weights["hidden.weight"].shape[1] != POLICY_FEATURES:
+    if metadata.get("format") != POLICY_FORMAT:
         raise _unusable(path, f"format {metadata.get('format')}, expected {POLICY_FORMAT}")
+    width = weights["hidden.bias"].size if "hidden.bias" in weights else 0
+    expected = {
+        "hidden.weight": (width, POLICY_FEATURES),
+        "hidden.bias": (width,),
+        "mix.weight": (width, 2 * width),
+        "mix.bias": (width,),
+        "score.weight": (1, width),
+        "greed": (1,),
+    }
+    if {name: array.shape for name, array in weights.items()} != expected:
+        raise _unusable(path, "not the arrays of a policy")
+    if not all(np.isfinite(array).all() for array in weights.values()):
+        raise _unusable(path, "weights are not finite")
     return Policy(weights, metadata, "sha256:" + hashlib.sha256(content).hexdigest())
 
 
