@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardc.cost.model import StepCost
-from shardc.judge import Judge
-from shardc.problem import Floats, Ints
+from shardc.problem import Floats, Ints, Problem
 
 _ITERATIONS = 1000
 _RATE = 128.0
@@ -38,19 +37,22 @@ class LowerBound:
     mix: Floats
 
 
-def lower_bound(judge: Judge) -> LowerBound | None:
-    """Bound the step time from below; None for a cost model that is not a `StepCost` and certifies nothing."""
-    cost, problem = judge.cost, judge.problem
-    if not isinstance(cost, StepCost):
-        return None
+def lower_bound(problem: Problem, cost: StepCost, latents: Floats) -> LowerBound:
+    """Bound the step time from below.
+
+    Args:
+        problem: the problem.
+        cost: its cost model; the form of its heads is what the certificate rests on.
+        latents: float[O, K], latents of one unit of each option (see `shardc.judge.Judge.latents`).
+    """
     devices = problem.cluster.devices
     spread = problem.option_units == 0
     share = np.where(spread, 1.0, problem.option_units / devices)
-    mean = judge.latents * share[:, None]  # [O, K], what an option adds to the mean load
-    present = cost.present(judge.latents)
+    mean = latents * share[:, None]  # [O, K], what an option adds to the mean load
+    present = cost.present(latents)
     certain = _certain(present, problem.option_block, len(problem.blocks))
     # [O, 2 P]: what one unit costs the device that holds it, and the fixed costs that depend on the choice of options.
-    alone = np.concatenate([cost.heads(judge.latents), present * cost.constants * (1.0 - certain)], axis=1)
+    alone = np.concatenate([cost.heads(latents), present * cost.constants * (1.0 - certain)], axis=1)
     fixed = float(cost.constants @ certain)
     starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
 
