@@ -51,6 +51,18 @@ def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
         raise _failure("SH003", f"the {what} is not UTF-8: byte 0x{byte:02x}", location, "save it as UTF-8") from None
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        DiagnosticError: SH004 when it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise _failure("SH004", f"cannot make the folder {os.fspath(path)}: {_reason(error)}") from None
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, rename.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shardc.cost.fused import FusedCost, fits, operator_kind
 from shardc.cost.model import ComputeCost
-from shardc.cost.roofline import Roofline
+from shardc.cost.roofline import ASSUMPTIONS, Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
 from shardc.problem import Floats, Optimizer
@@ -88,6 +88,7 @@ class Hardware:
     Attributes:
         name: name of the profile.
         device_type: cpu or cuda.
+        device_name: words of the name that such a device has on its machine.
         memory_bytes: memory of one device.
         intra_host_bandwidth: bytes/s from one device to the others of its host.
         inter_host_bandwidth: bytes/s from one device to other hosts.
@@ -99,6 +100,7 @@ class Hardware:
 
     name: str
     device_type: str
+    device_name: str
     memory_bytes: int
     intra_host_bandwidth: float
     inter_host_bandwidth: float
@@ -106,6 +108,11 @@ class Hardware:
     compute: Callable[[Optimizer, str], ComputeCost]
     digest: str
     measured: Measured | None
+
+    def describes(self, device_type: str, device_name: str) -> bool:
+        """Whether a device of that type and name is one that this profile is of."""
+        named = re.search(rf"(?<!\w){re.escape(self.device_name)}(?!\w)", device_name)
+        return self.device_type == device_type and named is not None
 
 
 def load_hardware(device: str, *, base: str = "", at: Location | None = None) -> Hardware:
@@ -123,8 +130,6 @@ def load_hardware(device: str, *, base: str = "", at: Location | None = None) ->
     if device in gpus:
         return _data_sheet(device, gpus[device])
     for folder in (PROFILES / device, Path(base) / device):
-        if os.sep not in device and folder.parent != PROFILES and not (folder / "profile.json").exists():
-            continue
         if (folder / "profile.json").exists():
             return _measured(folder)
     close = difflib.get_close_matches(device, shipped := hardware_names(), n=1)
@@ -163,6 +168,7 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
     return Hardware(
         name=name,
         device_type="cuda",
+        device_name=figures["driver_name"],
         memory_bytes=_given(parse_size(figures["memory"])),
         intra_host_bandwidth=_given(parse_bandwidth(figures["intra_host_bandwidth"])),
         inter_host_bandwidth=_given(parse_bandwidth(figures["inter_host_bandwidth"])),
@@ -171,7 +177,7 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
             memory_bandwidth=_given(parse_bandwidth(figures["memory_bandwidth"])),
             cache_bytes=_given(parse_size(figures["cache"])),
         ),
-        digest=_sha256(json.dumps([name, figures], sort_keys=True).encode()),
+        digest=_sha256(json.dumps([name, figures, ROOFLINE_LATENCY_MS, ASSUMPTIONS], sort_keys=True).encode()),
         measured=None,
     )
 
@@ -205,6 +211,7 @@ def _measured(folder: Path) -> Hardware:
     return Hardware(
         name=document.name,
         device_type=document.device_type,
+        device_name=document.measured.device,
         memory_bytes=document.memory_bytes,
         intra_host_bandwidth=document.intra_host_bandwidth,
         inter_host_bandwidth=document.inter_host_bandwidth,

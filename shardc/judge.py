@@ -1,7 +1,8 @@
 """The one judge: every placer proposes, and every placement is weighed here by the same function.
 
-Latents are rounded once to a power-of-two grid on which all sums that can occur are exact in float64. So a device's
-sum does not depend on the order of addition, on threads or on the processor, and neither does a plan.
+Latents are rounded once to a power-of-two grid on which all sums that can occur are exact in float64, and which is far
+coarser than what processors and libraries differ by in exp or a matrix product. So a device's sum does not depend on
+the order of addition, on threads or, but for the rarest coincidence, on the processor.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from shardc.cost.model import CostModel, StepCost
 from shardc.problem import Bools, Floats, Ints, Placement, Problem
 
-_EXACT_BITS = 50  # of float64's 53: the rest is room for rounding up
+_EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
 _SOFT_POWER = 8.0
 _SOFT_SHARE = 0.3
 
@@ -86,8 +87,10 @@ class Judge:
     def step_ms(self, z: Floats) -> Floats:
         """Step time of placements, float[...] ms, from summed latents float[..., D, K]."""
         ms = np.asarray(self.cost.score(z), dtype=np.float64)
-        if ms.shape != z.shape[:-2] or not np.isfinite(ms).all():
-            raise ValueError("cost.score must return one finite time for each placement, float[...] for z[..., D, K]")
+        if ms.shape != z.shape[:-2] or not (np.isfinite(ms) & (ms >= 0)).all():
+            raise ValueError(
+                "cost.score must return one finite, non-negative time for each placement, float[...] for z[..., D, K]"
+            )
         return self.rounded(ms)
 
     @staticmethod

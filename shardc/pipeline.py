@@ -95,7 +95,7 @@ def run(
         model, warnings, digests = cost, (), Digests(spec=_digest(loaded, recorded), profile=None, measurements=None)
     policy, missing = _policy()
     choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
-    plan = emit(loaded, choice, hardware, digests=digests, seed=seed)
+    plan = emit(loaded, choice, digests=digests, seed=seed)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
     return Compiled(plan, choice, (*warnings, *missing))
@@ -132,8 +132,10 @@ def _read_accesses(loaded: LoadedSpec) -> dict[str, Bins]:
         return {}
     from shardc.measure.index_file import read_bins
 
-    return {
-        table.name: read_bins(loaded.resolve(table.access.path), table.rows, loaded.at_table(table, "access"))
-        for table in recorded
-        if isinstance(table.access, IndexFile)
-    }
+    bins = {}
+    for table in recorded:
+        if isinstance(table.access, IndexFile):
+            lookups = loaded.spec.model.global_batch * table.pooling
+            path, at = loaded.resolve(table.access.path), loaded.at_table(table, "access")
+            bins[table.name] = read_bins(path, table.rows, lookups, at)
+    return bins

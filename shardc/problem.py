@@ -48,6 +48,7 @@ class Cluster:
 
     Attributes:
         device: name of the hardware profile.
+        device_type: cpu or cuda.
         hosts: number of hosts.
         devices_per_host: devices of each host; ranks are numbered host by host.
         memory_bytes: memory of one device.
@@ -58,6 +59,7 @@ class Cluster:
     """
 
     device: str
+    device_type: str
     hosts: int
     devices_per_host: int
     memory_bytes: int
@@ -110,10 +112,6 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def take(self, index: NDArray[np.int64]) -> Shards:
-        """The shards at `index`, in that order."""
-        return Shards(*(getattr(self, name)[index] for name in self.__slots__))
 
     @property
     def lookups(self) -> Floats:

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import shardc
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import read_text, write_atomic
+from shardc.files import make_folder, read_text, write_atomic
 from shardc.hardware import ProfileDocument, save_profile
-from shardc.measure.campaign import CPU_RANGE, CUDA_RANGE, Measurement, Range, read_journal, run_campaign
+from shardc.measure.campaign import (
+    CPU_RANGE,
+    CUDA_RANGE,
+    Measurement,
+    Range,
+    missing_sets,
+    read_journal,
+    run_campaign,
+    to_entry,
+)
 
 if TYPE_CHECKING:
     from shardc.measure.benchmark import LocalDevice
@@ -47,12 +56,13 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
         message = f"{sets} sets are too few to learn from and to test on"
         raise DiagnosticError(Diagnostic("SH902", message, help=f"--sets {MINIMUM_SETS} or more"), exit_code=2)
     from shardc.learn.fit_cost import fit_cost, reference_ms
-    from shardc.measure.benchmark import Bench, local_device, versions
+    from shardc.measure.benchmark import REVISION, Bench, local_device, versions
 
     device = local_device()
     sizes = CPU_RANGE if device.type == "cpu" else CUDA_RANGE
-    folder.mkdir(parents=True, exist_ok=True)
-    _same_campaign(folder, {"device": device.name, "seed": seed, **versions()})
+    make_folder(folder)
+    identity = {"device": device.name, "seed": seed, "revision": REVISION, "sizes": repr(sizes), **versions()}
+    _same_campaign(folder, identity)
     measurements = _measure(folder, Bench, sizes, seed=seed, sets=sets, progress=progress)
     arrays, report = fit_cost(measurements, seed=seed, progress=lambda epoch, epochs, _: progress("fit", epoch, epochs))
     write_atomic(folder / "measurements.parquet", measurements_parquet(measurements))
@@ -99,10 +109,8 @@ def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
 def _measure(
     folder: Path, bench: Callable[[], Any], sizes: Range, *, seed: int, sets: int, progress: Progress
 ) -> list[Measurement]:
-    done = len(read_journal(folder))
-    if done < sets:
-        for _ in run_campaign(folder, bench(), sizes, seed=seed, sets=sets):
-            done += 1
+    if missing := missing_sets(folder, sets):
+        for done, _ in enumerate(run_campaign(folder, bench(), sizes, seed=seed, sets=sets), sets - len(missing) + 1):
             progress("measure", done, sets)
     progress("measure", sets, sets)
     return [m for m in read_journal(folder) if m.index < sets]
@@ -121,8 +129,6 @@ def measurements_parquet(measurements: list[Measurement]) -> bytes:
     """
     import pyarrow
     import pyarrow.parquet
-
-    from shardc.measure.campaign import to_entry
 
     table = pyarrow.Table.from_pylist([to_entry(m) for m in measurements])
     sink = pyarrow.BufferOutputStream()

@@ -95,7 +95,7 @@ def test_sums_are_exact_for_any_cost_model(seed, scale):
 def test_rounding_to_the_grid_changes_next_to_nothing():
     encoded = JUDGE.cost.encode(JUDGE.problem.shards)
     exact = np.stack([encoded[list(unit)].sum(axis=0) for unit in JUDGE.problem.option_shards])
-    assert np.abs(JUDGE.latents - exact).max(axis=0) == pytest.approx(0, abs=1e-12 * exact.max())
+    assert np.abs(JUDGE.latents - exact).max(axis=0) == pytest.approx(0, abs=1e-8 * exact.max())
     assert (JUDGE.latents >= 0).all()
 
 
@@ -104,7 +104,7 @@ def test_a_group_is_encoded_as_the_sum_of_its_tables():
         judge_of(problem_of(*[{"dim": 8 * i} | more for i in (1, 2, 3)])) for more in ({}, {"group": "g"})
     )
     whole = [option(apart.problem, block, "table_wise") for block in range(3)]
-    assert together.latents[0] == pytest.approx(apart.latents[whole].sum(axis=0), rel=1e-12)
+    assert together.latents[0] == pytest.approx(apart.latents[whole].sum(axis=0), rel=1e-7)
 
 
 def test_loads_follow_the_placement():

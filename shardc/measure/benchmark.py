@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import fbgemm_gpu
@@ -34,6 +36,9 @@ _OPTIMIZERS = {
     "adam": EmbOptimType.ADAM,
 }
 _DTYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16}
+REVISION = 1
+"""Of the benchmark: raised when it starts to measure something else, so that old measurements are not mixed in."""
+
 _BATCHES = 3  # independently drawn index batches that the runs rotate through, so that no run finds its rows cached
 
 
@@ -76,13 +81,10 @@ def _cpu_name() -> str:
 
 
 class Bench:
-    """Times workloads against the reference set. One thread on one core (CPU), or the current CUDA device."""
+    """Times workloads against the reference set: on one thread and one core, or on the current CUDA device."""
 
     def __init__(self, seed: int = 0) -> None:
         self.device = torch.device(local_device().type)
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         self._flush = torch.empty(_flush_bytes(self.device), dtype=torch.uint8, device=self.device)
         self._reference = _Operator(REFERENCE, self.device, seed)
 
@@ -93,23 +95,43 @@ class Bench:
             MemoryError: when the tables do not fit in the device's memory.
         """
         try:
-            operator = _Operator(workload, self.device, seed)
-        except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
-            if "memory" in str(error).lower():
+            with _steady(self.device):
+                pairs = self._run(_Operator(workload, self.device, seed), runs)
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        except RuntimeError as error:  # how torch says it on a CPU
+            if "can't allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        for number in range(_BATCHES):
-            self._reference.step(number, self._flush)
-            operator.step(number, self._flush)
-        pairs = [
-            (self._reference.step(number % _BATCHES, self._flush), operator.step(number % _BATCHES, self._flush))
-            for number in range(runs)
-        ]
         reference, target = np.array(pairs).transpose(1, 2, 0)  # [2 phases, runs] each
         ratio = target / reference
         low, median, high = np.percentile(ratio, [25, 50, 75], axis=1)
         spread = (high - low) / 2 / median
         return Timing(*map(float, (*median, *spread, *np.median(reference, axis=1))))
+
+    def _run(self, operator: _Operator, runs: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        """Times of the reference and of the workload in each of `runs` alternating runs, after a warm-up."""
+        pairs = []
+        for number in range(_BATCHES + runs):
+            reference = self._reference.step(number % _BATCHES, self._flush)
+            pairs.append((reference, operator.step(number % _BATCHES, self._flush)))
+        return pairs[_BATCHES:]
+
+
+@contextmanager
+def _steady(device: torch.device) -> Iterator[None]:
+    """One thread that stays on one core while a CPU is timed; as it was before, afterwards."""
+    if device.type != "cpu" or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        os.sched_setaffinity(0, {max(cores)})
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
 
 
 class _Operator:
@@ -171,7 +193,7 @@ def _draw_inputs(workload: Workload, generator: torch.Generator) -> tuple[torch.
 
 
 def _flush_bytes(device: torch.device) -> int:
-    """Bytes to overwrite before each phase, so that it finds no rows cached: twice the GPU's L2, or the CPU's L3."""
+    """Bytes to overwrite before each phase, so that it finds no rows cached: twice the GPU's L2; 32 MiB on a CPU."""
     if device.type == "cuda":
         return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
     return 32 << 20

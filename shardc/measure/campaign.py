@@ -153,12 +153,10 @@ def _draw_access(rng: np.random.Generator) -> Zipf | Bins:
 def run_campaign(folder: Path, bench: Bench, sizes: Range, *, seed: int, sets: int) -> Iterator[Measurement | str]:
     """Measure sets until the campaign's journal holds `sets`; yields each one, or why it was skipped, as it is done."""
     journal = folder / JOURNAL
-    done = {entry["index"] for entry in _read_lines(journal)}
+    missing = missing_sets(folder, sets)
     with journal.open("ab") as out:
         _end_torn_line(journal, out)
-        for index in range(sets):
-            if index in done:
-                continue
+        for index in missing:
             workload = draw_workload(seed, index, sizes)
             try:
                 timing = bench.time(workload, seed=index)
@@ -172,6 +170,12 @@ def run_campaign(folder: Path, bench: Bench, sizes: Range, *, seed: int, sets: i
             out.flush()
             os.fsync(out.fileno())
             yield result
+
+
+def missing_sets(folder: Path, sets: int) -> list[int]:
+    """Numbers of the first `sets` sets that the journal has neither measured nor skipped."""
+    done = {entry["index"] for entry in _read_lines(folder / JOURNAL)}
+    return [index for index in range(sets) if index not in done]
 
 
 def read_journal(folder: Path) -> list[Measurement]:

@@ -15,8 +15,8 @@ from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.spec import Bins
 
 
-def read_bins(path: str, rows: int, at: Location | None = None) -> Bins:
-    """The 17 bins of the lookups recorded in a file.
+def read_bins(path: str, rows: int, lookups: float, at: Location | None = None) -> Bins:
+    """The 17 bins of one step, from lookups recorded in a file.
 
     The file holds a one-dimensional tensor of indices, or the public access dataset's (indices, offsets, lengths) of
     one table. It is loaded as data only: nothing in it is executed.
@@ -24,6 +24,7 @@ def read_bins(path: str, rows: int, at: Location | None = None) -> Bins:
     Args:
         path: the file; gzip'd if its name ends in `.gz`.
         rows: rows of the table, which no index may reach.
+        lookups: lookups of one step: a longer recording is thinned to them at random, as bins are of one step.
         at: where the spec names the file, for diagnostics.
 
     Raises:
@@ -45,7 +46,10 @@ def read_bins(path: str, rows: int, at: Location | None = None) -> Bins:
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= rows:
         raise _unreadable(path, f"index {low if low < 0 else high} is outside the table's {rows} rows", at)
-    counts = np.unique(indices.numpy(), return_counts=True)[1]
+    counts = np.unique(indices.numpy(), return_counts=True)[1].astype(np.int64)
+    if lookups < len(indices):
+        counts = np.random.default_rng(0).binomial(counts, lookups / len(indices))
+        counts = counts[counts > 0] if counts.any() else np.ones(1, dtype=np.int64)
     shares = np.bincount(np.searchsorted(BIN_EDGES, counts), minlength=len(BIN_EDGES) + 1) / len(counts)
     return Bins(tuple(map(float, shares)))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.files import write_atomic
+from shardc.files import make_folder, write_atomic
 from shardc.hardware import Hardware
 from shardc.measure.workload import Load, Workload
 from shardc.problem import BYTES_PER_ELEMENT, Floats, Optimizer, Shards
@@ -24,8 +24,6 @@ from shardc.spec import Bins
 
 if TYPE_CHECKING:
     from shardc.measure.benchmark import Bench
-
-_REVISION = 1  # of the benchmark: raised when it starts to measure something else
 
 
 def cache_folder() -> Path:
@@ -54,19 +52,18 @@ def measure_shards(
         DiagnosticError: SH503 when the local device is of another kind, or FBGEMM lacks the optimizer on it.
         ModuleNotFoundError: without torch and FBGEMM.
     """
-    from shardc.measure.benchmark import Bench, local_device, versions
+    from shardc.measure.benchmark import REVISION, Bench, local_device, versions
 
     device = local_device()
-    if device.type != hardware.device_type or (hardware.measured and hardware.measured.device != device.name):
-        named = hardware.measured.device if hardware.measured else f"a {hardware.device_type} device"
-        message = f"{hardware.name} is {named}, and this machine has {device.name}: its measurements would mislead"
+    if not hardware.describes(device.type, device.name):
+        message = f"{hardware.name} is a profile of {hardware.device_name}, and this machine has {device.name}"
         fix = "run this where such a device is, or name a profile of this one"
         raise DiagnosticError(Diagnostic("SH503", message, at, help=fix))
     if device.type == "cpu" and list(Optimizer).index(Optimizer.ADAM) in shards.optimizer:
         message = "FBGEMM has no adam on a CPU: shards that are trained with it cannot be measured here"
         raise DiagnosticError(Diagnostic("SH503", message, at, help="compile without measuring, or measure on a GPU"))
     clock = hardware.measured.reference_ms if hardware.measured else None
-    identity = {"device": device.name, "versions": versions(), "revision": _REVISION, "reference_ms": clock}
+    identity = {"device": device.name, "versions": versions(), "revision": REVISION, "reference_ms": clock}
     ms = np.full((len(shards), 2), np.nan)
     bench: Bench | None = None
     for index in range(len(shards)):
@@ -79,7 +76,7 @@ def measure_shards(
             bench = bench or Bench()
             if (measured := _measure(bench, workload, clock)) is not None:
                 ms[index] = measured
-                entry.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(entry.parent)
                 write_atomic(entry, json.dumps(measured).encode())
         progress(index + 1, len(shards))
     return ms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shardc
 from shardc.cost.model import BACKWARD, FORWARD, PHASES, StepCost
-from shardc.hardware import Hardware
 from shardc.passes.place import Choice
 from shardc.passes.verify import device_memory
 from shardc.plan import (
@@ -25,13 +24,12 @@ from shardc.problem import Problem, ShardingType, TableInfo
 from shardc.spec import LoadedSpec
 
 
-def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, digests: Digests, seed: int) -> Plan:
+def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int) -> Plan:
     """Write a choice down.
 
     Args:
         loaded: the spec.
         choice: the outcome of the placement pass.
-        hardware: the device, for the kind of placements.
         digests: of what the plan is compiled from.
         seed: the seed that the placement pass ran with.
     """
@@ -53,7 +51,7 @@ def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, digests: Dig
         cluster=PlanCluster(device=cluster.device, hosts=cluster.hosts, devices_per_host=cluster.devices_per_host),
         digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
-        plan={spec.model.module: _tables(choice, hardware.device_type)},
+        plan={spec.model.module: _tables(choice)},
         score=_score(choice, [0] * cluster.devices),
         bound=bound,
         chosen=Chosen(strategy=choice.strategy, reason=choice.why),
@@ -71,19 +69,17 @@ def emit(loaded: LoadedSpec, choice: Choice, hardware: Hardware, *, digests: Dig
     return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded))})
 
 
-def _tables(choice: Choice, device_type: str) -> dict[str, TablePlan]:
+def _tables(choice: Choice) -> dict[str, TablePlan]:
     problem = choice.judge.problem
     plans = {}
     for block, members in enumerate(problem.blocks):
         type, devices = problem.option_type[choice.placement.option[block]], choice.placement.devices[block]
         for index in members:
-            plans[problem.tables[index].name] = _table(problem, problem.tables[index], type, devices, device_type)
+            plans[problem.tables[index].name] = _table(problem, problem.tables[index], type, devices)
     return plans
 
 
-def _table(
-    problem: Problem, table: TableInfo, type: ShardingType, devices: tuple[int, ...], device_type: str
-) -> TablePlan:
+def _table(problem: Problem, table: TableInfo, type: ShardingType, devices: tuple[int, ...]) -> TablePlan:
     world = problem.cluster.devices
     if type is ShardingType.DATA_PARALLEL:
         return TablePlan.model_validate({"sharding_type": str(type), "compute_kernel": "dense", "ranks": range(world)})
@@ -95,7 +91,7 @@ def _table(
         width = table.dim // len(devices)
         pieces = [(rank, (0, i * width), (table.rows, width)) for i, rank in enumerate(devices)]
     shards = tuple(
-        PlanShard(shard_offsets=offsets, shard_sizes=sizes, placement=_placement(problem, rank, device_type))
+        PlanShard(shard_offsets=offsets, shard_sizes=sizes, placement=_placement(problem, rank))
         for rank, offsets, sizes in pieces
     )
     ranks = [rank for rank, _, _ in pieces]
@@ -104,8 +100,8 @@ def _table(
     )
 
 
-def _placement(problem: Problem, rank: int, device_type: str) -> str:
-    if device_type == "cpu":
+def _placement(problem: Problem, rank: int) -> str:
+    if problem.cluster.device_type == "cpu":
         return f"rank:{rank}/cpu"
     return f"rank:{rank}/cuda:{rank % problem.cluster.devices_per_host}"
 
@@ -114,11 +110,14 @@ def _score(choice: Choice, memory: list[int]) -> Score:
     judge = choice.judge
     ms = judge.phase_ms(choice.judgement.z)  # [D, P]
     phased = isinstance(judge.cost, StepCost)
-    names, compute = (PHASES, ms[:, [FORWARD, BACKWARD]].sum(axis=1)) if phased else (("step",), ms[:, 0])
+    compute = ms[:, [FORWARD, BACKWARD]].sum(axis=1) if phased else ms[:, 0]
+    phases = {"step": choice.judgement.step_time_ms}
+    if phased:
+        phases = {name: float(ms[:, p].max()) for p, name in enumerate(PHASES)}
     limit = judge.problem.cluster.memory_limit
     return Score(
         step_time_ms=choice.judgement.step_time_ms,
-        phases={name: float(ms[:, p].max()) for p, name in enumerate(names)},
+        phases=phases,
         balance=float(compute.min() / compute.max()) if compute.max() > 0 else 1.0,
         devices=tuple(
             DeviceScore(

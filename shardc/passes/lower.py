@@ -79,6 +79,7 @@ def lower_cluster(loaded: LoadedSpec, hardware: Hardware) -> Cluster:
     memory = spec.memory_bytes or hardware.memory_bytes
     return Cluster(
         device=spec.device,
+        device_type=hardware.device_type,
         hosts=spec.hosts,
         devices_per_host=spec.devices_per_host,
         memory_bytes=memory,

@@ -15,7 +15,7 @@ from shardc.cost.calibrated import calibrate
 from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic
 from shardc.hardware import Hardware
-from shardc.problem import Floats, Optimizer, Problem, Shards
+from shardc.problem import Floats, Problem, Shards
 from shardc.spec import LoadedSpec
 
 Measure = Callable[[Shards], Floats]
@@ -47,7 +47,7 @@ def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: M
         measure: measures the problem's own shards; None to rely on the profile alone.
     """
     compute = hardware.compute(problem.optimizer, problem.weights)
-    warnings = tuple(_unmeasured(hardware, problem, loaded, skipped=measure is not None))
+    warnings = tuple(_unmeasured(hardware, problem, loaded, measuring=measure is not None))
     if measure is None:
         return Profiled(StepCost(compute, problem.cluster), warnings, None)
     measured = measure(problem.shards)
@@ -59,23 +59,28 @@ def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: M
     return Profiled(StepCost(calibrated, problem.cluster), warnings, measured)
 
 
-def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, skipped: bool) -> list[Diagnostic]:
+def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, measuring: bool) -> list[Diagnostic]:
     """Warnings about what the profile never saw."""
     if hardware.measured is None:
-        if skipped:
+        if measuring:
             return []
         message = f"costs of {hardware.name} are computed from its data sheet, not measured"
         fix = "run `shardc profile` on such a device and name the folder it makes"
         return [Diagnostic("SH501", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
     found = []
-    seen = {"optimizer": hardware.measured.optimizers, "weights": hardware.measured.weights}
-    for key, value in (("optimizer", str(Optimizer(problem.optimizer))), ("weights", problem.weights)):
+    seen = {"optimizer": hardware.measured.optimizers, "weights": hardware.measured.weights, "outputs": ("fp32",)}
+    asked = {"optimizer": str(problem.optimizer), "weights": problem.weights, "outputs": problem.outputs}
+    for key, value in asked.items():
         if value not in seen[key]:
             message = f'{hardware.name} was not measured with {key} "{value}": costs are extrapolated'
             fix = f"measured: {', '.join(seen[key])}"
             found.append(Diagnostic("SH502", message, loaded.at("model", key), help=fix, severity="warning"))
     low, high = hardware.measured.batch
-    if not low <= problem.global_batch <= high:
-        message = f"{hardware.name} was measured with batches of {low} to {high}: costs are extrapolated"
+    fewest, most = int(problem.shards.bags.min()), int(problem.shards.bags.max())
+    if fewest < low or most > high:
+        asked_for = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        message = (
+            f"{hardware.name} was measured with batches of {low} to {high}, here they are {asked_for}: extrapolated"
+        )
         found.append(Diagnostic("SH502", message, loaded.at("model", "global_batch"), severity="warning"))
     return found

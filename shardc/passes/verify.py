@@ -33,8 +33,7 @@ def verify(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]
         return findings
     findings = [*_other_model(plan, loaded), *_other_tables(plan, loaded)]
     for table, placed in _placed(plan, loaded):
-        findings += _broken_shards(table, placed, plan, loaded)
-    findings += _mixed_devices(plan)
+        findings += _broken_shards(table, placed, loaded, cluster)
     if findings:
         return findings
     return [*_broken_constraints(plan, loaded), *_memory_findings(plan, loaded, cluster)]
@@ -90,7 +89,7 @@ def _other_tables(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
         yield Diagnostic("SH304", message, help="compile the spec again")
 
 
-def _broken_shards(table: Table, placed: TablePlan, plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
+def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
     """Check one table by itself: that its shards make up the table, as TorchRec wants them."""
     if placed.sharding_type != "data_parallel":
         height, width = _extent(placed.shards)
@@ -101,7 +100,7 @@ def _broken_shards(table: Table, placed: TablePlan, plan: Plan, loaded: LoadedSp
             yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
         elif fault:
             yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    for fault in _rule_faults(table, placed, plan.cluster.devices, plan.cluster.devices_per_host):
+    for fault in _rule_faults(table, placed, cluster):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
 
@@ -136,9 +135,10 @@ def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | 
     return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
 
 
-def _rule_faults(table: Table, placed: TablePlan, devices: int, local: int) -> Iterator[str]:
+def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[str]:
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
+    devices, local = cluster.devices, cluster.devices_per_host
     kernel = "dense" if kind == "data_parallel" else "fused"
     if placed.compute_kernel != kernel:
         yield f"{kind} needs the compute kernel {kernel}, not {placed.compute_kernel}"
@@ -153,10 +153,9 @@ def _rule_faults(table: Table, placed: TablePlan, devices: int, local: int) -> I
     if len(ranks) != len(shards):
         yield f"not as many ranks ({len(ranks)}) as shards ({len(shards)})"
     for number, (rank, shard) in enumerate(zip(ranks, shards, strict=False)):
-        expected = (f"rank:{rank}/cuda:{rank % local}", f"rank:{rank}/cpu")
-        if shard.placement not in expected:
-            wanted = " or ".join(map(_quoted, expected))
-            yield f"shard {number} has the placement {_quoted(shard.placement)}, expected {wanted}"
+        expected = f"rank:{rank}/cpu" if cluster.device_type == "cpu" else f"rank:{rank}/cuda:{rank % local}"
+        if shard.placement != expected:
+            yield f"shard {number} has the placement {_quoted(shard.placement)}, expected {_quoted(expected)}"
     if kind == "table_wise":
         if len(shards) != 1:
             yield f"table_wise has one shard, not {len(shards)}"
@@ -189,17 +188,6 @@ def _row_faults(table: Table, placed: TablePlan, devices: int) -> Iterator[str]:
         rows = min(block, table.rows - first)
         if shard.shard_offsets != (first, 0) or shard.shard_sizes != (rows, table.dim):
             yield f"row_wise blocks are of {block} rows: shard {rank} is not {rows} rows from row {first}"
-
-
-def _mixed_devices(plan: Plan) -> Iterator[Diagnostic]:
-    kinds = {
-        shard.placement.rpartition("/")[2].partition(":")[0]
-        for tables in plan.plan.values()
-        for placed in tables.values()
-        for shard in placed.shards
-    }
-    if len(kinds) > 1:
-        yield Diagnostic("SH306", f"the placements are on more than one kind of device: {', '.join(sorted(kinds))}")
 
 
 def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:

@@ -20,7 +20,7 @@ def heuristic_loads(problem: Problem, heuristic: str) -> Floats:
     """float[O]: the load that one unit of each option is in a heuristic's eyes."""
     shards = problem.shards
     size = shards.rows * shards.dim * 1.0
-    lookup = shards.dim * shards.pooling
+    lookup = shards.dim * shards.lookups / problem.global_batch
     load = {"size": size, "dim": shards.dim * 1.0, "lookup": lookup, "size_lookup": size * lookup}[heuristic]
     return np.array([load[list(unit)].sum() for unit in problem.option_shards])
 

@@ -8,7 +8,6 @@ model. The scores do not depend on the order of devices or of tables. Trained by
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +27,14 @@ POLICY_FEATURES = 12
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights of a trained policy and where they come from.
+    """Weights of a trained policy.
 
     Attributes:
         weights: `hidden.weight` float[H, 12], `hidden.bias` float[H], `mix.weight` float[H, 2 H], `mix.bias` float[H],
             `score.weight` float[1, H], and `greed` float[1], how much the plain cost after placement counts.
-        metadata: what trained them.
-        digest: of the file.
     """
 
     weights: dict[str, Floats]
-    metadata: dict[str, str]
-    digest: str
 
     def logits(self, features: Floats) -> Floats:
         """Scores float[..., D] of devices from features float[..., D, 12]; equivariant to the order of devices."""
@@ -78,7 +73,7 @@ def load_policy(path: Path) -> Policy:
         raise _unusable(path, "not the arrays of a policy")
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise _unusable(path, "weights are not finite")
-    return Policy(weights, metadata, "sha256:" + hashlib.sha256(content).hexdigest())
+    return Policy(weights)
 
 
 def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Placement | None:

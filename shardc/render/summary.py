@@ -83,8 +83,8 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
 def table_shares(choice: Choice, cost: StepCost) -> Floats:
     """What each table contributes to the compute time of the critical devices, float[T]; at most 1 in all.
 
-    Critical are the costliest device of the forward and that of the backward pass. A device's time is convex and
-    homogeneous in its load but for a constant, so the slopes at the load divide it among the shards (Euler).
+    Critical are the costliest device of the forward and that of the backward pass. A device's
+    time is divided among its shards in proportion to the slopes at its load.
     """
     problem, z = choice.judge.problem, choice.judgement.z
     latents, ms = cost.encode(problem.shards), cost.device_ms(z)

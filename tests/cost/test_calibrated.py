@@ -33,7 +33,7 @@ def predicted(cost, of: Shards) -> np.ndarray:
     return cost.heads(cost.encode(of)) + cost.constants
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=12, max_size=12))
+@given(st.lists(st.floats(0.11, 9), min_size=12, max_size=12))
 def test_every_measured_shard_alone_costs_what_was_measured(factors):
     some = shards()
     measured = BASE.constants + BASE.heads(BASE.encode(some)) * np.array(factors).reshape(6, 2)

@@ -11,6 +11,7 @@ from shardc.problem import Cluster, Shards
 
 CLUSTER = Cluster(
     device="gpu",
+    device_type="cuda",
     hosts=2,
     devices_per_host=4,
     memory_bytes=10**10,
@@ -102,7 +103,7 @@ def test_bytes_that_travel_take_their_time():
     batch, dim, rows = 1000, 32, 500
     base = {"bags": batch, "dim": dim, "rows": rows, "pooling": 2.0, "output_bytes": 2, "weight_bytes": 4}
     held = dict(zip(PHASES, COST.device_ms(COST.encode(one(**base, exchanged=True)))[0], strict=True))
-    assert held["input_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * 2 * 8 / 2 / 1e9)
+    assert held["input_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * (2 + 1) * 8 / 2 / 1e9)
     assert held["forward_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * dim * 2 / 2 / 1e9)
     assert held["backward_all_to_all"] == held["forward_all_to_all"]
     assert held["all_reduce"] == 0

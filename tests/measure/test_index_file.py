@@ -7,6 +7,8 @@ import torch
 
 from shardc.diagnostics import DiagnosticError, Location
 from shardc.measure.index_file import read_bins
+from shardc.measure.streams import draw_indices
+from shardc.spec import Zipf
 
 AT = Location("model.toml", 3, 10, 5, "access")
 
@@ -19,7 +21,7 @@ def save(path, content):
 
 def fault(path, rows=1000):
     with pytest.raises(DiagnosticError) as caught:
-        read_bins(str(path), rows, AT)
+        read_bins(str(path), rows, 1e9, AT)
     (found,) = caught.value.diagnostics
     assert found.location == AT
     return found
@@ -33,19 +35,19 @@ SIXTHS = (1, 1, 2, 1, 0, 1, *[0] * 11)
 @pytest.mark.parametrize("name", ["cat.pt", "cat.pt.gz"])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_bins_are_shares_of_unique_rows_by_access_count(tmp_path, name, dtype):
-    bins = read_bins(save(tmp_path / name, INDICES.to(dtype)[torch.randperm(len(INDICES))]), 12)
+    bins = read_bins(save(tmp_path / name, INDICES.to(dtype)[torch.randperm(len(INDICES))]), 12, 1e9)
     assert bins.shares == pytest.approx([share / 6 for share in SIXTHS])
 
 
 def test_edges_belong_to_the_bin_below(tmp_path):
     path = save(tmp_path / "a.pt", torch.repeat_interleave(torch.tensor([32768, 32769, 1])))
-    assert np.array(read_bins(path, 3).shares)[[0, 15, 16]] == pytest.approx([1 / 3] * 3)
+    assert np.array(read_bins(path, 3, 1e9).shares)[[0, 15, 16]] == pytest.approx([1 / 3] * 3)
 
 
 def test_the_public_dataset_form_is_read(tmp_path):
     lengths = torch.tensor([len(INDICES)])
     path = save(tmp_path / "a.pt.gz", (INDICES, torch.tensor([0, len(INDICES)]), lengths))
-    assert read_bins(path, 12).shares == pytest.approx([share / 6 for share in SIXTHS])
+    assert read_bins(path, 12, 1e9).shares == pytest.approx([share / 6 for share in SIXTHS])
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -107,3 +109,12 @@ def test_an_index_outside_the_table_is_named(tmp_path):
     path = save(tmp_path / "a.pt", INDICES)
     assert "11 is outside the table's 11 rows" in fault(path, rows=11).message
     assert "index -2 is outside" in fault(save(tmp_path / "b.pt", torch.tensor([5, -2]))).message
+
+
+def test_a_recording_of_many_steps_is_thinned_to_one(tmp_path):
+    """Bins are of one step: 32 steps recorded together must not make every row look popular."""
+    generator = torch.Generator().manual_seed(0)
+    steps = [draw_indices(Zipf(0.9), 100_000, 8192, generator) for _ in range(32)]
+    one = read_bins(save(tmp_path / "one.pt", steps[0]), 100_000, 8192)
+    many = read_bins(save(tmp_path / "many.pt", torch.cat(steps)), 100_000, 8192)
+    assert np.abs(np.array(one.shares) - np.array(many.shares)).max() < 0.03

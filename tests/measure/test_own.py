@@ -34,7 +34,9 @@ MEASURED = Measured(
         noise=(0.0, 0.0),
     ),
 )
-HARDWARE = Hardware("cpu-here", "cpu", 2**34, 1e10, 1e9, 0.1, lambda *_: Roofline(1e10, 1e6), "sha256:0", MEASURED)
+HARDWARE = Hardware(
+    "cpu-here", "cpu", HERE.name, 2**34, 1e10, 1e9, 0.1, lambda *_: Roofline(1e10, 1e6), "sha256:0", MEASURED
+)
 
 
 def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Shards:
@@ -129,7 +131,7 @@ def test_another_device_version_or_clock_is_measured_again(seen, monkeypatch):
     monkeypatch.setattr(benchmark, "versions", lambda: {"torch": "99"})
     own.measure_shards(one, HARDWARE)
     monkeypatch.setattr(benchmark, "local_device", lambda: dataclasses.replace(HERE, name="other"))
-    own.measure_shards(one, dataclasses.replace(HARDWARE, measured=None))
+    own.measure_shards(one, dataclasses.replace(HARDWARE, device_name="other", measured=None))
     assert len(seen) == 4
 
 
@@ -172,7 +174,7 @@ def test_another_device_is_refused(seen):
     assert code == "SH503"
     assert "h100-80gb" in message
     assert HERE.name in message
-    elsewhere = dataclasses.replace(HARDWARE, measured=MEASURED.model_copy(update={"device": "another processor"}))
+    elsewhere = dataclasses.replace(HARDWARE, device_name="another processor")
     assert fault(shards(), elsewhere)[0] == "SH503"
     assert seen == []
 
@@ -206,7 +208,7 @@ def test_shards_are_really_measured(monkeypatch, tmp_path, one_core):
     monkeypatch.undo()
     monkeypatch.setenv("SHARDC_CACHE", str(tmp_path))
     device = benchmark.local_device()
-    here = dataclasses.replace(HARDWARE, measured=MEASURED.model_copy(update={"device": device.name}))
+    here = dataclasses.replace(HARDWARE, device_name=device.name)
     ms = own.measure_shards(shards((100,), weight_bytes=2), here)
     assert np.isfinite(ms).all()
     assert (ms > 0).all()

@@ -44,7 +44,7 @@ def random_policy(seed: int = 0) -> Policy:
     rng = np.random.default_rng(seed)
     shapes = {"hidden.weight": (6, POLICY_FEATURES), "hidden.bias": (6,), "mix.weight": (6, 12), "mix.bias": (6,)}
     weights = {name: rng.normal(0, 1, shape) for name, shape in shapes.items()}
-    return Policy(weights | {"score.weight": rng.normal(0, 1, (1, 6)), "greed": np.ones(1)}, {}, "sha256:0")
+    return Policy(weights | {"score.weight": rng.normal(0, 1, (1, 6)), "greed": np.ones(1)})
 
 
 def tables_of(rng: np.random.Generator, count: int, devices: int) -> list[dict]:

@@ -75,6 +75,7 @@ group = "person"
 
 CLUSTER = Cluster(
     device="gpu",
+    device_type="cuda",
     hosts=2,
     devices_per_host=2,
     memory_bytes=LIMIT + 1000,
@@ -197,7 +198,9 @@ def test_a_plan_for_cpu_processes_is_valid(loaded: LoadedSpec) -> None:
     for table in content["plan"]["ebc"].values():
         for shard in table.get("shards", []):
             shard["placement"] = shard["placement"].split("/")[0] + "/cpu"
-    assert check(loaded, content) == []
+    cpus = dataclasses.replace(CLUSTER, device_type="cpu")
+    assert verify(Plan.model_validate(content), loaded, cpus) == []
+    assert {finding.code for finding in check(loaded, content)} == {"SH306"}
 
 
 Edit = Callable[[dict], object]
@@ -257,7 +260,7 @@ def columns(*pieces: tuple[int, int]) -> dict:
         (table("ads", ranks=[2, 1]), "SH306", "not as many ranks (2) as shards (1)"),
         (shard("ads", 0, placement="rank:2/cuda:2"), "SH306", 'expected "rank:2/cuda:0"'),
         (replace("ads", placed("table_wise", (4, (0, 0), (1000, 16)))), "SH306", "rank 4 is none of the 4 devices"),
-        (shard("ads", 0, placement="rank:2/cpu"), "SH306", "more than one kind of device: cpu, cuda"),
+        (shard("ads", 0, placement="rank:2/cpu"), "SH306", 'placement "rank:2/cpu", expected "rank:2/cuda:0"'),
         (replace("item", columns((3, 30), (0, 34))), "SH306", "30 columns, not a multiple of 4"),
         (replace("item", columns((3, 64), (0, 0))), "SH306", "0 columns, not a multiple of 4"),
         (replace("item", columns((3, 32), (3, 32))), "SH306", "two shards on rank 3"),

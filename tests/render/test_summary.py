@@ -191,7 +191,7 @@ model  3 tables on 2 × h100-80gb
 0.669 ms a step, 34.6% above the bound of 0.500 ms, balance 0.52
 
 phase                in a step                          time  share
-input all-to-all     █                             0.0202 ms     3%
+input all-to-all     █                             0.0203 ms     3%
 forward               ████████                      0.202 ms    30%
 forward all-to-all            █                    0.0213 ms     3%
 backward all-to-all            ▒                   0.0213 ms     3%
