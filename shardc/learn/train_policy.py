@@ -11,6 +11,7 @@ DreamShard in that features are ratios to an even load, so that one policy serve
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from shardc.judge import Judge
 from shardc.passes.lower import lower
 from shardc.placers.greedy import cost_greedy, placing_order
 from shardc.placers.policy import (
+    METADATA,
     POLICY_FEATURES,
     POLICY_FORMAT,
     Policy,
@@ -158,7 +160,7 @@ def train_policy(
         "step_time_over_cost_greedy": f"{greedy_ratio(test, best):.4f}",
     }
     tensors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in best.weights.items()}
-    write_atomic(out, safetensors.torch.save(tensors, metadata))
+    write_atomic(out, safetensors.torch.save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)}))
     return metadata
 
 

@@ -8,6 +8,7 @@ model. The scores do not depend on the order of devices or of tables. Trained by
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from shardc.problem import Bools, Floats, Ints, Placement
 
 POLICY_FORMAT = "1"
 POLICY_FEATURES = 12
+METADATA = "shardc"  # one key of the file's metadata holds all of it as JSON: their order would be random
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def load_policy(path: Path) -> Policy:
         content = path.read_bytes()
         weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except OSError as error:
+        raise _unusable(path, (error.strerror or "unreadable").lower()) from error
+    except (safetensors.SafetensorError, ValueError) as error:
         raise _unusable(path, str(error)) from error
     if metadata.get("format") != POLICY_FORMAT:
         raise _unusable(path, f"format {metadata.get('format')}, expected {POLICY_FORMAT}")

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,14 @@ def test_other_weights_are_refused(tmp_path: Path, change, reason):
     arrays = safetensors.numpy.load_file(POLICY)
     change(arrays)
     path = tmp_path / "policy.safetensors"
-    path.write_bytes(safetensors.numpy.save(arrays, {"format": "1"}))
+    path.write_bytes(safetensors.numpy.save(arrays, {"shardc": json.dumps({"format": "1"})}))
     with pytest.raises(DiagnosticError, match=reason):
         load_policy(path)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"nonsense", safetensors.numpy.save({}, {"format": "99"})])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"nonsense", safetensors.numpy.save({}, {"shardc": '{"format": "99"}'})]
+)
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content):
     path = tmp_path / "policy.safetensors"
     if content is not None:
