@@ -83,6 +83,8 @@ def threads(count: int) -> dict[str, str]:
         ("as written", {"PYTHONHASHSEED": "12345", **threads(2)}),
         ("reversed", {"PYTHONHASHSEED": "0", **threads(1)}),
         ("shuffled", {"PYTHONHASHSEED": "7", **threads(2)}),
+        ("as written", {"OPENBLAS_CORETYPE": "Nehalem"}),
+        ("as written", {"OPENBLAS_CORETYPE": "Haswell", "NPY_DISABLE_CPU_FEATURES": "AVX512F"}),
     ],
 )
 def test_the_same_bytes_everywhere(tmp_path, plan, order, environment):
