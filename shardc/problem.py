@@ -137,7 +137,6 @@ class Problem:
     Tables are sorted by name and blocks by their first table, so that the order of listing has no influence.
 
     Attributes:
-        model: name of the model.
         cluster: the devices.
         global_batch: samples of one step over all devices.
         optimizer: the sparse optimizer.
@@ -155,7 +154,6 @@ class Problem:
         labels: for each block the exclusion labels it carries: no two units with a common label share a device.
     """
 
-    model: str
     cluster: Cluster
     global_batch: int
     optimizer: Optimizer

@@ -54,7 +54,6 @@ def lower(loaded: LoadedSpec, hardware: Hardware, accesses: Mapping[str, Bins] |
     pieces = list(dict.fromkeys(piece for option in options for piece in option.unit))
     number = {piece: i for i, piece in enumerate(pieces)}
     return Problem(
-        model=model.name,
         cluster=cluster,
         global_batch=model.global_batch,
         optimizer=Optimizer(model.optimizer),
