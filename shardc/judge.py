@@ -19,6 +19,7 @@ from shardc.problem import Bools, Floats, Ints, Placement, Problem
 _EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
 _SOFT_POWER = 8.0
 _SOFT_SHARE = 0.3
+_SOFT_FLOOR = 1e-9  # keeps the root of a difference of sums from magnifying its last bits
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,12 @@ class Changes:
         ms = judge.cost.device_ms(z)  # [N, D, P]
         maxima = ms.max(axis=1)
         scale = np.maximum(maxima, 1e-9)
-        soft = scale * ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1) ** (1 / _SOFT_POWER)
+        soft = ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1)
+        soft = scale * (soft + _SOFT_FLOOR) ** (1 / _SOFT_POWER)
         return judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
 
     def _guide(self, maxima: Floats, powers: Floats) -> Floats:
-        soft = self._scale * (powers / len(self._ms)) ** (1 / _SOFT_POWER)
+        soft = self._scale * (powers / len(self._ms) + _SOFT_FLOOR) ** (1 / _SOFT_POWER)
         return self._judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
 
 

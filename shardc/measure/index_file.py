@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import struct
 import zlib
 from typing import IO, cast
 
@@ -35,7 +36,7 @@ def read_bins(path: str, rows: int, lookups: float, at: Location | None = None) 
             content = torch.load(cast(IO[bytes], file), weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise DiagnosticError(Diagnostic("SH001", f"no such index file: {path}", at), exit_code=2) from None
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zlib.error, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _unreadable(path, reason, at) from error
     indices = content[0] if isinstance(content, tuple | list) and content else content

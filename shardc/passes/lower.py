@@ -127,6 +127,8 @@ def _column_wise(index: int, table: Table, model: ModelSpec, devices: int) -> It
 def _row_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """A block of ceil(rows / devices) rows on every device, charged as full where the last one is short."""
     rows = -(-table.rows // devices)
+    if rows * (devices - 1) >= table.rows and devices > 1:
+        return  # the last device would get no rows, and TorchRec fails on a device that holds empty blocks only
     pooling = _pooling(table) * rows / table.rows
     yield 0, _Piece(index, rows, table.dim, pooling, _bags(table, model.global_batch))
 

@@ -15,7 +15,7 @@ from shardc.judge import Changes, Judge
 from shardc.problem import Floats, Ints, Placement
 
 _CHUNK = 256  # candidates scored in one call, drawn at random where there are more: many small steps beat few best ones
-_LEAST_GAIN = 1e-8  # ms: above what rounding could make of two equal placements
+_LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
 _KICK = 3  # random moves that leave a local optimum
 

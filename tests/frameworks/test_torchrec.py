@@ -110,7 +110,7 @@ def compiled() -> Plan:
                 "features": [f"cat_{i}"],
                 "rows": ROWS[i],
                 "pooling": POOLING[i],
-                "sharding": [kinds[i % 4]],
+                "sharding": [kinds[i % 4] if ROWS[i] > 1 else "table_wise"],
             }
             for i in range(len(ROWS))
         ],
