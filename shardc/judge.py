@@ -19,7 +19,6 @@ from shardc.problem import Bools, Floats, Ints, Placement, Problem
 _EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
 _SOFT_POWER = 8.0
 _SOFT_SHARE = 0.3
-_SOFT_FLOOR = 1e-9  # keeps the root of a difference of sums from magnifying its last bits
 
 
 @dataclass(frozen=True)
@@ -169,6 +168,7 @@ class Changes:
         ms = self._cost.device_ms(loads)  # [N, 2, P]
         untouched = (self._top[None] != devices[:, 0, None, None]) & (self._top[None] != devices[:, 1, None, None])
         others = np.where(untouched, self._top_ms[None], 0.0).max(axis=1)
+        # Where a candidate makes a phase far cheaper this difference loses digits, but then it is far ahead anyway.
         powers = self._powers.sum(axis=0) - self._powers[devices].sum(axis=1)
         powers = np.maximum(powers, 0.0) + ((ms / self._scale) ** _SOFT_POWER).sum(axis=1)
         return self._guide(np.maximum(ms.max(axis=1), others), powers)
@@ -182,11 +182,11 @@ class Changes:
         maxima = ms.max(axis=1)
         scale = np.maximum(maxima, 1e-9)
         soft = ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1)
-        soft = scale * (soft + _SOFT_FLOOR) ** (1 / _SOFT_POWER)
+        soft = scale * (soft) ** (1 / _SOFT_POWER)
         return judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
 
     def _guide(self, maxima: Floats, powers: Floats) -> Floats:
-        soft = self._scale * (powers / len(self._ms) + _SOFT_FLOOR) ** (1 / _SOFT_POWER)
+        soft = self._scale * (powers / len(self._ms)) ** (1 / _SOFT_POWER)
         return self._judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
 
 
