@@ -448,6 +448,8 @@ def _existing_plan(path: str) -> Plan | None:
     """The plan that is about to be replaced; None if there is none that can be read."""
     from shardc.plan import read_plan
 
+    if not os.path.isfile(path):  # a pipe would wait for a writer
+        return None
     try:
         return read_plan(path)
     except DiagnosticError:
