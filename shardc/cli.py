@@ -78,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: of the command line; None for the process's own.
     """
-    _configure(sys.stdout, errors="backslashreplace")
-    _configure(sys.stderr, errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started shardc
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        _configure(getattr(sys, name), errors="backslashreplace")
     try:
         sys.exit(app(args=arguments, prog_name="shardc", standalone_mode=False))
     except DiagnosticError as error:
