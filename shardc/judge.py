@@ -150,7 +150,7 @@ class Changes:
         """What the placement itself scores on the scale of `two_devices`."""
         if not self._cost:
             return float(self._judge.step_ms(self._z))
-        return float(self._guide(self._top_ms[0], self._powers.sum(axis=0)))
+        return float(_guide(self._top_ms[0], self._scale, self._powers.mean(axis=0)))
 
     def critical(self) -> Ints:
         """Devices that determine the step time: the costliest of each phase, of the longest phase first."""
@@ -171,7 +171,7 @@ class Changes:
         # Where a candidate makes a phase far cheaper this difference loses digits, but then it is far ahead anyway.
         powers = self._powers.sum(axis=0) - self._powers[devices].sum(axis=1)
         powers = np.maximum(powers, 0.0) + ((ms / self._scale) ** _SOFT_POWER).sum(axis=1)
-        return self._guide(np.maximum(ms.max(axis=1), others), powers)
+        return _guide(np.maximum(ms.max(axis=1), others), self._scale, powers / len(self._ms))
 
     @staticmethod
     def guides(judge: Judge, z: Floats) -> Floats:
@@ -181,13 +181,13 @@ class Changes:
         ms = judge.cost.device_ms(z)  # [N, D, P]
         maxima = ms.max(axis=1)
         scale = np.maximum(maxima, 1e-9)
-        soft = ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1)
-        soft = scale * (soft) ** (1 / _SOFT_POWER)
-        return judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
+        return _guide(maxima, scale, ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1))
 
-    def _guide(self, maxima: Floats, powers: Floats) -> Floats:
-        soft = self._scale * (powers / len(self._ms)) ** (1 / _SOFT_POWER)
-        return self._judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
+
+def _guide(maxima: Floats, scale: Floats, mean_power: Floats) -> Floats:
+    """Step time plus a share of the soft maxima, float[...], from each phase's maximum and mean power in `scale`."""
+    soft = scale * mean_power ** (1 / _SOFT_POWER)
+    return Judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
 
 
 class Partial:
