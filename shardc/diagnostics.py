@@ -42,12 +42,15 @@ CODES: dict[str, str] = {
     "SH502": "optimizer or dtype outside what the profile measured",
     "SH503": "local device differs from the spec's device",
     "SH504": "shard skipped while measuring",
+    "SH505": "costs are TorchRec's estimates",
+    "SH506": "ranks could not communicate",
     "SH601": "profile unreadable",
     "SH602": "weights missing or not matching",
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
     "SH901": "internal error",
     "SH902": "wrong usage",
+    "SH903": "cannot write to stdout",
 }
 """Every stable code with its meaning; codes are never renumbered or reused."""
 

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,12 +27,14 @@ from shardc.cost.model import ComputeCost
 from shardc.cost.roofline import ASSUMPTIONS, Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
-from shardc.problem import Floats, Optimizer
+from shardc.problem import Collective, Floats, Link, Optimizer
 from shardc.spec import parse_bandwidth, parse_size
 
 PROFILES = Path(__file__).parent / "profiles"
-ROOFLINE_LATENCY_MS = 0.02
-_WEIGHTS = "weights.safetensors"
+# Of a collective, and what it takes longer between hosts: NCCL expects 14 microseconds of a step over the network where
+# it expects 3.4 over NVLink (src/graph/tuning.cc).
+ROOFLINE_LATENCY_MS, ROOFLINE_NETWORK_LATENCY_MS = 0.02, 0.01
+_DOCUMENT, _WEIGHTS = "profile.json", "weights.safetensors"
 
 
 class Errors(BaseModel):
@@ -64,6 +66,29 @@ class Measured(BaseModel):
     errors: Errors
 
 
+class CollectiveFit(BaseModel):
+    """What a collective was measured to take: a fixed time, and the bytes that a device sends over a bandwidth."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    latency_ms: float = Field(ge=0)
+    bandwidth: float = Field(gt=0, description="bytes/s that a device sends over the link: to its host, or to others.")
+    mean_relative_error: float = Field(ge=0, description="On message sizes that were held out of the fit.")
+
+
+class MeasuredCollectives(BaseModel):
+    """Collectives between some ranks: what was measured, on what, with what."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    world_size: int = Field(ge=2, description="Ranks that took part.")
+    hosts: int = Field(ge=1)
+    backend: str = Field(description="gloo or nccl.")
+    versions: dict[str, str] = Field(description="Versions of shardc and torch.")
+    message_bytes: tuple[int, int] = Field(description="Smallest and largest message of a rank.")
+    fits: dict[Collective, CollectiveFit] = Field(description="The collectives that the backend has.")
+
+
 class ProfileDocument(BaseModel):
     """`profile.json` of a measured hardware profile."""
 
@@ -76,7 +101,10 @@ class ProfileDocument(BaseModel):
     intra_host_bandwidth: float = Field(gt=0, description="bytes/s")
     inter_host_bandwidth: float = Field(gt=0, description="bytes/s")
     latency_ms: float = Field(ge=0)
+    network_latency_ms: float = Field(0.0, ge=0, description="What a collective takes longer when it crosses hosts.")
     communication: Literal["assumed", "measured"] = "assumed"
+    intra_host: MeasuredCollectives | None = Field(None, description="Collectives between devices of one host.")
+    inter_host: MeasuredCollectives | None = Field(None, description="Collectives between devices of several hosts.")
     measured: Measured
     weights_digest: str
 
@@ -92,7 +120,10 @@ class Hardware:
         memory_bytes: memory of one device.
         intra_host_bandwidth: bytes/s from one device to the others of its host.
         inter_host_bandwidth: bytes/s from one device to other hosts.
-        latency_ms: fixed time of a collective.
+        latency_ms: fixed time of a collective within a host.
+        network_latency_ms: what it takes longer when it crosses hosts.
+        intra_host: measured collectives between devices of one host.
+        inter_host: measured collectives between several hosts.
         compute: cost of the fused operator, for an optimizer and a dtype of weights.
         digest: of everything that decides a cost.
         measured: what the cost was learned from; None for data-sheet figures.
@@ -105,6 +136,9 @@ class Hardware:
     intra_host_bandwidth: float
     inter_host_bandwidth: float
     latency_ms: float
+    network_latency_ms: float
+    intra_host: Mapping[Collective, Link]
+    inter_host: Mapping[Collective, Link]
     compute: Callable[[Optimizer, str], ComputeCost]
     digest: str
     measured: Measured | None
@@ -130,7 +164,7 @@ def load_hardware(device: str, *, base: str = "", at: Location | None = None) ->
     if device in gpus:
         return _data_sheet(device, gpus[device])
     for folder in (PROFILES / device, Path(base) / device):
-        if (folder / "profile.json").exists():
+        if (folder / _DOCUMENT).exists():
             return _measured(folder)
     close = difflib.get_close_matches(device, shipped := hardware_names(), n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
@@ -151,12 +185,63 @@ def hardware_names() -> list[str]:
 
 
 def save_profile(folder: Path, document: dict[str, Any], arrays: dict[str, Floats]) -> ProfileDocument:
-    """Write a measured profile: the weights first, then the document that names their digest."""
+    """Write a measured profile: the weights first, then the document that names their digest.
+
+    Collectives that the folder's profile was measured with on the same device stay part of it.
+    """
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     checked = ProfileDocument(**document, weights_digest=_sha256(weights))
+    if (folder / _DOCUMENT).exists():
+        previous = read_profile(folder)
+        if previous.measured.device == checked.measured.device:
+            for measured in filter(None, (previous.intra_host, previous.inter_host)):
+                checked = with_collectives(checked, measured)
     write_atomic(folder / _WEIGHTS, weights)
-    write_atomic(folder / "profile.json", checked.model_dump_json(indent=2).encode() + b"\n")
+    _write_document(folder, checked)
     return checked
+
+
+def read_profile(folder: Path) -> ProfileDocument:
+    """The document of a measured profile.
+
+    Raises:
+        DiagnosticError: SH001 to SH003 when it cannot be read, SH601 when it is not a profile.
+    """
+    return _parsed(folder, read_text(folder / _DOCUMENT, "hardware profile"))
+
+
+def save_collectives(folder: Path, measured: MeasuredCollectives) -> ProfileDocument:
+    """Make measured collectives part of the profile in a folder.
+
+    Raises:
+        DiagnosticError: as of `read_profile`, and SH004 when it cannot be written.
+    """
+    document = with_collectives(read_profile(folder), measured)
+    _write_document(folder, document)
+    return document
+
+
+def with_collectives(document: ProfileDocument, measured: MeasuredCollectives) -> ProfileDocument:
+    """A profile whose assumptions about one kind of link give way to what was measured.
+
+    The all-to-all's figures become those of the link: what a collective takes that the backend does not have, and what
+    is shown to people.
+    """
+    within = measured if measured.hosts == 1 else document.intra_host
+    between = measured if measured.hosts > 1 else document.inter_host
+    changes: dict[str, Any] = {"communication": "measured", "intra_host": within, "inter_host": between}
+    latency_ms = document.latency_ms
+    if within and (exchange := within.fits.get(Collective.ALL_TO_ALL)):
+        latency_ms = exchange.latency_ms
+        changes |= {"intra_host_bandwidth": exchange.bandwidth, "latency_ms": latency_ms}
+    if between and (exchange := between.fits.get(Collective.ALL_TO_ALL)):
+        longer = max(0.0, exchange.latency_ms - latency_ms)
+        changes |= {"inter_host_bandwidth": exchange.bandwidth, "network_latency_ms": longer}
+    return document.model_copy(update=changes)
+
+
+def _write_document(folder: Path, document: ProfileDocument) -> None:
+    write_atomic(folder / _DOCUMENT, document.model_dump_json(indent=2).encode() + b"\n")
 
 
 @cache
@@ -165,6 +250,7 @@ def _gpus() -> dict[str, dict[str, str]]:
 
 
 def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
+    latencies = ROOFLINE_LATENCY_MS, ROOFLINE_NETWORK_LATENCY_MS
     return Hardware(
         name=name,
         device_type="cuda",
@@ -173,11 +259,14 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
         intra_host_bandwidth=_given(parse_bandwidth(figures["intra_host_bandwidth"])),
         inter_host_bandwidth=_given(parse_bandwidth(figures["inter_host_bandwidth"])),
         latency_ms=ROOFLINE_LATENCY_MS,
+        network_latency_ms=ROOFLINE_NETWORK_LATENCY_MS,
+        intra_host={},
+        inter_host={},
         compute=lambda optimizer, weights: Roofline(
             memory_bandwidth=_given(parse_bandwidth(figures["memory_bandwidth"])),
             cache_bytes=_given(parse_size(figures["cache"])),
         ),
-        digest=_sha256(json.dumps([name, figures, ROOFLINE_LATENCY_MS, ASSUMPTIONS], sort_keys=True).encode()),
+        digest=_sha256(json.dumps([name, figures, latencies, ASSUMPTIONS], sort_keys=True).encode()),
         measured=None,
     )
 
@@ -188,14 +277,18 @@ def _given(value: int | None) -> int:
     return value
 
 
-def _measured(folder: Path) -> Hardware:
-    text = read_text(folder / "profile.json", "hardware profile")
+def _parsed(folder: Path, text: str) -> ProfileDocument:
     try:
-        document = ProfileDocument.model_validate_json(text)
+        return ProfileDocument.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise _damaged("SH601", folder, f"profile.json: {where}: {first['msg'].lower()}") from error
+        raise _damaged("SH601", folder, f"{_DOCUMENT}: {where}: {first['msg'].lower()}") from error
+
+
+def _measured(folder: Path) -> Hardware:
+    text = read_text(folder / _DOCUMENT, "hardware profile")
+    document = _parsed(folder, text)
     try:
         content = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
@@ -216,10 +309,17 @@ def _measured(folder: Path) -> Hardware:
         intra_host_bandwidth=document.intra_host_bandwidth,
         inter_host_bandwidth=document.inter_host_bandwidth,
         latency_ms=document.latency_ms,
+        network_latency_ms=document.network_latency_ms,
+        intra_host=_links(document.intra_host),
+        inter_host=_links(document.inter_host),
         compute=lambda optimizer, dtype: FusedCost(weights, operator_kind(optimizer, dtype)),
         digest=_sha256(text.encode() + content),
         measured=document.measured,
     )
+
+
+def _links(measured: MeasuredCollectives | None) -> dict[Collective, Link]:
+    return {c: Link(fit.latency_ms, fit.bandwidth) for c, fit in measured.fits.items()} if measured else {}
 
 
 def _damaged(code: str, folder: Path, reason: str) -> DiagnosticError:

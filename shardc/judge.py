@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shardc.cost.model import CostModel, StepCost
+from shardc.cost.model import CostModel, PhasedCost
 from shardc.problem import Bools, Floats, Ints, Placement, Problem
 
 _EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
@@ -80,7 +80,7 @@ class Judge:
 
     def phase_ms(self, z: Floats) -> Floats:
         """What loads cost a device by phase, float[..., P] ms; one phase for a cost model that has none."""
-        if isinstance(self.cost, StepCost):
+        if isinstance(self.cost, PhasedCost):
             return self.rounded(self.cost.device_ms(z))
         return self.device_ms(z)[..., None]
 
@@ -137,7 +137,7 @@ class Changes:
     def __init__(self, judge: Judge, z: Floats) -> None:
         self._judge = judge
         self._z = z
-        self._cost = judge.cost if isinstance(judge.cost, StepCost) else None
+        self._cost = judge.cost if isinstance(judge.cost, PhasedCost) else None
         if self._cost:
             self._ms = self._cost.device_ms(z)  # [D, P]
             order = np.argsort(-self._ms, axis=0, kind="stable")[:3]
@@ -176,7 +176,7 @@ class Changes:
     @staticmethod
     def guides(judge: Judge, z: Floats) -> Floats:
         """Guide of whole placements, float[N], from summed latents float[N, D, K]."""
-        if not isinstance(judge.cost, StepCost):
+        if not isinstance(judge.cost, PhasedCost):
             return judge.step_ms(z)
         ms = judge.cost.device_ms(z)  # [N, D, P]
         maxima = ms.max(axis=1)

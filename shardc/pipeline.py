@@ -45,7 +45,7 @@ def compile(spec: SpecLike, cost: CostModel | None = None, seed: int | None = No
 
     Args:
         spec: path of a TOML file, its content as a mapping, or a loaded spec.
-        cost: any object with `encode` and `score` (see `shardc.cost.model`); None for the spec's hardware profile.
+        cost: any object with `encode` and `score` (see `shardc.cost.model`); None for what the spec says.
         seed: of every random choice; None for the spec's own (0 unless it says otherwise).
 
     Raises:
@@ -73,7 +73,7 @@ def run(
 
     Args:
         loaded: the validated spec.
-        cost: a cost model instead of the hardware profile's.
+        cost: a cost model instead of the one that the spec names.
         seed: instead of the spec's.
         effort: instead of the spec's.
         measure: measures the spec's own shards (see `shardc.passes.profile`).
@@ -88,11 +88,13 @@ def run(
         warnings, measured = profiled.warnings, profiled.measured
         digests = Digests(
             spec=_digest(loaded, recorded),
-            profile=hardware.digest,
+            profile=profiled.digest,
             measurements=None if measured is None else "sha256:" + hashlib.sha256(measured.tobytes()).hexdigest(),
+            cost=loaded.spec.compile.cost,
         )
     else:
-        model, warnings, digests = cost, (), Digests(spec=_digest(loaded, recorded), profile=None, measurements=None)
+        model, warnings = cost, ()
+        digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
     policy, missing = _policy()
     choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
     plan = emit(loaded, choice, digests=digests, seed=seed)
@@ -127,15 +129,8 @@ def _policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:
 
 def _read_accesses(loaded: LoadedSpec) -> dict[str, Bins]:
     """Bins of the tables whose accesses are recorded in an index file."""
-    recorded = [table for table in loaded.tables if isinstance(table.access, IndexFile)]
-    if not recorded:
+    if not any(isinstance(table.access, IndexFile) for table in loaded.tables):
         return {}
-    from shardc.measure.index_file import read_bins
+    from shardc.measure.index_file import read_accesses
 
-    bins = {}
-    for table in recorded:
-        if isinstance(table.access, IndexFile):
-            lookups = loaded.spec.model.global_batch * table.pooling
-            path, at = loaded.resolve(table.access.path), loaded.at_table(table, "access")
-            bins[table.name] = read_bins(path, table.rows, lookups, at)
-    return bins
+    return read_accesses(loaded)

@@ -63,6 +63,9 @@ class Digests(_Member):
     spec: str = Field(description="Digest of the spec.")
     profile: str | None = Field(description="Digest of the hardware profile; null for a cost model without one.")
     measurements: str | None = Field(None, description="Digest of the local measurements that corrected the profile.")
+    cost: Literal["profile", "torchrec", "own"] = Field(
+        "profile", description="Whose costs: the profile's, TorchRec's estimates, or those of an own cost model."
+    )
 
 
 class Tool(_Member):
@@ -108,11 +111,9 @@ class DeviceScore(_Member):
 
     rank: Count = Field(description="Rank of the device.")
     forward_ms: Milliseconds | None = Field(
-        description="Time of the forward lookups; null for a cost model that has no phases."
+        description="Time of the forward lookups, with their communication in TorchRec's estimates; null where unknown."
     )
-    backward_ms: Milliseconds | None = Field(
-        description="Time of the backward pass and update; null for a cost model that has no phases."
-    )
+    backward_ms: Milliseconds | None = Field(description="Time of the backward pass and update, in the same way.")
     memory_bytes: Count = Field(description="Bytes that the shards of this device take.")
     memory_limit_bytes: Count = Field(description="Bytes that they may take.")
 

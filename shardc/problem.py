@@ -8,7 +8,8 @@ unit, a column-wise one in four pieces is four units, each free to go to any all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -37,9 +38,31 @@ class Optimizer(StrEnum):
     ADAM = "adam"
 
 
+class Collective(StrEnum):
+    """What devices do together in a training step."""
+
+    ALL_TO_ALL = "all_to_all"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_GATHER = "all_gather"
+    ALL_REDUCE = "all_reduce"
+
+
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2, "bf16": 2}
 INDEX_BYTES = 8
 ACCESS_BINS = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a collective takes that sends bytes over one kind of link.
+
+    Attributes:
+        latency_ms: fixed time.
+        bandwidth: bytes/s that one device sends over the link.
+    """
+
+    latency_ms: float
+    bandwidth: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +78,10 @@ class Cluster:
         reserve_bytes: part of it kept for the dense model and activations.
         intra_host_bandwidth: bytes/s that one device sends to the other devices of its host.
         inter_host_bandwidth: bytes/s that one device sends to other hosts.
-        latency_ms: fixed time of one collective.
+        latency_ms: fixed time of one collective within a host.
+        network_latency_ms: what it takes longer when it crosses hosts.
+        intra_host: measured collectives between devices of one host.
+        inter_host: measured collectives between several hosts; bandwidths are of what crosses hosts.
     """
 
     device: str
@@ -67,6 +93,9 @@ class Cluster:
     intra_host_bandwidth: float
     inter_host_bandwidth: float
     latency_ms: float
+    network_latency_ms: float = 0.0
+    intra_host: Mapping[Collective, Link] = field(default_factory=dict)
+    inter_host: Mapping[Collective, Link] = field(default_factory=dict)
 
     @property
     def devices(self) -> int:
@@ -77,6 +106,15 @@ class Cluster:
     def memory_limit(self) -> int:
         """Bytes of one device that embedding tables may take."""
         return max(0, self.memory_bytes - self.reserve_bytes)
+
+    def within_host(self, collective: Collective) -> Link:
+        """What a collective takes between devices of one host: as measured, or else the links' figures."""
+        return self.intra_host.get(collective) or Link(self.latency_ms, self.intra_host_bandwidth)
+
+    def between_hosts(self, collective: Collective) -> Link:
+        """What a collective takes that crosses hosts: as measured, or else the links' figures."""
+        usual = Link(self.latency_ms + self.network_latency_ms, self.inter_host_bandwidth)
+        return self.inter_host.get(collective) or usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +133,7 @@ class Shards:
         weight_bytes: bytes of one weight.
         output_bytes: bytes of one element of the pooled output.
         optimizer: index into `list(Optimizer)`.
-        exchanged: True where inputs and outputs travel by all-to-all, False where the shard is a replica whose
-            gradients are all-reduced.
+        type: index into `list(ShardingType)`.
     """
 
     rows: Ints
@@ -108,10 +145,15 @@ class Shards:
     weight_bytes: Ints
     output_bytes: Ints
     optimizer: Ints
-    exchanged: Bools
+    type: Ints
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def exchanged(self) -> Bools:
+        """False for a replica, whose gradients are all-reduced; inputs and outputs of all others travel."""
+        return np.asarray(self.type != list(ShardingType).index(ShardingType.DATA_PARALLEL))
 
     @property
     def lookups(self) -> Floats:
@@ -145,6 +187,8 @@ class Problem:
         tables: the T tables.
         blocks: for each block the indices of its tables (several: a group that shares a device).
         shards: the S distinct shards that options are made of.
+        shard_table: int[S], the table that a shard is a piece of.
+        shard_type: for each shard the sharding type that makes it.
         option_block: int[O], the block that an option belongs to; ascending.
         option_type: sharding type of each option.
         option_units: int[O], number of units of the option; 0 for a spread option.
@@ -162,6 +206,8 @@ class Problem:
     tables: tuple[TableInfo, ...]
     blocks: tuple[tuple[int, ...], ...]
     shards: Shards
+    shard_table: Ints
+    shard_type: tuple[ShardingType, ...]
     option_block: Ints
     option_type: tuple[ShardingType, ...]
     option_units: Ints

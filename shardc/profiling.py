@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import shardc
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import make_folder, read_text, write_atomic
 from shardc.hardware import ProfileDocument, save_profile
 from shardc.measure.campaign import (
-    CPU_RANGE,
-    CUDA_RANGE,
+    RETRIES,
     Measurement,
-    Range,
+    Share,
+    disturbed_sets,
     missing_sets,
-    read_journal,
+    read_campaign,
     run_campaign,
     to_entry,
 )
+from shardc.measure.design import CPU_RANGE, CUDA_RANGE, DESIGN, Range
 
 if TYPE_CHECKING:
     from shardc.measure.benchmark import LocalDevice
 
 MINIMUM_SETS = 100
-Progress = Callable[[str, int, int], None]
+
+
+class Progress(Protocol):
+    """Shows how much of a stage ("measure" or "fit") is done."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        """Show that `done` of `total` are done, and a word on the last."""
+
 
 # Until a profile's collectives are measured: what its kind of device usually reaches.
 _ASSUMED = {
@@ -35,18 +46,19 @@ _ASSUMED = {
 }
 
 
-def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Progress) -> ProfileDocument:
+def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Progress) -> ProfileDocument | None:
     """Measure `sets` sets of tables, fit the fused cost model to them, and write the profile.
 
     What a folder already holds is not measured again, so an interrupted campaign is resumed by the same call, and a
-    larger `sets` adds to a finished one. The profile is written last, and whole.
+    larger `sets` adds to a finished one. The profile is written last, and whole. Processes that torchrun started each
+    measure a share of the sets on a device of their own; the first one writes the profile, the others return None.
 
     Args:
         folder: the profile's folder; made if need be.
         name: name of the profile.
         sets: sets of tables to measure, repeats for the noise included.
         seed: of the design of the campaign and of training.
-        progress: called with the stage ("measure" or "fit"), and how much of it is done and in all.
+        progress: shows how far it is.
 
     Raises:
         DiagnosticError: SH902 for fewer than `MINIMUM_SETS` sets, SH603 for a folder with another campaign.
@@ -55,16 +67,32 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
     if sets < MINIMUM_SETS:
         message = f"{sets} sets are too few to learn from and to test on"
         raise DiagnosticError(Diagnostic("SH902", message, help=f"--sets {MINIMUM_SETS} or more"), exit_code=2)
-    from shardc.learn.fit_cost import fit_cost, reference_ms
-    from shardc.measure.benchmark import REVISION, Bench, local_device, versions
+    from shardc.measure.benchmark import REVISION, local_device, versions
 
     device = local_device()
     sizes = CPU_RANGE if device.type == "cpu" else CUDA_RANGE
     make_folder(folder)
-    identity = {"device": device.name, "seed": seed, "revision": REVISION, "sizes": repr(sizes), **versions()}
-    _same_campaign(folder, identity)
-    measurements = _measure(folder, Bench, sizes, seed=seed, sets=sets, progress=progress)
-    arrays, report = fit_cost(measurements, seed=seed, progress=lambda epoch, epochs, _: progress("fit", epoch, epochs))
+    identity = {"device": device.name, "seed": seed, "benchmark": REVISION, "design": DESIGN, **versions()}
+    with _processes() as share:
+        if share.rank == 0:
+            _same_campaign(folder, identity)
+        _measure(folder, sizes, share, seed=seed, sets=sets, progress=progress)
+        if share.rank != 0:
+            return None
+    return _fit(folder, name, device, sizes, seed=seed, sets=sets, progress=progress)
+
+
+def _fit(
+    folder: Path, name: str, device: LocalDevice, sizes: Range, *, seed: int, sets: int, progress: Progress
+) -> ProfileDocument:
+    """Fit the cost model to the first `sets` sets of a campaign, and write the profile."""
+    from shardc.learn.fit_cost import fit_cost, reference_ms
+    from shardc.measure.benchmark import versions
+
+    measurements = [m for m in read_campaign(folder) if m.index < sets]
+    arrays, report = fit_cost(
+        measurements, seed=seed, progress=lambda epoch, epochs, _: progress("fit", epoch, epochs, "")
+    )
     write_atomic(folder / "measurements.parquet", measurements_parquet(measurements))
     measured = {
         "device": device.name,
@@ -106,14 +134,45 @@ def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
         raise DiagnosticError(Diagnostic("SH603", message, help="measure into a new folder"), exit_code=2)
 
 
-def _measure(
-    folder: Path, bench: Callable[[], Any], sizes: Range, *, seed: int, sets: int, progress: Progress
-) -> list[Measurement]:
-    if missing := missing_sets(folder, sets):
-        for done, _ in enumerate(run_campaign(folder, bench(), sizes, seed=seed, sets=sets), sets - len(missing) + 1):
-            progress("measure", done, sets)
-    progress("measure", sets, sets)
-    return [m for m in read_journal(folder) if m.index < sets]
+@contextmanager
+def _processes() -> Iterator[Share]:
+    """This process's share of the work, and all processes that torchrun started, connected."""
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) == 1:
+        yield Share()
+        return
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))  # until the slowest has done its share
+    try:
+        yield Share(torch.distributed.get_rank(), size)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _wait_for_all(share: Share) -> None:
+    if share.of > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+
+
+def _measure(folder: Path, sizes: Range, share: Share, *, seed: int, sets: int, progress: Progress) -> None:
+    """Measure this process's share of the first `sets` sets: those that are missing, then those that were disturbed."""
+    from shardc.measure.benchmark import Bench
+
+    bench: Bench | None = None
+    for stage, find in (("measure", missing_sets), *[("measure again", disturbed_sets)] * RETRIES):
+        wanted = find(folder, sets)
+        _wait_for_all(share)  # nobody writes before everybody has found the same sets
+        total = sets if find is missing_sets else len(wanted)
+        progress(stage, total - len(wanted), total, "")
+        bench = bench or (Bench() if wanted else None)
+        if bench is not None:
+            results = run_campaign(folder, bench, sizes, seed=seed, numbers=wanted, share=share)
+            for done, result in enumerate(results, start=1):
+                note = result if isinstance(result, str) else ""
+                progress(stage, min(total - len(wanted) + done * share.of, total), total, note)
+        _wait_for_all(share)
 
 
 def _document(name: str, device: LocalDevice, measured: dict[str, Any]) -> dict[str, Any]:

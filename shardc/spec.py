@@ -230,9 +230,15 @@ class ClusterSpec(_Section):
 
 def _access_schema(schema: dict[str, Any]) -> None:
     """Write the forms of an access distribution as alternatives, which a model of optional fields cannot say."""
+    keys = schema.pop("properties")
     forms = [
-        {"type": "object", "properties": {name: form}, "required": [name], "additionalProperties": False}
-        for name, form in schema.pop("properties").items()
+        {
+            "type": "object",
+            "properties": {key: keys[key] for key in form},
+            "required": [form[0]],
+            "additionalProperties": False,
+        }
+        for form in (("zipf",), ("bins",), ("indices", "table"))
     ]
     for name in ("type", "additionalProperties"):
         schema.pop(name)
@@ -252,6 +258,7 @@ class AccessSpec(_Section):
         json_schema_extra={"minItems": BIN_COUNT, "maxItems": BIN_COUNT},
     )
     indices: Text | None = Field(default=None, description="File of recorded lookups, relative to the spec's folder.")
+    table: int | None = Field(default=None, ge=0, description="Which table of that file, from 0, if it has several.")
 
     @model_validator(mode="before")
     @classmethod
@@ -270,6 +277,8 @@ class AccessSpec(_Section):
         given = [name for name in ("zipf", "bins", "indices") if getattr(self, name) is not None]
         if len(given) != 1:
             _reject(f"expected exactly one of zipf, bins and indices, found {' and '.join(given) or 'none'}")
+        if self.table is not None and self.indices is None:
+            _reject("the position of a table in an index file goes with indices", at=("table",))
         if self.bins is not None and len(self.bins) != BIN_COUNT:
             _reject(f"expected {BIN_COUNT} shares, found {len(self.bins)}", at=("bins",))
         if self.bins is not None and abs(sum(self.bins) - 1) > _BINS_TOLERANCE:
@@ -313,6 +322,10 @@ class CompileSpec(_Section):
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice: one seed, one plan.")
     effort: Literal["fast", "balanced", "thorough"] = Field(default="balanced", description="How long to search.")
+    cost: Literal["profile", "torchrec"] = Field(
+        default="profile",
+        description="What placements are judged by: the device's hardware profile, or TorchRec's own estimates.",
+    )
 
 
 class BudgetSpec(_Section):
@@ -377,9 +390,13 @@ class Bins:
 
 @dataclass(frozen=True, slots=True)
 class IndexFile:
-    """Recorded lookups; the path is as written, `LoadedSpec.resolve` makes it relative to the spec's folder."""
+    """Recorded lookups; the path is as written, `LoadedSpec.resolve` makes it relative to the spec's folder.
+
+    `table` is the position in a file of several tables, from 0; None where the file has only one.
+    """
 
     path: str
+    table: int | None = None
 
 
 Access = Zipf | Bins | IndexFile
@@ -822,7 +839,7 @@ def _access(spec: AccessSpec | None) -> Access:
     if spec.bins is not None:
         return Bins(tuple(map(float, spec.bins)))
     if spec.indices is not None:
-        return IndexFile(spec.indices)
+        return IndexFile(spec.indices, spec.table)
     return Zipf(float(spec.zipf or 0.0))
 
 
@@ -840,6 +857,8 @@ def _cell_value(column: str, text: str) -> Any:
         form, _, value = (part.strip() for part in text.partition("="))
         if form == "bins":
             return {form: [_converted(float, part.strip()) for part in value.split(";")]}
+        if form == "indices" and (named := re.fullmatch(r"(.*);\s*table\s*=\s*(.*)", value)):
+            return {form: named[1].rstrip(), "table": _converted(int, named[2])}
         return {form: _converted(float, value) if form == "zipf" else value}
     return text
 

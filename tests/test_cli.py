@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,8 +14,10 @@ import pytest
 
 import shardc
 from shardc import cli
+from shardc.cli.console import in_color
 from shardc.passes.place import EVALUATIONS
 from shardc.plan import plan_schema, read_plan
+from shardc.profiling import MINIMUM_SETS
 from shardc.spec import spec_schema
 
 ROOT = Path(__file__).parents[1]
@@ -276,6 +279,19 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     assert b"Exception" not in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("arguments", ["--help", "--version", "validate model.toml", "compile model.toml -o -"])
+def test_a_stdout_that_cannot_be_written(tmp_path, arguments, buffering):
+    (tmp_path / "model.toml").write_text(SPEC)
+    command = [sys.executable, "-m", "shardc", *arguments.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": buffering}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"SH903 cannot write to stdout: {os.strerror(errno.ENOSPC)}\n\n".encode()
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 BAD_SPECS = {
@@ -428,6 +444,14 @@ on 20 held-out sets (rank correlation 0.951):
     assert done.err.splitlines() == [*(f"measure {20 * i}/200" for i in range(1, 11)), "fit 1/1"]
 
 
+def test_profile_says_how_many_sets_it_needs(shardc_):
+    assert f"Sets of tables to measure, {MINIMUM_SETS} or more." in shardc_("profile", "--help").out
+    done = shardc_("profile", "-o", "gpu", "--sets", str(MINIMUM_SETS - 1))
+    assert done.code == 2
+    assert done.err.startswith("SH902 ")
+    assert not Path("gpu").exists()
+
+
 def test_an_interrupted_profile_says_that_it_can_go_on(shardc_, monkeypatch):
     def make_profile(folder, **options):
         raise KeyboardInterrupt
@@ -436,6 +460,33 @@ def test_an_interrupted_profile_says_that_it_can_go_on(shardc_, monkeypatch):
     done = shardc_("profile", "-o", "gpu")
     assert (done.code, done.out) == (130, "")
     assert done.err == "interrupted: the same command goes on where this one stopped\n"
+
+
+def test_profile_of_collectives(shardc_, monkeypatch):
+    def measure_collectives(folder, *, progress):
+        assert folder == Path("gpu")
+        progress("measure", 10, 10)
+        fits = {
+            "all_to_all": SimpleNamespace(latency_ms=0.0213, bandwidth=123.4e9, mean_relative_error=0.0712),
+            "reduce_scatter": SimpleNamespace(latency_ms=0.5, bandwidth=1.25e9, mean_relative_error=0.1),
+        }
+        return SimpleNamespace(world_size=8, hosts=1, backend="nccl", fits=fits)
+
+    fake(monkeypatch, "shardc.measure.collectives", measure_collectives=measure_collectives)
+    assert str(shardc_("profile", "-o", "gpu", "--collectives")) == (
+        "exit code 0\n--- stdout\n"
+        "collectives of 8 ranks on 1 host (nccl), mean error on held-out sizes:\n"
+        "  all-to-all       0.021 ms + bytes / 123.4 GB/s      7.1%\n"
+        "  reduce-scatter   0.500 ms + bytes / 1.25 GB/s      10.0%\n"
+        "--- stderr\nmeasure 10/10\n"
+    )
+    assert shardc_("profile", "-o", "gpu", "--collectives", "--quiet").out == ""
+
+
+def test_ranks_but_the_first_say_nothing_of_collectives(shardc_, monkeypatch):
+    fake(monkeypatch, "shardc.measure.collectives", measure_collectives=lambda folder, *, progress: None)
+    done = shardc_("profile", "-o", "gpu", "--collectives")
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_train_policy(shardc_, monkeypatch):
@@ -490,6 +541,21 @@ def test_an_interrupt(shardc_, monkeypatch):
     assert str(shardc_("validate", "model.toml")) == "exit code 130\n--- stdout\n--- stderr\n"
 
 
+def test_an_interrupt_while_starting(tmp_path):
+    code = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from shardc.cli import main
+main(["--help"])
+"""
+    done = process("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 class Terminal:
     encoding = "utf-8"
 
@@ -506,4 +572,4 @@ def test_color_is_for_terminals_that_want_it(monkeypatch, environment, expected)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cli._in_color(Terminal()) is expected
+    assert in_color(Terminal()) is expected

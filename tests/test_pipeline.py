@@ -132,6 +132,7 @@ def test_an_own_cost_replaces_the_profile_and_its_warning(two):
     compiled = pipeline.run(pipeline.load(two), cost=Lookups())
     assert "SH501" not in codes(compiled)
     assert compiled.plan.digests.profile is None
+    assert compiled.plan.digests.cost == "own"
     document = json.loads(plan_bytes(compiled.plan))
     assert document["bound"] is None
     assert document["score"]["devices"][0]["forward_ms"] is None
@@ -146,6 +147,37 @@ def test_an_own_step_cost_is_bounded_too(two):
     plan = shardc.compile(two, cost=slow)
     assert plan.bound is not None
     assert plan.score.step_time_ms > 10 * shardc.compile(two).score.step_time_ms
+
+
+def test_torchrecs_estimates_are_one_phase_with_a_bound_and_a_warning(tmp_path):
+    spec = HEAD.replace('effort = "fast"', 'effort = "fast"\ncost = "torchrec"') + table("a") + table("b")
+    (tmp_path / "model.toml").write_text(spec)
+    compiled = pipeline.run(pipeline.load(tmp_path / "model.toml"))
+    (warning,) = compiled.warnings
+    assert warning.code == "SH505"
+    assert warning.location.text == 'cost = "torchrec"'
+    score, bound, digests = compiled.plan.score, compiled.plan.bound, compiled.plan.digests
+    assert score.phases == {"step": score.step_time_ms}
+    assert max(d.forward_ms + d.backward_ms for d in score.devices) == pytest.approx(score.step_time_ms)
+    assert bound.step_time_ms <= score.step_time_ms
+    assert digests.cost == "torchrec"
+    by_profile = pipeline.run(pipeline.load(write(tmp_path, table("a"), table("b")))).plan
+    assert by_profile.digests.cost == "profile"
+    assert by_profile.digests.profile != digests.profile
+    assert by_profile.score.devices[0].memory_limit_bytes == score.devices[0].memory_limit_bytes
+
+
+def test_measuring_has_nothing_to_correct_in_torchrecs_estimates(two):
+    with open(two, "rb") as file:
+        spec = tomli.load(file)
+    spec["compile"]["cost"] = "torchrec"
+
+    def measure(shards):
+        raise AssertionError("measured in vain")
+
+    compiled = pipeline.run(pipeline.load(spec), measure=measure)
+    assert compiled.plan.digests.measurements is None
+    assert "nothing was measured" in compiled.warnings[0].notes[0]
 
 
 # --- The policy -------------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_a_plan_is_laid_out_for_review(path: Path) -> None:
         "  ],",
         '  "chosen": {"reason": "best score", "strategy": "greedy"},',
         '  "cluster": {"device": "h100-80gb", "devices_per_host": 2, "hosts": 1},',
-        '  "digests": {"measurements": null, "profile": null, "spec": "sha256:00"},',
+        '  "digests": {"cost": "profile", "measurements": null, "profile": null, "spec": "sha256:00"},',
         '  "format": 1,',
         '  "model": {',
         '    "global_batch": 512,',

@@ -224,6 +224,9 @@ TABLE_ERRORS = [
     ("access = 3", "SH103", "3", "found an integer"),
     ("access = {}", "SH104", "{}", "found none"),
     ("access = { zipf = 1, indices = 'f' }", "SH104", "{ zipf = 1, indices = 'f' }", "found zipf and indices"),
+    ("access = { zipf = 1, table = 3 }", "SH104", "3", "goes with indices"),
+    ("access = { indices = 'f', table = -1 }", "SH104", "-1", "at least 0"),
+    ("access = { indices = 'f', table = '3' }", "SH103", "'3'", "expected an integer, found a string"),
     ("access = { zipf = 5.5 }", "SH104", "5.5", "at most 5"),
     ("access = { zipf = -1 }", "SH104", "-1", "at least 0"),
     ("access = { zipf = inf }", "SH104", "inf", "finite"),
@@ -477,15 +480,17 @@ def test_csv(folder, form):
         f"b,,10,4,2,bins={';'.join(['.1'] * 10 + ['0'] * 7)},,,,\n"
         "c,,10,4,2,uniform,,,,\n"
         "d,,10,4,2,indices=x.npy,,,,\n"
+        "f,,10,4,2, indices = x;y.pt.gz ; table = 3 ,,,,\n"
     )
     text = NAMES_FILE + tables("e")
     if form == "windows":
         more, text = "\ufeff" + more.replace("\n", "\r\n"), "\ufeff" + text.replace("\n", "\r\n")
-    a, b, c, d, e = folder.load(text, more=more).tables
+    a, b, c, d, e, f = folder.load(text, more=more).tables
     assert (a.features, a.rows, a.dim, a.pooling, a.access) == (("f", "g"), 40_000_000, 128, 1.5, Zipf(1.05))
     assert (a.sharding, a.pin, a.group, a.apart) == (("table_wise", "row_wise"), (0, 3), "g,1", "s")
     assert (b.features, b.pin, b.group, b.access) == (("b",), None, None, Bins((0.1,) * 10 + (0.0,) * 7))
     assert (c.access, d.access, e.origin) == (Zipf(0.0), IndexFile("x.npy"), ("table", 0))
+    assert f.access == IndexFile("x;y.pt.gz", table=3)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +498,7 @@ def test_csv(folder, form):
     [
         ("name,rows,dim,pooling", "a,10,6,1", "SH104", 2, 6, "6", "use 4 or 8"),
         ("name,rows,dim,pooling", "a, 1x ,4,1", "SH103", 2, 4, "1x", "expected an integer, found a string"),
+        ("name,rows,dim,access", "a,10,4,indices=f;table=x", "SH103", 2, 8, "indices=f;table=x", "expected an integer"),
         ("name,rows,dim,pooling", "a,10,4,nan", "SH104", 2, 8, "nan", "finite"),
         ("name,rows,dim,pooling", "a,10,4", "SH108", 2, 1, "a,10,4", "expected 4 cells, found 3"),
         ("name,rows,dim,pooling", "a,10,4,1,2", "SH108", 2, 1, "a,10,4,1,2", "expected 4 cells, found 5"),

@@ -66,7 +66,8 @@ def check(loaded: LoadedSpec, measure: Measure | None = None) -> CheckReport:
         if error.exit_code != 1:
             raise
         return CheckReport(path, error.diagnostics)
-    if plan.digests.measurements and not today.digests.measurements:
+    same_costs = plan.digests.cost == today.digests.cost
+    if same_costs and plan.digests.measurements and not today.digests.measurements:
         note = "the plan was compiled with --measure: it fits the spec, and its times are checked only with --measure"
         return CheckReport(path, (), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
     findings = (
@@ -154,7 +155,9 @@ def stated_figures(path: str, plan: Plan, today: Plan) -> Iterator[Diagnostic]:
 
 
 def step_time_budget(path: str, plan: Plan, today: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
-    """SH401 when a plan has become slower than it says by more than the budget."""
+    """SH401 when a plan has become slower than it says by more than the budget, by the same kind of costs."""
+    if plan.digests.cost != today.digests.cost:
+        return
     stated, now = plan.score.step_time_ms, today.score.step_time_ms
     budget = loaded.spec.budget
     if now > stated * (1 + budget.step_time_fraction) * (1 + _STATED):
@@ -190,7 +193,9 @@ def changes(plan: Plan, today: Plan) -> Iterator[str]:
     """What has changed since a plan was compiled."""
     if plan.digests.spec != today.digests.spec:
         yield "the spec has changed since its plan was compiled"
-    if plan.digests.profile != today.digests.profile:
+    if plan.digests.cost != today.digests.cost:
+        yield f"the plan states its times by other costs ({plan.digests.cost}, now {today.digests.cost})"
+    elif plan.digests.profile != today.digests.profile:
         yield "the hardware profile has changed since the plan was compiled"
     if plan.digests.measurements != today.digests.measurements:
         yield "the local measurements are not those that the plan was compiled with"

@@ -1,27 +1,45 @@
 """A certified lower bound on the step time of every placement and every choice of sharding options.
 
-For any placement and any convex, non-decreasing phase cost h, the costliest device costs at least h at the mean load
-(Jensen), and at least what a single unit costs alone; a phase's fixed cost is due if any block takes part. All of these
-are convex in the *mix* of options, a share for each option of a block, so the best mix bounds the best choice. The mix
-is improved by mirror descent; what certifies the bound is not that it converged but the linearisations met on the way:
-each is below the function everywhere, so is their mean, and its minimum over all mixes is reached by one option a
-block.
+What is relaxed: a block may mix its options, a share for each, and its units may be spread over devices in parts. Then
+the cheapest is to give all devices the same load, and by Jensen's inequality no placement beats it: the costliest
+device costs at least what a convex, non-decreasing phase cost is at the mean load. Pins are relaxed altogether, and
+memory is kept on average only.
+
+Four things that no placement escapes make it tighter:
+
+- A phase lasts at least as long as any unit takes alone, and its fixed cost is due as soon as any block takes part.
+- A load that is counted in whole pieces (bytes of outputs, where dims have a common divisor) is a multiple of them on
+  every device, so the largest is at least the mean rounded up.
+- A large unit lies on some device, whole. So cases are told apart: on the device of another large unit, on a device of
+  its own, or not used because its block is sharded otherwise. In each case the devices of large units and the others,
+  on average, are loads of their own.
+- Likewise a phase is used or not, and a counted load is at most n pieces or more than n.
+
+The bound is the least over all cases, and the case that has the least bound is split further (branch and bound). In a
+case the phase costs are replaced by tangents, which lie below them; the best mix under tangents is a linear program
+(`shardc.cost.minimax`), and new tangents are taken where its loads are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
-from shardc.cost.model import StepCost
-from shardc.problem import Floats, Ints, Problem
+from shardc.cost.minimax import NO_PHASE, Minimax, solve
+from shardc.cost.model import PhasedCost
+from shardc.problem import Bools, Floats, Ints, Problem
 
-_ITERATIONS = 1000
-_RATE = 128.0
-_SOFTNESS = 0.1
-# Mixes are rounded far above what processors differ by, so that a thousand steps of descent are the same everywhere.
-_GRID = 2.0**-20
+_CASES = 40  # cases that are bounded at most
+_WORK = 4_000_000  # entries of all programs together, after which no case is split further
+_LARGE = 0.15  # share of a phase that a unit takes alone to have cases of its own
+_ROUNDS = 5  # of tangents in one case
+_TOLERANCE = 1e-4  # relative, of a program's value; the first case is solved more exactly
+_EXACT = 1e-7
+_USED = 1e-3  # share of a block from which on an option counts as used
 _SAFETY = 1e-9  # relative: far more than float64 loses on the way
 _ROUNDING = 1e-9  # ms: more than the judge rounds a step time down by
 
@@ -39,7 +57,7 @@ class LowerBound:
     mix: Floats
 
 
-def lower_bound(problem: Problem, cost: StepCost, latents: Floats) -> LowerBound:
+def lower_bound(problem: Problem, cost: PhasedCost, latents: Floats) -> LowerBound:
     """Bound the step time from below.
 
     Args:
@@ -47,65 +65,50 @@ def lower_bound(problem: Problem, cost: StepCost, latents: Floats) -> LowerBound
         cost: its cost model; the form of its heads is what the certificate rests on.
         latents: float[O, K], latents of one unit of each option (see `shardc.judge.Judge.latents`).
     """
-    devices = problem.cluster.devices
-    spread = problem.option_units == 0
-    share = np.where(spread, 1.0, problem.option_units / devices)
-    mean = latents * share[:, None]  # [O, K], what an option adds to the mean load
-    present = cost.present(latents)
-    certain = _certain(present, problem.option_block, len(problem.blocks))
-    # [O, 2 P]: what one unit costs the device that holds it, and the fixed costs that depend on the choice of options.
-    alone = np.concatenate([cost.heads(latents), present * cost.constants * (1.0 - certain)], axis=1)
-    fixed = float(cost.constants @ certain)
-    starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
-
-    logits = np.zeros(len(share))
-    slope_sum, level_sum, weight, scale = np.zeros(len(share)), 0.0, 0, np.zeros(len(starts))
-    best, best_mix, best_value = -np.inf, np.zeros(len(share)), np.inf
-    for step in range(1, _ITERATIONS + 1):
-        mix = _normalised(logits, problem.option_block, starts)
-        softness = _SOFTNESS / np.sqrt(step)
-        value, level, slope = _relaxed(cost, mean, alone, mix, problem.option_block, len(problem.blocks), softness)
-        slope_sum, level_sum, weight = slope_sum + step * slope, level_sum + step * level, weight + step
-        for slopes, base in ((slope, level), (slope_sum / weight, level_sum / weight)):
-            best = max(best, base + float(np.minimum.reduceat(slopes, starts).sum()))
-        if value < best_value:
-            best_value, best_mix = value, mix
-        spans = np.maximum.reduceat(slope, starts) - np.minimum.reduceat(slope, starts)
-        scale += (step * spans) ** 2
-        logits = -slope_sum * (_RATE / np.sqrt(np.maximum(scale, 1e-300)))[problem.option_block]
-    return LowerBound(max(0.0, (best + fixed) * (1.0 - _SAFETY) - _ROUNDING), best_mix)
+    relaxation = _Relaxation(problem, cost, latents)
+    number = count()
+    open_cases = []
+    split: Iterator[_Case] = relaxation.first_cases()
+    least = 0.0
+    while True:
+        for case in split:
+            bounded = relaxation.bound(case)
+            heapq.heappush(open_cases, (max(bounded.value, least), next(number), bounded))
+        least, _, best = open_cases[0]
+        if next(number) >= _CASES or relaxation.work >= _WORK:
+            break
+        children = list(relaxation.split(best))
+        if not children:
+            break
+        heapq.heappop(open_cases)
+        split = iter(children)
+    return LowerBound(max(0.0, least * (1.0 - _SAFETY) - _ROUNDING), best.mix)
 
 
-def _relaxed(
-    cost: StepCost, mean: Floats, alone: Floats, mix: Floats, block: Ints, blocks: int, softness: float
-) -> tuple[float, float, Floats]:
-    """The convex relaxation at a mix, and a linear function below it everywhere: level + slope float[O] @ mix.
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Some of all placements.
 
-    Each phase is the largest of its mean load's cost and every block's single cost. Any weighted mean of these is below
-    their maximum; weights that favour the large ones softly make the slopes change gradually, so descent converges.
+    Attributes:
+        options: bool[O], the options that they use.
+        paid: bool[P], phases that some block takes part in.
+        alone: for each device that is told apart, the options whose only unit it holds.
+        least: float[P] ms, times that the phases take at least, beyond fixed costs.
+        most: float[K], loads that no device exceeds.
     """
-    load = mix @ mean
-    phases = len(cost.phases)
-    averages, slopes = np.zeros(2 * phases), np.zeros((2 * phases, len(load)))
-    averages[:phases], slopes[:phases] = cost.heads(load), cost.slopes(load)
-    singles = np.zeros((blocks, alone.shape[1]))
-    np.add.at(singles, block, mix[:, None] * alone)
-    terms = np.concatenate([averages[None], singles])  # [1 + B, P]
-    largest = terms.max(axis=0)
-    weights = np.exp((terms - largest) / (softness * largest.sum() + 1e-300))
-    weights /= weights.sum(axis=0)
-    slope = mean @ (weights[0] @ slopes) + (alone * weights[1:][block]).sum(axis=1)
-    level = float(weights[0] @ (averages - slopes @ load))
-    return float(largest.sum()), level, slope
+
+    options: Bools
+    paid: Bools
+    alone: tuple[tuple[int, ...], ...]
+    least: Floats
+    most: Floats
 
 
-def _certain(present: Floats, block: Ints, blocks: int) -> Floats:
-    """float[P]: 1.0 for the phases that some block takes part in whatever its option."""
-    least = np.ones((blocks, present.shape[1]))
-    np.minimum.at(least, block, present)
-    return np.asarray(least.max(axis=0))
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """A case, its lower bound in ms, the mix float[O] that came close to it, and the phases' times float[P] there."""
 
-
-def _normalised(logits: Floats, block: Ints, starts: Ints) -> Floats:
-    weights = np.exp(logits - np.maximum.reduceat(logits, starts)[block])
-    return np.asarray(np.rint(weights / np.add.reduceat(weights, starts)[block] / _GRID) * _GRID)
+    case: _Case
+    value: float
+    mix: Floats
+    phase_ms: Floats

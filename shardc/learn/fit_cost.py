@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from shardc.access import histograms
 from shardc.cost.fused import BASES, FEATURES, FusedCost, bases, features, operator_kind
-from shardc.measure.campaign import REPEAT_EVERY, Measurement, is_repeat
+from shardc.measure.campaign import Measurement
+from shardc.measure.design import is_repeat, repeated
 from shardc.measure.workload import Workload
-from shardc.problem import BYTES_PER_ELEMENT, Floats, Ints, Optimizer, Shards
+from shardc.problem import BYTES_PER_ELEMENT, Floats, Ints, Optimizer, ShardingType, Shards
 
 _LATENTS, _HIDDEN, _GROUPS, _PIECES = 8, 48, 8, 4
 _HELD_OUT = 5  # every fifth set
@@ -60,7 +61,7 @@ def workload_shards(workloads: Sequence[Workload]) -> Shards:
         weight_bytes=np.array([BYTES_PER_ELEMENT[w.weights] for w, _ in pairs]),
         output_bytes=np.full(len(pairs), 4),
         optimizer=np.array([list(Optimizer).index(Optimizer(w.optimizer)) for w, _ in pairs]),
-        exchanged=np.ones(len(pairs), dtype=bool),
+        type=np.full(len(pairs), list(ShardingType).index(ShardingType.TABLE_WISE)),
     )
 
 
@@ -193,7 +194,7 @@ def _report(
 def _noise(measurements: Sequence[Measurement]) -> Floats:
     """Mean relative difference of two measurements of one set, float[2]."""
     by_index = {m.index: m for m in measurements}
-    pairs = [(by_index.get(i - REPEAT_EVERY // 2), m) for i, m in by_index.items() if is_repeat(i)]
+    pairs = [(by_index.get(repeated(i)), m) for i, m in by_index.items() if is_repeat(i)]
     twice = [ratios([a, b]) for a, b in pairs if a is not None]
     return np.mean([np.abs(a / b - 1) for a, b in twice], axis=0) if twice else np.zeros(2)
 

@@ -36,9 +36,11 @@ _OPTIMIZERS = {
     "adam": EmbOptimType.ADAM,
 }
 _DTYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16}
-REVISION = 1
+REVISION = 2
 """Of the benchmark: raised when it starts to measure something else, so that old measurements are not mixed in."""
 
+_RUNS = (6, 18)  # fewest and most runs of a measurement
+_PRECISE = 0.016  # relative standard error of a median ratio at which no more runs are needed
 _BATCHES = 3  # independently drawn index batches that the runs rotate through, so that no run finds its rows cached
 
 
@@ -59,12 +61,17 @@ class LocalDevice:
 
 
 def local_device() -> LocalDevice:
-    """The first CUDA device, or else one CPU core with the machine's memory."""
+    """The CUDA device of this process's local rank, or else one CPU core with the machine's memory."""
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
+        found = torch.cuda.get_device_properties(local_rank())
         return LocalDevice("cuda", found.name, found.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return LocalDevice("cpu", f"{_cpu_name()} (1 thread)", memory)
+
+
+def local_rank() -> int:
+    """Number of this process among those that torchrun started on this machine; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def versions() -> dict[str, str]:
@@ -85,49 +92,63 @@ class Bench:
 
     def __init__(self, seed: int = 0) -> None:
         self.device = torch.device(local_device().type)
-        self._flush = torch.empty(_flush_bytes(self.device), dtype=torch.uint8, device=self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(local_rank())
+        self._flush = torch.ones(_flush_bytes(self.device) // 4, device=self.device)
         self._reference = _Operator(REFERENCE, self.device, seed)
 
-    def time(self, workload: Workload, *, seed: int, runs: int = 12) -> Timing:
-        """Median ratios of `workload` to the reference over `runs` alternating runs, after warm-up.
+    def time(self, workload: Workload, *, seed: int) -> Timing:
+        """Median ratios of `workload` to the reference over alternating runs, after warm-up, until they are precise.
 
         Raises:
-            MemoryError: when the tables do not fit in the device's memory.
+            MemoryError: when the tables do not fit in the memory that is free, with the figures.
         """
+        needed, free = _needed_bytes(workload), _free_bytes(self.device)
+        if needed > free:
+            raise MemoryError(f"{needed >> 20} MiB do not fit in the {free >> 20} MiB that are free")
         try:
             with _steady(self.device):
-                pairs = self._run(_Operator(workload, self.device, seed), runs)
+                return self._time(_Operator(workload, self.device, seed))
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
         except RuntimeError as error:  # how torch says it on a CPU
             if "can't allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise
-        reference, target = np.array(pairs).transpose(1, 2, 0)  # [2 phases, runs] each
-        ratio = target / reference
-        low, median, high = np.percentile(ratio, [25, 50, 75], axis=1)
-        spread = (high - low) / 2 / median
-        return Timing(*map(float, (*median, *spread, *np.median(reference, axis=1))))
 
-    def _run(self, operator: _Operator, runs: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-        """Times of the reference and of the workload in each of `runs` alternating runs, after a warm-up."""
-        pairs = []
-        for number in range(_BATCHES + runs):
-            reference = self._reference.step(number % _BATCHES, self._flush)
-            pairs.append((reference, operator.step(number % _BATCHES, self._flush)))
-        return pairs[_BATCHES:]
+    def _time(self, operator: _Operator) -> Timing:
+        for number in range(_BATCHES):
+            self._step_both(operator, number)
+        pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
+        fewest, most = _RUNS
+        while True:
+            pairs += [self._step_both(operator, number) for number in range(fewest)]
+            reference, target = np.array(pairs).transpose(1, 2, 0)  # [2 phases, runs] each
+            ratio = target / reference
+            low, median, high = np.percentile(ratio, [25, 50, 75], axis=1)
+            # Of the median of a normal distribution, whose interquartile range is 1.35 standard deviations.
+            error = 1.2533 / 1.3490 * (high - low) / median / np.sqrt(len(pairs))
+            if len(pairs) >= most or error.max() <= _PRECISE:
+                spread = (high - low) / 2 / median
+                values = np.concatenate([median, spread, np.median(reference, axis=1)])
+                return Timing(len(pairs), *map(float, values))
+
+    def _step_both(self, operator: _Operator, number: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Forward and backward ms of the reference, then of the workload."""
+        batch = number % _BATCHES
+        return self._reference.step(batch, self._flush), operator.step(batch, self._flush)
 
 
 @contextmanager
 def _steady(device: torch.device) -> Iterator[None]:
-    """One thread that stays on one core while a CPU is timed; as it was before, afterwards."""
+    """One thread that stays on one core, another one for each local rank, while a CPU is timed; then as it was."""
     if device.type != "cpu" or not hasattr(os, "sched_setaffinity"):
         yield
         return
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        os.sched_setaffinity(0, {max(cores)})
+        os.sched_setaffinity(0, {sorted(cores)[-1 - local_rank() % len(cores)]})
         yield
     finally:
         os.sched_setaffinity(0, cores)
@@ -154,11 +175,11 @@ class _Operator:
     def step(self, number: int, flush: torch.Tensor) -> tuple[float, float]:
         """Forward and backward time of one step, ms."""
         indices, offsets = self._inputs[number]
-        flush.zero_()
+        flush.sum()
         start = self._now()
         output = self._embeddings(indices, offsets)
         middle = self._now()
-        flush.zero_()
+        flush.sum()
         resume = self._now()
         output.backward(self._gradient)
         stop = self._now()
@@ -192,8 +213,28 @@ def _draw_inputs(workload: Workload, generator: torch.Generator) -> tuple[torch.
     return torch.cat(indices), offsets
 
 
+def _needed_bytes(workload: Workload) -> int:
+    """Bytes of weights, their optimizer state and dense copies, inputs, outputs and gradients, a little generously."""
+    values = {"sgd": 0.0, "rowwise_adagrad": 0.0, "adagrad": 1.0, "adam": 2.0}[workload.optimizer]
+    state = sum(4 * t.rows * (1 + values * t.dim) for t in workload.tables)
+    lookups = workload.batch * sum(t.pooling for t in workload.tables)
+    outputs = workload.batch * sum(t.dim for t in workload.tables) * 4
+    return int(1.25 * (workload.weight_bytes + state) + _BATCHES * 16 * lookups + 4 * outputs) + (64 << 20)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of the device that can be had without pushing anything out."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return local_device().memory_bytes
+
+
 def _flush_bytes(device: torch.device) -> int:
-    """Bytes to overwrite before each phase, so that it finds no rows cached: twice the GPU's L2; 32 MiB on a CPU."""
+    """Bytes to read before each phase, so that it finds no rows cached: twice the GPU's L2; 32 MiB on a CPU."""
     if device.type == "cuda":
         return 2 * int(torch.cuda.get_device_properties(device).L2_cache_size)
     return 32 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,12 @@ import numpy as np
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import make_folder, write_atomic
 from shardc.hardware import Hardware
-from shardc.measure.workload import Load, Workload
+from shardc.measure.workload import Load, Timing, Workload
 from shardc.problem import BYTES_PER_ELEMENT, Floats, Optimizer, Shards
 from shardc.spec import Bins
 
 if TYPE_CHECKING:
-    from shardc.measure.benchmark import Bench
+    from shardc.measure.benchmark import Bench, LocalDevice
 
 
 def cache_folder() -> Path:
@@ -52,29 +52,22 @@ def measure_shards(
         DiagnosticError: SH503 when the local device is of another kind, or FBGEMM lacks the optimizer on it.
         ModuleNotFoundError: without torch and FBGEMM.
     """
-    from shardc.measure.benchmark import REVISION, Bench, local_device, versions
+    from shardc.measure.benchmark import REVISION, Bench, versions
 
-    device = local_device()
-    if not hardware.describes(device.type, device.name):
-        message = f"{hardware.name} is a profile of {hardware.device_name}, and this machine has {device.name}"
-        fix = "run this where such a device is, or name a profile of this one"
-        raise DiagnosticError(Diagnostic("SH503", message, at, help=fix))
-    if device.type == "cpu" and list(Optimizer).index(Optimizer.ADAM) in shards.optimizer:
-        message = "FBGEMM has no adam on a CPU: shards that are trained with it cannot be measured here"
-        raise DiagnosticError(Diagnostic("SH503", message, at, help="compile without measuring, or measure on a GPU"))
+    device = require_device(hardware, {list(Optimizer)[index] for index in shards.optimizer}, at)
     clock = hardware.measured.reference_ms if hardware.measured else None
     identity = {"device": device.name, "versions": versions(), "revision": REVISION, "reference_ms": clock}
     ms = np.full((len(shards), 2), np.nan)
     bench: Bench | None = None
     for index in range(len(shards)):
-        workload = _workload(shards, index)
+        workload = workload_of(shards, [index])
         key = hashlib.sha256(json.dumps([identity, _content(workload)], sort_keys=True).encode()).hexdigest()
         entry = cache_folder() / "measurements" / key[:2] / f"{key}.json"
         if (cached := _read(entry)) is not None:
             ms[index] = cached
         elif workload.weight_bytes * 1.25 < device.memory_bytes / 2:
             bench = bench or Bench()
-            if (measured := _measure(bench, workload, clock)) is not None:
+            if (measured := _measure(bench, workload, hardware)) is not None:
                 ms[index] = measured
                 make_folder(entry.parent)
                 write_atomic(entry, json.dumps(measured).encode())
@@ -82,34 +75,61 @@ def measure_shards(
     return ms
 
 
-def _measure(bench: Bench, workload: Workload, clock: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Forward and backward ms; None when the device's memory does not hold the workload.
+def require_device(hardware: Hardware, optimizers: Collection[Optimizer], at: Location | None) -> LocalDevice:
+    """The local device, which has to be one that a profile is of, and to have the optimizers.
+
+    Raises:
+        DiagnosticError: SH503 when it is of another kind, or FBGEMM lacks an optimizer on it.
+    """
+    from shardc.measure.benchmark import local_device
+
+    device = local_device()
+    if not hardware.describes(device.type, device.name):
+        message = f"{hardware.name} is a profile of {hardware.device_name}, and this machine has {device.name}"
+        fix = "run this where such a device is, or name a profile of this one"
+        raise DiagnosticError(Diagnostic("SH503", message, at, help=fix))
+    if device.type == "cpu" and Optimizer.ADAM in optimizers:
+        message = "FBGEMM has no adam on a CPU: shards that are trained with it cannot be measured here"
+        raise DiagnosticError(Diagnostic("SH503", message, at, help="compile without measuring, or measure on a GPU"))
+    return device
+
+
+def workload_of(shards: Shards, members: Sequence[int]) -> Workload:
+    """The workload of a fused operator that serves these shards, which have to have one number of bags.
+
+    Its tables are in an order that only their content decides, so that equal sets are equal workloads.
+    """
+    names = {size: name for name, size in reversed(BYTES_PER_ELEMENT.items())}
+    (kind,) = {(int(shards.bags[i]), int(shards.weight_bytes[i]), int(shards.optimizer[i])) for i in members}
+    bags, weight_bytes, optimizer = kind
+    loads = (
+        Load(
+            rows=int(shards.rows[index]),
+            dim=int(shards.dim[index]),
+            pooling=float(shards.pooling[index]),
+            access=Bins(tuple(map(float, shards.bins[index].round(9)))),
+        )
+        for index in members
+    )
+    return Workload(tuple(sorted(loads, key=repr)), bags, names[weight_bytes], list(Optimizer)[optimizer])
+
+
+def milliseconds(timing: Timing, hardware: Hardware) -> tuple[float, float]:
+    """Forward and backward ms of a workload that was timed on a device of the profile.
 
     A profile's own clock is its `reference_ms`: ratios to it hold while the speed of a shared machine drifts.
     """
-    try:
-        timing = bench.time(workload, seed=0)
-    except MemoryError:
-        return None
-    forward, backward = clock or (timing.reference_forward_ms, timing.reference_backward_ms)
+    now = timing.reference_forward_ms, timing.reference_backward_ms
+    forward, backward = hardware.measured.reference_ms if hardware.measured else now
     return timing.forward_ratio * forward, timing.backward_ratio * backward
 
 
-def _workload(shards: Shards, index: int) -> Workload:
-    names = {size: name for name, size in reversed(BYTES_PER_ELEMENT.items())}
-    return Workload(
-        tables=(
-            Load(
-                rows=int(shards.rows[index]),
-                dim=int(shards.dim[index]),
-                pooling=float(shards.pooling[index]),
-                access=Bins(tuple(map(float, shards.bins[index].round(9)))),
-            ),
-        ),
-        batch=int(shards.bags[index]),
-        weights=names[int(shards.weight_bytes[index])],
-        optimizer=list(Optimizer)[int(shards.optimizer[index])],
-    )
+def _measure(bench: Bench, workload: Workload, hardware: Hardware) -> tuple[float, float] | None:
+    """Forward and backward ms; None when the device's memory does not hold the workload."""
+    try:
+        return milliseconds(bench.time(workload, seed=0), hardware)
+    except MemoryError:
+        return None
 
 
 def _content(workload: Workload) -> list[object]:

@@ -42,8 +42,12 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times of one workload. Spreads are half the interquartile range of the ratios, relative to their median."""
+    """Times of one workload: ratios to the reference set and its own time, medians over `runs` runs.
 
+    Spreads are half the interquartile range of the ratios, relative to their median.
+    """
+
+    runs: int
     forward_ratio: float
     backward_ratio: float
     forward_spread: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shardc
-from shardc.cost.model import BACKWARD, FORWARD, PHASES, StepCost
+from shardc.cost.model import PhasedCost
 from shardc.passes.place import Choice
 from shardc.passes.verify import device_memory
 from shardc.plan import (
@@ -107,13 +107,13 @@ def _placement(problem: Problem, rank: int) -> str:
 
 
 def _score(choice: Choice, memory: list[int]) -> Score:
-    judge = choice.judge
-    ms = judge.phase_ms(choice.judgement.z)  # [D, P]
-    phased = isinstance(judge.cost, StepCost)
-    compute = ms[:, [FORWARD, BACKWARD]].sum(axis=1) if phased else ms[:, 0]
-    phases = {"step": choice.judgement.step_time_ms}
-    if phased:
-        phases = {name: float(ms[:, p].max()) for p, name in enumerate(PHASES)}
+    judge, z = choice.judge, choice.judgement.z
+    phases, passes = {"step": choice.judgement.step_time_ms}, None
+    compute = judge.device_ms(z)  # [D]
+    if isinstance(judge.cost, PhasedCost):
+        phases = dict(zip(judge.cost.phases, judge.phase_ms(z).max(axis=0).tolist(), strict=True))
+        passes = judge.rounded(judge.cost.passes(z))  # [D, 2]
+        compute = passes.sum(axis=1)
     limit = judge.problem.cluster.memory_limit
     return Score(
         step_time_ms=choice.judgement.step_time_ms,
@@ -122,11 +122,11 @@ def _score(choice: Choice, memory: list[int]) -> Score:
         devices=tuple(
             DeviceScore(
                 rank=rank,
-                forward_ms=float(ms[rank, FORWARD]) if phased else None,
-                backward_ms=float(ms[rank, BACKWARD]) if phased else None,
+                forward_ms=None if passes is None else float(passes[rank, 0]),
+                backward_ms=None if passes is None else float(passes[rank, 1]),
                 memory_bytes=memory[rank],
                 memory_limit_bytes=limit,
             )
-            for rank in range(len(ms))
+            for rank in range(len(z))
         ),
     )

@@ -20,6 +20,8 @@ from shardc.problem import (
     BYTES_PER_ELEMENT,
     Bools,
     Cluster,
+    Collective,
+    Link,
     Optimizer,
     Problem,
     ShardingType,
@@ -62,6 +64,8 @@ def lower(loaded: LoadedSpec, hardware: Hardware, accesses: Mapping[str, Bins] |
         tables=tuple(TableInfo(t.name, t.features, t.rows, t.dim, t.pooling) for t in loaded.tables),
         blocks=blocks,
         shards=_shards(pieces, loaded, accesses or {}),
+        shard_table=np.array([piece.table for piece in pieces]),
+        shard_type=tuple(piece.type for piece in pieces),
         option_block=np.repeat(np.arange(len(blocks)), [len(of_block) for of_block in fitting]),
         option_type=tuple(option.type for option in options),
         option_units=np.array([option.units for option in options]),
@@ -73,7 +77,10 @@ def lower(loaded: LoadedSpec, hardware: Hardware, accesses: Mapping[str, Bins] |
 
 
 def lower_cluster(loaded: LoadedSpec, hardware: Hardware) -> Cluster:
-    """The devices of a spec: the profile's figures, or what the spec says instead."""
+    """The devices of a spec: the profile's figures, or what the spec says instead.
+
+    A bandwidth that the spec gives is every collective's; latencies remain the profile's.
+    """
     spec = loaded.spec.cluster
     memory = spec.memory_bytes or hardware.memory_bytes
     return Cluster(
@@ -86,19 +93,31 @@ def lower_cluster(loaded: LoadedSpec, hardware: Hardware) -> Cluster:
         intra_host_bandwidth=spec.intra_bytes_per_s or hardware.intra_host_bandwidth,
         inter_host_bandwidth=spec.inter_bytes_per_s or hardware.inter_host_bandwidth,
         latency_ms=hardware.latency_ms,
+        network_latency_ms=hardware.network_latency_ms,
+        intra_host=_with_bandwidth(hardware.intra_host, spec.intra_bytes_per_s),
+        inter_host=_with_bandwidth(hardware.inter_host, spec.inter_bytes_per_s),
     )
+
+
+def _with_bandwidth(links: Mapping[Collective, Link], bandwidth: float | None) -> Mapping[Collective, Link]:
+    return {c: replace(link, bandwidth=bandwidth or link.bandwidth) for c, link in links.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """A shard before it is a row of arrays. Pieces that are equal are one shard."""
 
+    type: ShardingType
     table: int
     rows: int
     dim: int
     pooling: float
     bags: int
-    exchanged: bool = True
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether its inputs and outputs travel; a replica's do not."""
+        return self.type is not ShardingType.DATA_PARALLEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +132,8 @@ class _Option:
 
 def _table_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """The whole table on one device."""
-    yield 1, _Piece(index, table.rows, table.dim, _pooling(table), _bags(table, model.global_batch))
+    bags = _bags(table, model.global_batch)
+    yield 1, _Piece(ShardingType.TABLE_WISE, index, table.rows, table.dim, _pooling(table), bags)
 
 
 def _column_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
@@ -121,7 +141,8 @@ def _column_wise(index: int, table: Table, model: ModelSpec, devices: int) -> It
     for count in range(2, min(devices, table.dim // 4) + 1):
         if table.dim % (4 * count) == 0:
             bags = _bags(table, model.global_batch)
-            yield count, _Piece(index, table.rows, table.dim // count, _pooling(table), bags)
+            width = table.dim // count
+            yield count, _Piece(ShardingType.COLUMN_WISE, index, table.rows, width, _pooling(table), bags)
 
 
 def _row_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
@@ -130,13 +151,14 @@ def _row_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Itera
     if rows * (devices - 1) >= table.rows and devices > 1:
         return  # the last device would get no rows, and TorchRec fails on a device that holds empty blocks only
     pooling = _pooling(table) * rows / table.rows
-    yield 0, _Piece(index, rows, table.dim, pooling, _bags(table, model.global_batch))
+    bags = _bags(table, model.global_batch)
+    yield 0, _Piece(ShardingType.ROW_WISE, index, rows, table.dim, pooling, bags)
 
 
 def _data_parallel(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
     """A replica on every device that serves the device's own samples."""
     bags = _bags(table, -(-model.global_batch // devices))
-    yield 0, _Piece(index, table.rows, table.dim, _pooling(table), bags, exchanged=False)
+    yield 0, _Piece(ShardingType.DATA_PARALLEL, index, table.rows, table.dim, _pooling(table), bags)
 
 
 def _bags(table: Table, samples: int) -> int:
@@ -245,7 +267,7 @@ def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bin
         weight_bytes=np.full(len(pieces), BYTES_PER_ELEMENT[model.weights]),
         output_bytes=np.full(len(pieces), BYTES_PER_ELEMENT[model.outputs]),
         optimizer=np.full(len(pieces), list(Optimizer).index(Optimizer(model.optimizer))),
-        exchanged=np.array([piece.exchanged for piece in pieces]),
+        type=np.array([list(ShardingType).index(piece.type) for piece in pieces]),
     )
 
 

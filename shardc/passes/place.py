@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 
 from shardc.cost.bound import LowerBound, lower_bound
-from shardc.cost.model import CostModel, StepCost
+from shardc.cost.model import CostModel, PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.memory import device_bytes_for
@@ -103,7 +103,7 @@ def place(
     """
     judge = Judge(problem, cost)
     _check_total_memory(problem)
-    bound = lower_bound(problem, cost, judge.latents) if isinstance(cost, StepCost) else None
+    bound = lower_bound(problem, cost, judge.latents) if isinstance(cost, PhasedCost) else None
     proposals = _propose(judge, _sharding_choices(problem, bound), policy)
     if not any(p.placement for p in proposals):
         proposals = _propose(judge, [_smallest_memory(problem)], policy)

@@ -1,18 +1,22 @@
 """profile: a hardware profile becomes the cost model that every placement of a problem is judged by.
 
 The fused operator's cost comes from the profile: learned from measurements, or a roofline over data-sheet figures. On
-request the problem's own shards are measured on the local device, and the profile's predictions corrected by them.
+request the problem's own shards are measured on the local device, and the profile's predictions corrected by them. A
+spec may have TorchRec's estimates instead: then the profile says only how much memory a device has.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from shardc.cost.calibrated import calibrate
-from shardc.cost.model import StepCost
+from shardc.cost.model import PhasedCost, StepCost
+from shardc.cost.torchrec import ASSUMPTIONS, VERSION, torchrec_cost
 from shardc.diagnostics import Diagnostic
 from shardc.hardware import Hardware
 from shardc.problem import Floats, Problem, Shards
@@ -28,11 +32,13 @@ class Profiled:
 
     Attributes:
         cost: the cost model.
+        digest: of everything beside the spec that decides a cost or a limit.
         warnings: what the profile did not measure.
         measured: float[S, 2] ms of the problem's own shards, if they were measured.
     """
 
-    cost: StepCost
+    cost: PhasedCost
+    digest: str
     warnings: tuple[Diagnostic, ...]
     measured: Floats | None
 
@@ -46,17 +52,35 @@ def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: M
         loaded: the spec, for the place of warnings.
         measure: measures the problem's own shards; None to rely on the profile alone.
     """
+    if loaded.spec.compile.cost == "torchrec":
+        return _torchrec(problem, hardware, loaded, measuring=measure is not None)
     compute = hardware.compute(problem.optimizer, problem.weights)
     warnings = tuple(_unmeasured(hardware, problem, loaded, measuring=measure is not None))
     if measure is None:
-        return Profiled(StepCost(compute, problem.cluster), warnings, None)
+        return Profiled(StepCost(compute, problem.cluster), hardware.digest, warnings, None)
     measured = measure(problem.shards)
     missing = int(np.isnan(measured).any(axis=1).sum())
     if missing:
         message = f"{missing} of {len(measured)} shards were too large to measure here: their cost is predicted"
         warnings = (*warnings, Diagnostic("SH504", message, severity="warning"))
     calibrated = calibrate(compute, problem.shards, measured)
-    return Profiled(StepCost(calibrated, problem.cluster), warnings, measured)
+    return Profiled(StepCost(calibrated, problem.cluster), hardware.digest, warnings, measured)
+
+
+def _torchrec(problem: Problem, hardware: Hardware, loaded: LoadedSpec, *, measuring: bool) -> Profiled:
+    """TorchRec's estimates, with its own bandwidths unless the spec gives them."""
+    cluster = loaded.spec.cluster
+    cost = torchrec_cost(problem, intra_host=cluster.intra_bytes_per_s, inter_host=cluster.inter_bytes_per_s)
+    decided_by = json.dumps([hardware.digest, ASSUMPTIONS])
+    warning = Diagnostic(
+        "SH505",
+        f"costs are estimates of TorchRec {VERSION}, which are not made for {hardware.name} and know no access pattern",
+        loaded.at("compile", "cost"),
+        help='cost = "profile" takes what is known of the device',
+        severity="warning",
+        notes=("nothing was measured: measurements correct a profile's costs",) if measuring else (),
+    )
+    return Profiled(cost, "sha256:" + hashlib.sha256(decided_by.encode()).hexdigest(), (warning,), None)
 
 
 def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, measuring: bool) -> list[Diagnostic]:

@@ -12,11 +12,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardc.cost.model import BACKWARD, FORWARD, StepCost
+from shardc.cost.model import PhasedCost
 from shardc.passes.place import Choice, Outcome, Why
 from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
-from shardc.problem import Floats
+from shardc.problem import Collective, Floats
 from shardc.units import format_bytes, format_ms
 
 WHY = {
@@ -71,8 +71,10 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
     sections: list[RenderableType] = [_headline(plan, glyphs)]
     if previous:
         sections.append(_change(previous, plan, glyphs))
-    sections += ["", _phases(plan, glyphs, width), "", _devices(plan, glyphs, width), ""]
-    if isinstance(compiled.choice.judge.cost, StepCost):
+    if len(plan.score.phases) > 1:
+        sections += ["", _phases(plan, glyphs, width)]
+    sections += ["", _devices(plan, glyphs, width), ""]
+    if isinstance(compiled.choice.judge.cost, PhasedCost):
         sections += [_tables(compiled.choice, compiled.choice.judge.cost, plan, glyphs), ""]
     sections += [f"{plan.chosen.strategy} was chosen: {WHY[Why(plan.chosen.reason)]}", _strategies(plan)]
     if count := len(compiled.warnings):
@@ -80,16 +82,16 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
     return _rendered(Group(*sections), width, color)
 
 
-def table_shares(choice: Choice, cost: StepCost) -> Floats:
+def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
     """What each table contributes to the compute time of the critical devices, float[T]; at most 1 in all.
 
-    Critical are the costliest device of the forward and that of the backward pass. A device's
-    time is divided among its shards in proportion to the slopes at its load.
+    Critical are the costliest device of the forward and that of the backward pass, or of a step that is one phase. A
+    device's time is divided among its shards in proportion to the slopes at its load.
     """
     problem, z = choice.judge.problem, choice.judgement.z
     latents, ms = cost.encode(problem.shards), cost.device_ms(z)
     shares = np.zeros(len(problem.tables))
-    for phase in (FORWARD, BACKWARD):
+    for phase in cost.computing:
         device = int(ms[:, phase].argmax())
         slopes = cost.slopes(z[device])[phase]
         load = max(float(slopes @ z[device]), 1e-300)
@@ -99,13 +101,14 @@ def table_shares(choice: Choice, cost: StepCost) -> Floats:
             if device in devices or not problem.option_units[option]:
                 pieces = latents[list(problem.option_shards[option])]
                 shares[list(members)] += ms[device, phase] * (pieces @ slopes) / load
-    return np.asarray(shares / max(float(ms[:, [FORWARD, BACKWARD]].max(axis=0).sum()), 1e-300))
+    return np.asarray(shares / max(float(ms[:, cost.computing].max(axis=0).sum()), 1e-300))
 
 
 def _headline(plan: Plan, glyphs: _Glyphs) -> RenderableType:
     tables, cluster, score = len(plan.plan[plan.model.module]), plan.cluster, plan.score
     hosts = f" on {cluster.hosts} hosts" if cluster.hosts > 1 else ""
     where = f"{tables} table{'s' * (tables > 1)} on {cluster.devices} {glyphs.times} {cluster.device}{hosts}"
+    where += ", TorchRec's estimates" * (plan.digests.cost == "torchrec")
     bound = (
         f"{plan.bound.gap:.1%} above the bound of {format_ms(plan.bound.step_time_ms)}" if plan.bound else "no bound"
     )
@@ -120,6 +123,8 @@ def _headline(plan: Plan, glyphs: _Glyphs) -> RenderableType:
 def _change(previous: Plan, plan: Plan, glyphs: _Glyphs) -> Text:
     """How the step time differs from that of the plan before."""
     old, new = previous.score.step_time_ms, plan.score.step_time_ms
+    if previous.digests.cost != plan.digests.cost:
+        return Text(f"the plan that it replaces states {format_ms(old)} by other costs ({previous.digests.cost})")
     if abs(new - old) <= _STATED * old:
         return Text(f"as fast as the plan that it replaces ({format_ms(old)})")
     faster = new < old
@@ -143,7 +148,10 @@ def _phases(plan: Plan, glyphs: _Glyphs, width: int) -> Table:
 
 
 def _phase_name(name: str) -> str:
-    return name.replace("_", " ").replace("all to all", "all-to-all").replace("all reduce", "all-reduce")
+    words = name.replace("_", " ")
+    for collective in Collective:
+        words = words.replace(collective.replace("_", " "), collective.replace("_", "-"))
+    return words
 
 
 def _devices(plan: Plan, glyphs: _Glyphs, width: int) -> Table:
@@ -183,7 +191,7 @@ def _compute_ms(device: DeviceScore) -> float:
     return (device.forward_ms or 0.0) + (device.backward_ms or 0.0)
 
 
-def _tables(choice: Choice, cost: StepCost, plan: Plan, glyphs: _Glyphs) -> Table:
+def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: _Glyphs) -> Table:
     """The tables that take most of the critical devices' time."""
     table = _table(
         ("table", "left"),

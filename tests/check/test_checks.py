@@ -169,6 +169,22 @@ def test_a_plan_that_has_become_slower(committed):
     assert finding.location.text == 'step_time = "3%"'
 
 
+def test_times_by_other_costs_are_named_and_not_compared(committed):
+    """TorchRec's estimates of this plan are far from the profile's; they make it neither slower nor worse."""
+    stated = read_plan(committed.plan).score.step_time_ms
+    committed.spec.write_text(committed.spec.read_text() + '\n[budget]\nimprovement = "900%"\n')
+    committed.spec.write_text(committed.spec.read_text().replace("[compile]\n", '[compile]\ncost = "torchrec"\n'))
+    report = committed.check()
+    assert report.step_time_ms > 1.5 * stated
+    assert report.findings == ()
+    assert report.notes == (
+        "the spec has changed since its plan was compiled",
+        "the plan states its times by other costs (profile, now torchrec)",
+    )
+    committed.compile()
+    assert committed.check().notes == ()
+
+
 def test_a_gap_over_the_budget(committed):
     committed.rewrite(extra='[budget]\ngap = "0%"\n')
     (finding,) = committed.check().findings

@@ -25,7 +25,7 @@ def shards(count: int = 6) -> Shards:
         weight_bytes=np.full(count, 4),
         output_bytes=np.full(count, 4),
         optimizer=np.zeros(count, dtype=np.int64),
-        exchanged=np.ones(count, dtype=bool),
+        type=np.zeros(count, dtype=np.int64),
     )
 
 

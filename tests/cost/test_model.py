@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardc.cost.model import PHASES, CostModel, StepCost
+from shardc.cost.model import PHASES, CostModel, StepCost, shares_sent
 from shardc.cost.roofline import Roofline
-from shardc.problem import Cluster, Shards
+from shardc.problem import Cluster, Collective, Link, Shards
 
 CLUSTER = Cluster(
     device="gpu",
@@ -38,7 +38,7 @@ def random_shards(seed: int, count: int = 12) -> Shards:
         weight_bytes=rng.choice([2, 4], count),
         output_bytes=rng.choice([2, 4], count),
         optimizer=rng.integers(0, 4, count),
-        exchanged=rng.random(count) < 0.8,
+        type=rng.integers(0, 4, count),
     )
 
 
@@ -98,27 +98,107 @@ def test_a_step_is_the_sum_of_the_costliest_device_of_each_phase():
     assert COST.score(z) == pytest.approx(sum(max(column) for column in by_phase.T))
 
 
-def test_bytes_that_travel_take_their_time():
+TABLE_WISE, COLUMN_WISE, ROW_WISE, DATA_PARALLEL = range(4)
+BAGS, DIM, ROWS = 1000, 32, 500
+INPUTS = BAGS * (2 + 1) * 8  # bytes: two indices and a length a bag
+OUTPUTS = BAGS * DIM * 2
+
+
+def phases(cost: StepCost, *types: int) -> dict[str, float]:
+    """What a device that holds a shard of each type takes by phase."""
+    values = {"bags": BAGS, "dim": DIM, "rows": ROWS, "pooling": 2.0, "output_bytes": 2, "weight_bytes": 4}
+    z = sum(cost.encode(one(**values, type=type))[0] for type in types)
+    return dict(zip(PHASES, cost.device_ms(z), strict=True))
+
+
+def talking(ms: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in ms.items() if value > 0 and name not in ("forward", "backward")}
+
+
+def test_outputs_of_whole_tables_and_columns_travel_by_all_to_all():
     """Eight devices on two hosts: 3/8 of the bytes go to the own host at 4 GB/s, 4/8 to the other at 1 GB/s."""
-    batch, dim, rows = 1000, 32, 500
-    base = {"bags": batch, "dim": dim, "rows": rows, "pooling": 2.0, "output_bytes": 2, "weight_bytes": 4}
-    held = dict(zip(PHASES, COST.device_ms(COST.encode(one(**base, exchanged=True)))[0], strict=True))
-    assert held["input_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * (2 + 1) * 8 / 2 / 1e9)
-    assert held["forward_all_to_all"] == pytest.approx(0.5 + 1e3 * batch * dim * 2 / 2 / 1e9)
-    assert held["backward_all_to_all"] == held["forward_all_to_all"]
-    assert held["all_reduce"] == 0
-    replica = dict(zip(PHASES, COST.device_ms(COST.encode(one(**base, exchanged=False)))[0], strict=True))
-    # A ring passes the gradients twice; the slower link is the one between hosts, which four devices share.
-    ring = 2 * 7 / 8 * rows * dim * 4 * max(1 / 4e9, 1 / (4 * 1e9))
-    assert replica["all_reduce"] == pytest.approx(0.5 + 1e3 * ring)
-    assert replica["input_all_to_all"] == replica["forward_all_to_all"] == replica["backward_all_to_all"] == 0
+    for type in (TABLE_WISE, COLUMN_WISE):
+        assert talking(phases(COST, type)) == pytest.approx(
+            {
+                "input_all_to_all": 3 * 0.5 + 1e3 * INPUTS * 4 / 8 / 1e9,  # sizes, lengths and indices
+                "forward_all_to_all": 0.5 + 1e3 * OUTPUTS * 4 / 8 / 1e9,
+                "backward_all_to_all": 0.5 + 1e3 * OUTPUTS * 4 / 8 / 1e9,
+            }
+        )
 
 
-@pytest.mark.parametrize("exchanged", [True, False])
-def test_a_single_device_talks_to_nobody(exchanged):
+def test_partial_sums_of_rows_are_reduce_scattered():
+    """A ring passes 7/8 of the bytes; four devices share the link between hosts, each is alone on its own at 4 GB/s."""
+    ring = 1e3 * OUTPUTS * 7 / 8 / 4e9
+    assert talking(phases(COST, ROW_WISE)) == pytest.approx(
+        {
+            "input_all_to_all": 3 * 0.5 + 1e3 * INPUTS * 4 / 8 / 1e9,
+            "forward_reduce_scatter": 0.5 + ring,
+            "backward_all_gather": 0.5 + ring,
+        }
+    )
+
+
+def test_gradients_of_replicas_are_all_reduced():
+    ring = 1e3 * 2 * 7 / 8 * ROWS * DIM * 4 / 4e9  # there and back
+    assert talking(phases(COST, DATA_PARALLEL)) == pytest.approx({"all_reduce": 0.5 + ring})
+
+
+def test_messages_of_one_collective_are_added_and_share_its_latency():
+    both, rows = phases(COST, TABLE_WISE, COLUMN_WISE), phases(COST, TABLE_WISE, COLUMN_WISE, ROW_WISE)
+    assert both["forward_all_to_all"] == pytest.approx(0.5 + 1e3 * 2 * OUTPUTS / 2 / 1e9)
+    assert rows["forward_all_to_all"] == both["forward_all_to_all"]
+    assert rows["forward_reduce_scatter"] == phases(COST, ROW_WISE)["forward_reduce_scatter"]
+    assert rows["input_all_to_all"] == pytest.approx(3 * 0.5 + 1e3 * 3 * INPUTS / 2 / 1e9)
+
+
+def test_within_one_host_only_its_links_count():
+    cost = StepCost(COST.compute, dataclasses.replace(CLUSTER, hosts=1, network_latency_ms=9.0))
+    assert phases(cost, TABLE_WISE)["forward_all_to_all"] == pytest.approx(0.5 + 1e3 * OUTPUTS * 3 / 4 / 4e9)
+    assert phases(cost, ROW_WISE)["backward_all_gather"] == pytest.approx(0.5 + 1e3 * OUTPUTS * 3 / 4 / 4e9)
+
+
+def test_crossing_hosts_takes_longer():
+    cost = StepCost(COST.compute, dataclasses.replace(CLUSTER, network_latency_ms=0.25))
+    near, far = phases(COST, TABLE_WISE), phases(cost, TABLE_WISE)
+    assert far["forward_all_to_all"] == pytest.approx(near["forward_all_to_all"] + 0.25)
+    assert far["input_all_to_all"] == pytest.approx(near["input_all_to_all"] + 3 * 0.25)
+
+
+def test_measured_collectives_count_for_themselves_only():
+    """The all-to-all between hosts and the reduce-scatter within one were measured; others are as the links say."""
+    measured = dataclasses.replace(
+        CLUSTER,
+        inter_host={Collective.ALL_TO_ALL: Link(0.1, 0.5e9)},
+        intra_host={Collective.REDUCE_SCATTER: Link(0.2, 1e8), Collective.ALL_TO_ALL: Link(0.3, 1e8)},
+    )
+    both, alone = (StepCost(COST.compute, dataclasses.replace(measured, hosts=hosts)) for hosts in (2, 1))
+    assert phases(both, TABLE_WISE)["forward_all_to_all"] == pytest.approx(0.1 + 1e3 * OUTPUTS * 3 / 8 / 1e8)
+    assert phases(both, ROW_WISE)["forward_reduce_scatter"] == pytest.approx(0.5 + 1e3 * OUTPUTS * 7 / 8 / 1e8)
+    assert phases(both, ROW_WISE)["backward_all_gather"] == phases(COST, ROW_WISE)["backward_all_gather"]
+    assert phases(both, DATA_PARALLEL) == phases(COST, DATA_PARALLEL)
+    assert phases(alone, ROW_WISE)["forward_reduce_scatter"] == pytest.approx(0.2 + 1e3 * OUTPUTS * 3 / 4 / 1e8)
+
+
+@pytest.mark.parametrize("collective", list(Collective))
+@pytest.mark.parametrize(("hosts", "per_host"), [(1, 1), (1, 8), (8, 1), (2, 4)])
+def test_what_a_device_sends(collective, hosts, per_host):
+    """A device keeps its own part; what leaves a host is at least what must get to the other hosts."""
+    inside, outside = shares_sent(collective, hosts, per_host)
+    passes = 2 if collective is Collective.ALL_REDUCE else 1
+    assert (inside > 0) == (per_host > 1)
+    assert (outside > 0) == (hosts > 1)
+    if hosts == 1 or per_host == 1:
+        devices = hosts * per_host
+        assert inside + outside == pytest.approx(passes * (devices - 1) / devices)
+    if collective is not Collective.ALL_TO_ALL:
+        assert per_host * outside >= passes * (hosts - 1) / hosts
+
+
+@pytest.mark.parametrize("type", range(4))
+def test_a_single_device_talks_to_nobody(type):
     alone = StepCost(COST.compute, dataclasses.replace(CLUSTER, hosts=1, devices_per_host=1))
-    ms = dict(zip(PHASES, alone.device_ms(alone.encode(one(exchanged=exchanged)))[0], strict=True))
-    assert {name for name, value in ms.items() if value > 0} == {"forward", "backward"}
+    assert talking(phases(alone, type)) == {}
 
 
 def test_one_device_a_host_uses_only_the_network():
@@ -126,9 +206,7 @@ def test_one_device_a_host_uses_only_the_network():
     slow, fast = (
         StepCost(COST.compute, dataclasses.replace(cluster, intra_host_bandwidth=speed)) for speed in (1.0, 1e12)
     )
-    for exchanged in (True, False):
-        z = slow.encode(one(exchanged=exchanged))
-        assert slow.score(z) == fast.score(z)
+    assert phases(slow, *range(4)) == phases(fast, *range(4))
 
 
 def test_the_protocol_is_two_methods():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardc.cost.roofline import Roofline
-from shardc.problem import Optimizer, Shards
+from shardc.problem import Optimizer, ShardingType, Shards
 
 ROOFLINE = Roofline(memory_bandwidth=2e12, cache_bytes=4e7)
 
@@ -22,7 +22,7 @@ def shard(**values) -> Shards:
         "weight_bytes": 4,
         "output_bytes": 4,
         "optimizer": list(Optimizer).index(Optimizer.SGD),
-        "exchanged": True,
+        "type": list(ShardingType).index(ShardingType.TABLE_WISE),
     }
     arrays = {name: np.array([value]) for name, value in (usual | values).items()}
     return Shards(bins=np.eye(17)[:1], **arrays)

@@ -35,7 +35,19 @@ MEASURED = Measured(
     ),
 )
 HARDWARE = Hardware(
-    "cpu-here", "cpu", HERE.name, 2**34, 1e10, 1e9, 0.1, lambda *_: Roofline(1e10, 1e6), "sha256:0", MEASURED
+    "cpu-here",
+    "cpu",
+    HERE.name,
+    2**34,
+    1e10,
+    1e9,
+    0.1,
+    0.0,
+    {},
+    {},
+    lambda *_: Roofline(1e10, 1e6),
+    "sha256:0",
+    MEASURED,
 )
 
 
@@ -51,7 +63,7 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
         weight_bytes=np.full(count, weight_bytes),
         output_bytes=np.full(count, 4),
         optimizer=np.full(count, list(Optimizer).index(optimizer)),
-        exchanged=np.ones(count, dtype=bool),
+        type=np.zeros(count, dtype=np.int64),
     )
 
 

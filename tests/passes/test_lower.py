@@ -10,7 +10,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import load_hardware
 from shardc.memory import device_bytes_for, shard_bytes
 from shardc.passes.lower import lower
-from shardc.problem import Optimizer, Problem, ShardingType, Shards
+from shardc.problem import Collective, Link, Optimizer, Problem, ShardingType, Shards
 from shardc.spec import Bins, load_spec, parse_size, parse_spec
 
 
@@ -147,7 +147,7 @@ def test_shards_are_what_each_device_gets():
     problem = lowered({"rows": 1001, "dim": 64, "pooling": 4.0}, model={"weights": "fp16", "optimizer": "adam"})
     whole = shard(problem, 0, "table_wise", 1)
     assert (whole["rows"], whole["dim"], whole["pooling"], whole["bags"]) == (1001, 64, 4.0, 1000)
-    assert (whole["weight_bytes"], whole["output_bytes"], whole["exchanged"]) == (2, 4, True)
+    assert (whole["weight_bytes"], whole["output_bytes"]) == (2, 4)
     assert list(Optimizer)[whole["optimizer"]] is Optimizer.ADAM
     columns = shard(problem, 0, "column_wise", 4)
     assert (columns["rows"], columns["dim"], columns["pooling"], columns["bags"]) == (1001, 16, 4.0, 1000)
@@ -158,8 +158,8 @@ def test_shards_are_what_each_device_gets():
     assert rows["unique"] == pytest.approx(whole["unique"] * 126 / 1001)
     replica = shard(problem, 0, "data_parallel", 0)
     assert (replica["rows"], replica["dim"], replica["pooling"], replica["bags"]) == (1001, 64, 4.0, 125)
-    assert not replica["exchanged"]
     assert replica["unique"] < whole["unique"]
+    assert [list(ShardingType)[piece["type"]] for piece in (whole, columns, rows, replica)] == list(ShardingType)
 
 
 def test_measured_bins_replace_the_index_file():
@@ -179,6 +179,22 @@ def test_the_cluster_is_the_profiles_unless_the_spec_says_otherwise():
     ).cluster
     assert own.memory_limit == 1000 * 2**20
     assert (own.intra_host_bandwidth, own.inter_host_bandwidth) == (7e9, 2e9)
+
+
+def test_a_bandwidth_of_the_spec_replaces_measured_ones_but_not_their_latencies():
+    measured = dataclasses.replace(
+        HARDWARE,
+        intra_host={Collective.ALL_TO_ALL: Link(0.03, 3e9), Collective.ALL_REDUCE: Link(0.04, 4e9)},
+        inter_host={Collective.ALL_TO_ALL: Link(0.05, 1e9)},
+    )
+    loaded = parse_spec(spec_of({}, intra_host_bandwidth="7GB/s"))
+    usual, own = lower(parse_spec(spec_of({})), measured).cluster, lower(loaded, measured).cluster
+    assert (usual.intra_host, usual.inter_host) == (measured.intra_host, measured.inter_host)
+    assert own.within_host(Collective.ALL_TO_ALL) == Link(0.03, 7e9)
+    assert own.within_host(Collective.ALL_REDUCE) == Link(0.04, 7e9)
+    assert own.within_host(Collective.ALL_GATHER) == Link(own.latency_ms, 7e9)
+    assert own.between_hosts(Collective.ALL_TO_ALL) == Link(0.05, 1e9)
+    assert own.between_hosts(Collective.ALL_GATHER) == Link(own.latency_ms + own.network_latency_ms, 50e9)
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

@@ -176,6 +176,30 @@ def test_a_cost_model_without_phases_has_no_tables_and_no_bound():
     assert "critical time" not in text
 
 
+def test_a_step_of_one_phase_is_not_drawn_as_several():
+    loaded = load(
+        {
+            "format": 1,
+            "model": {"name": "model", "module": "ebc", "global_batch": 1000},
+            "cluster": {"device": "h100-80gb", "devices_per_host": 2},
+            "defaults": {"rows": 1000, "dim": 32, "sharding": ["table_wise"]},
+            "table": [{"name": "a", "pooling": 9, "pin": [0]}, {"name": "b", "pooling": 1, "pin": [1]}],
+            "compile": {"cost": "torchrec"},
+        }
+    )
+    found = run(loaded, effort="fast")
+    text = shown(found)
+    assert text.splitlines()[0].endswith("2 tables on 2 × h100-80gb, TorchRec's estimates")
+    assert "in a step" not in text
+    costliest = text[text.index("device  ") :].splitlines()[1]
+    assert re.match(r" +0  █+▒+ ", costliest)
+    assert costliest.split()[2:4] == text.splitlines()[1].split()[:2]
+    assert re.search(r"^a .* 100\.0%$", text, re.MULTILINE)
+    digests = found.plan.digests.model_copy(update={"cost": "profile"})
+    previous = found.plan.model_copy(update={"digests": digests})
+    assert "by other costs (profile)" in shown(found, previous).splitlines()[2]
+
+
 def test_names_are_shown_as_they_are_or_cut():
     name = "[bold]" + "x" * 40
     found = compiled(table=[{"name": name, "pooling": 1}])
@@ -188,14 +212,14 @@ def test_every_reason_has_words():
 
 EXPECTED = """
 model  3 tables on 2 × h100-80gb
-0.669 ms a step, 34.6% above the bound of 0.500 ms, balance 0.52
+0.709 ms a step, 34.6% above the bound of 0.500 ms, balance 0.52
 
 phase                in a step                          time  share
-input all-to-all     █                             0.0203 ms     3%
-forward               ████████                      0.202 ms    30%
-forward all-to-all            █                    0.0213 ms     3%
-backward all-to-all            ▒                   0.0213 ms     3%
-backward                        ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒   0.404 ms    60%
+input all-to-all     ██                            0.0603 ms     9%
+forward                ████████                     0.202 ms    28%
+forward all-to-all             █                   0.0213 ms     3%
+backward all-to-all             ▒                  0.0213 ms     3%
+backward                         ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒   0.404 ms    57%
 
 device  forward █ backward ▒          time  memory of 870 MiB
      0  ████████▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒  0.606 ms  ████··········     252 MiB
@@ -210,7 +234,7 @@ cost_greedy+search was chosen: there is no trained RL policy
 strategy            step time
 cost_greedy+search   0.669 ms  chosen
 size_greedy+search   0.669 ms  equal
-size_greedy          0.800 ms  +19.6%
+size_greedy          0.800 ms  +12.9%
 dim_greedy                     found nothing that fits
 rl_policy                      not tried
 

@@ -1,0 +1,65 @@
+"""All commands, in the order of `shardc --help`, with the examples that end their own help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from shardc import __version__
+from shardc.cli import check, compile, devices, import_, profile, schema, train, validate
+from shardc.cli.console import echo
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(given: bool) -> None:
+    if given:
+        echo(f"shardc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _shardc(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Compile a recommender model's embedding tables and a cluster into a sharding plan that TorchRec runs."""
+
+
+def _add(command: Callable[..., object], *examples: str, to: typer.Typer = app) -> None:
+    """Add a command under its function's name."""
+    to.command(epilog="\n  ".join(("\b\nExample:", *examples)))(command)
+
+
+def _group(name: str, meaning: str) -> typer.Typer:
+    """Add a command that has commands of its own; groups come after all other commands."""
+    group = typer.Typer(rich_markup_mode=None)
+    app.add_typer(group, name=name, help=meaning)
+    return group
+
+
+_add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
+_add(validate.validate, "shardc validate examples/*.toml")
+_add(check.check, "shardc check examples/*.toml")
+_add(schema.schema, "shardc schema spec > spec.schema.json")
+_add(
+    profile.profile,
+    'shardc profile -o profiles/my-gpu    # then, in a spec: device = "profiles/my-gpu"',
+    "torchrun --nproc-per-node 8 -m shardc profile -o profiles/my-gpu --collectives",
+)
+_add(devices.devices, "shardc devices")
+
+_import = _group("import", "Make a spec of something else.")
+_add(import_.dlrm, "shardc import dlrm fbgemm_t856_bs65536_0.pt.gz -o dlrm.toml --hosts 2", to=_import)
+
+_train = _group("train", "Train what shardc ships weights of.")
+_add(train.policy, "shardc train policy -o policy.safetensors --profile h100-80gb --steps 500", to=_train)

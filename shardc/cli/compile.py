@@ -1,0 +1,97 @@
+"""`shardc compile`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from shardc.cli.console import (
+    EffortOption,
+    MeasureOption,
+    QuietOption,
+    SpecArgument,
+    SpecSeedOption,
+    configure,
+    echo,
+    in_color,
+    in_unicode,
+    measuring,
+    tell,
+    width,
+)
+from shardc.diagnostics import Diagnostic, DiagnosticError
+
+if TYPE_CHECKING:
+    from shardc.pipeline import Compiled
+    from shardc.plan import Plan
+
+
+def compile(
+    spec: SpecArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PLAN",
+            help="Where the plan goes; default SPEC's name with .plan.json, - for stdout.",
+        ),
+    ] = None,
+    effort: EffortOption = None,
+    seed: SpecSeedOption = None,
+    measure: MeasureOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compile a spec to a sharding plan."""
+    from shardc.files import write_atomic
+    from shardc.pipeline import run
+    from shardc.plan import default_plan_path, plan_bytes
+    from shardc.spec import load_spec
+
+    loaded = load_spec(spec)
+    target = str(output) if output else default_plan_path(spec)
+    if target != "-" and _is_same_file(target, spec):
+        raise DiagnosticError(
+            Diagnostic("SH902", f"{target} is the spec itself: the plan would replace it"), exit_code=2
+        )
+    previous = None if target == "-" else _existing_plan(target)
+    with measuring(loaded, measure, quiet) as measured:
+        compiled = run(loaded, seed=seed, effort=effort, measure=measured)
+    content = plan_bytes(compiled.plan)
+    if target == "-":
+        configure(sys.stdout, encoding="utf-8", newline="\n")
+        echo(content.decode().removesuffix("\n"))
+    else:
+        write_atomic(target, content)
+    if quiet:
+        return
+    tell(compiled.warnings)
+    _summarise(compiled, previous, sys.stderr if target == "-" else sys.stdout)
+    if target != "-":
+        echo(f"\nplan written to {target}")
+
+
+def _summarise(compiled: Compiled, previous: Plan | None, stream: TextIO) -> None:
+    from shardc.render.summary import summary
+
+    echo(summary(compiled, previous, width=width(), color=in_color(stream), unicode=in_unicode(stream)), stream)
+
+
+def _existing_plan(path: str) -> Plan | None:
+    """The plan that is about to be replaced; None if there is none that can be read."""
+    from shardc.plan import read_plan
+
+    if not os.path.isfile(path):  # a pipe would wait for a writer
+        return None
+    try:
+        return read_plan(path)
+    except DiagnosticError:
+        return None
+
+
+def _is_same_file(first: str, second: Path) -> bool:
+    return os.path.exists(first) and os.path.samefile(first, second)

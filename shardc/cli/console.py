@@ -1,0 +1,180 @@
+"""What commands share: their common options, printing, diagnostics, progress, measuring."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol, TextIO, cast
+
+import typer
+
+from shardc.diagnostics import Diagnostic, DiagnosticError, render
+
+if TYPE_CHECKING:
+    from shardc.passes.profile import Measure
+    from shardc.spec import LoadedSpec
+
+_MIN_WIDTH, _MAX_WIDTH = 72, 120
+_MAX_SEED = 2**32 - 1
+
+# --- Arguments and options --------------------------------------------------------------------------------------------
+
+
+class Effort(StrEnum):
+    """How long to search."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file (TOML).")]
+SpecArguments = Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Spec files (TOML).")]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice.")]
+SpecSeedOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice, instead of the spec's."),
+]
+EffortOption = Annotated[Effort | None, typer.Option(help="How long to search, instead of what the spec says.")]
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Measure the spec's own shards on this machine's device first.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
+
+# --- Output -----------------------------------------------------------------------------------------------------------
+
+
+def configure(
+    stream: TextIO, *, encoding: str | None = None, errors: str | None = None, newline: str | None = None
+) -> None:
+    """Change how a text stream encodes; None keeps what it does."""
+    cast(io.TextIOWrapper, stream).reconfigure(encoding=encoding, errors=errors, newline=newline)
+
+
+def echo(text: str, stream: TextIO | None = None) -> None:
+    """Print a line on stdout or another stream, or nothing any more once the reader of a pipe has gone.
+
+    Raises:
+        DiagnosticError: SH903, exit code 2, when stdout cannot be written. What stderr cannot take is lost.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        _discard(stream)
+    except OSError as error:
+        if stream is sys.stdout:
+            raise stdout_failure(error) from None
+        _discard(stream)
+
+
+def stdout_failure(error: OSError) -> DiagnosticError:
+    """Give up stdout after a failed write, and return what to tell about it."""
+    _discard(sys.stdout)
+    message = f"cannot write to stdout: {error.strerror or error}"
+    return DiagnosticError(Diagnostic("SH903", message), exit_code=2)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let whatever a stream still holds, or gets, vanish: nothing fails again when Python flushes it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def report(error: DiagnosticError) -> None:
+    """Show what a check found, which is its result, or why it could not run."""
+    tell(error.diagnostics, sys.stdout if error.exit_code == 1 else sys.stderr)
+
+
+def tell(diagnostics: Sequence[Diagnostic], stream: TextIO | None = None) -> None:
+    """Show diagnostics on stderr or another stream, and a blank line after them."""
+    stream = stream or sys.stderr
+    if diagnostics:
+        echo(render(diagnostics, color=in_color(stream)) + "\n", stream)
+
+
+def in_color(stream: TextIO) -> bool:
+    """Say whether a stream is a terminal that wants color."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def in_unicode(stream: TextIO) -> bool:
+    """Say whether a stream takes every character."""
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def width() -> int:
+    """Return the columns to fill: the terminal's, within limits."""
+    return min(max(shutil.get_terminal_size().columns, _MIN_WIDTH), _MAX_WIDTH)
+
+
+def count(number: int, what: str) -> str:
+    """Return a number of things in words, such as "1 table" or "2 tables"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+# --- Progress ---------------------------------------------------------------------------------------------------------
+
+
+class Advance(Protocol):
+    """Shows how much of a stage is done."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` of a stage are done."""
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Advance]:
+    """Yield what shows progress on stderr: bars on a terminal, else a line for every tenth of the way."""
+    if not quiet and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+        description, rate, last = (
+            TextColumn(f"{{task.{field}}}") for field in ("description", "fields[rate]", "fields[note]")
+        )
+        columns = (description, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), last)
+        console = Console(stderr=True, no_color=not in_color(sys.stderr))
+        with Progress(*columns, console=console) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def draw(stage: str, done: int, total: int, note: str = "") -> None:
+                if stage not in tasks:  # what an earlier run did does not count for the rate
+                    tasks[stage] = bars.add_task(stage, total=total, completed=done, rate="", note=note)
+                speed = bars.tasks[bars.task_ids.index(tasks[stage])].speed
+                speed_text = f"{speed:.3g}/s" if speed else ""
+                bars.update(tasks[stage], completed=done, total=total, rate=speed_text, note=note)
+
+            yield draw
+    else:
+        tenths: dict[str, int] = {}
+
+        def write(stage: str, done: int, total: int, note: str = "") -> None:
+            tenth = 10 * done // max(total, 1)
+            if not quiet and tenth > tenths.setdefault(stage, 0):
+                tenths[stage] = tenth
+                echo(f"{stage} {done}/{total} {note}".rstrip(), sys.stderr)
+
+        yield write
+
+
+@contextmanager
+def measuring(loaded: LoadedSpec, wanted: bool, quiet: bool) -> Iterator[Measure | None]:
+    """Yield what measures a spec's own shards, with progress; None unless that is wanted."""
+    if not wanted:
+        yield None
+        return
+    from shardc.measure.own import measure_shards
+    from shardc.pipeline import device_of
+
+    hardware, at = device_of(loaded), loaded.at("cluster", "device")
+    with progress(quiet) as advance:
+        yield partial(measure_shards, hardware=hardware, at=at, progress=partial(advance, "measure"))

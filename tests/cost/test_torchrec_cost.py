@@ -1,0 +1,264 @@
+"""The estimates against TorchRec's own: every option that shardc offers, whole plans, and its planner's choice.
+
+Not test_torchrec.py: that is the name of the tests of `shardc.frameworks.torchrec`, and pytest wants distinct ones.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchrec", reason="TorchRec is not installed")
+
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: E402
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology  # noqa: E402
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator  # noqa: E402
+from torchrec.distributed.planner.perf_models import NoopPerfModel  # noqa: E402
+from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator  # noqa: E402
+from torchrec.distributed.planner.types import ShardingOption  # noqa: E402
+from torchrec.distributed.types import ParameterSharding  # noqa: E402
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig  # noqa: E402
+from torchrec.modules.embedding_modules import EmbeddingBagCollection  # noqa: E402
+
+from shardc.cost.torchrec import VERSION, torchrec_cost  # noqa: E402
+from shardc.judge import Judge  # noqa: E402
+from shardc.passes.lower import lower  # noqa: E402
+from shardc.pipeline import device_of, load, run  # noqa: E402
+from shardc.plan import TablePlan  # noqa: E402
+from shardc.problem import Placement, Problem, ShardingType  # noqa: E402
+from shardc.spec import SHARDING_TYPES, LoadedSpec  # noqa: E402
+
+# MLPerf's DLRM-DCNv2.
+ROWS = [40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10]
+ROWS += [2209, 11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36]
+POOLING = [3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1]
+BATCH = 2048  # of a device
+DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+
+
+class AnySharder(EmbeddingBagCollectionSharder):
+    """TorchRec lists row-wise for GPUs only, but runs and estimates it on a CPU too."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(SHARDING_TYPES)
+
+
+def spec_of(tables: list[dict], *, samples: int, hosts: int, local: int, device: str, weights: str, **cluster) -> dict:
+    return {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": samples * hosts * local, "weights": weights},
+        "cluster": {"device": device, "hosts": hosts, "devices_per_host": local, "memory": "1000TB"} | cluster,
+        "table": tables,
+        "compile": {"cost": "torchrec", "effort": "fast"},
+    }
+
+
+def random_spec(seed: int) -> LoadedSpec:
+    rng = np.random.default_rng(seed)
+    tables = []
+    for index in range(8):
+        # TorchRec sums over features one by one; up to three equal ones this is exact, whatever the Python.
+        features = [f"f{index}_{number}" for number in range(int(rng.integers(1, 4)))]
+        tables.append(
+            {
+                "name": f"t{index}",
+                "features": features,
+                "rows": int(np.exp(rng.uniform(0, 16))),
+                "dim": 4 * int(rng.integers(1, 65)),
+                "pooling": float(rng.choice([0.3, 1.0, 3.7, len(features), 40.0]) * rng.choice([1.0, rng.random()])),
+            }
+        )
+    return load(
+        spec_of(
+            tables,
+            samples=int(rng.integers(1, 5000)),
+            hosts=int(rng.integers(1, 4)),
+            local=int(rng.choice([1, 2, 8])),
+            device=str(rng.choice(["h100-80gb", "cpu-epyc"])),
+            weights=str(rng.choice(list(DTYPES))),
+        )
+    )
+
+
+def topology(loaded: LoadedSpec, **more: object) -> Topology:
+    cluster = loaded.spec.cluster
+    device_type = device_of(loaded).device_type
+    return Topology(cluster.devices, device_type, local_world_size=cluster.devices_per_host, **more)
+
+
+def collection(loaded: LoadedSpec) -> torch.nn.Module:
+    model = torch.nn.Module()
+    model.ebc = EmbeddingBagCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.rows,
+                embedding_dim=table.dim,
+                feature_names=list(table.features),
+                data_type=DTYPES[loaded.spec.model.weights],
+            )
+            for table in loaded.tables
+        ],
+    )
+    return model
+
+
+def constraints(loaded: LoadedSpec, width: Callable[[int], int | None] = lambda dim: None, **more: object) -> dict:
+    return {
+        table.name: ParameterConstraints(
+            pooling_factors=[table.pooling / len(table.features)] * len(table.features),
+            min_partition=width(table.dim),
+            compute_kernels=["fused", "dense"],
+            **more,
+        )
+        for table in loaded.tables
+    }
+
+
+Options = dict[tuple[str, str, int], ShardingOption]
+
+
+def estimated(loaded: LoadedSpec, problem: Problem, topology: Topology) -> Options:
+    """TorchRec's options with its estimates, by table, sharding type and number of shards."""
+    cluster = loaded.spec.cluster
+    model, found = collection(loaded), {}
+    for count in sorted(set(map(int, problem.option_units)) - {0}):
+        limits = constraints(loaded, lambda dim, count=count: dim // count if dim % (4 * count) == 0 else None)
+        enumerator = EmbeddingEnumerator(
+            topology,
+            batch_size=loaded.spec.model.global_batch // cluster.devices,
+            constraints=limits,
+            estimator=EmbeddingPerfEstimator(topology, constraints=limits),
+        )
+        for option in enumerator.enumerate(model, [AnySharder()]):
+            found[option.name, option.sharding_type, len(option.shards)] = option
+    return found
+
+
+def option_of(problem: Problem, option: int, options: Options) -> ShardingOption:
+    """TorchRec's counterpart of an option."""
+    (table,) = problem.blocks[problem.option_block[option]]
+    units = int(problem.option_units[option]) or problem.cluster.devices
+    return options[problem.tables[table].name, problem.option_type[option], units]
+
+
+def assert_same_costs(loaded: LoadedSpec, topology: Topology) -> None:
+    problem = lower(loaded, device_of(loaded))
+    cluster = loaded.spec.cluster
+    cost = torchrec_cost(problem, intra_host=cluster.intra_bytes_per_s, inter_host=cluster.inter_bytes_per_s)
+    latents, options = cost.encode(problem.shards), estimated(loaded, problem, topology)
+    for option, (shard,) in enumerate(problem.option_shards):
+        for theirs in option_of(problem, option, options).shards:
+            perf = theirs.perf
+            expected = [perf.fwd_compute + perf.fwd_comms, perf.bwd_compute + perf.bwd_comms]
+            assert latents[shard] == pytest.approx(expected, rel=1e-12)
+            assert latents[shard].sum() == pytest.approx(perf.total, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_every_option_costs_what_torchrec_estimates(seed):
+    loaded = random_spec(seed)
+    assert_same_costs(loaded, topology(loaded))
+
+
+def test_bandwidths_of_the_spec_replace_torchrecs():
+    tables = [{"name": f"t{i}", "rows": 1000, "dim": dim, "pooling": 3.0} for i, dim in enumerate((32, 64, 128))]
+    more = {"intra_host_bandwidth": "450GB/s", "inter_host_bandwidth": "50GB/s"}
+    for hosts in (1, 2):
+        loaded = load(spec_of(tables, samples=512, hosts=hosts, local=4, device="h100-80gb", weights="fp32", **more))
+        assert set(lower(loaded, device_of(loaded)).option_type) == set(ShardingType)
+        assert_same_costs(loaded, topology(loaded, intra_host_bw=450e6, inter_host_bw=50e6))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_step_takes_what_torchrec_rates_the_plan(seed):
+    loaded, rng = random_spec(100 + seed), np.random.default_rng(seed)
+    problem, machine = lower(loaded, device_of(loaded)), topology(loaded)
+    devices = problem.cluster.devices
+    cost, options = torchrec_cost(problem), estimated(loaded, problem, machine)
+    chosen = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
+    where = [
+        tuple(sorted(map(int, rng.choice(devices, problem.option_units[o], replace=False))))
+        if problem.option_units[o]
+        else ()
+        for o in chosen
+    ]
+    plan = [option_of(problem, option, options) for option in chosen]
+    for theirs, ranks in zip(plan, where, strict=True):
+        for shard, rank in zip(theirs.shards, ranks or range(devices), strict=True):
+            shard.rank = rank
+    rated = NoopPerfModel(machine).rate(plan)
+    z = np.zeros((devices, 2))
+    for option, ranks in zip(chosen, where, strict=True):
+        z[list(ranks or range(devices))] += cost.encode(problem.shards)[problem.option_shards[option][0]]
+    assert cost.score(z) == pytest.approx(rated, rel=1e-9)
+    judgement = Judge(problem, cost).judge(Placement(tuple(chosen), tuple(where)))
+    assert judgement.step_time_ms == pytest.approx(rated, rel=1e-6, abs=1e-8)  # latents are rounded for the search
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_plan_is_better_than_the_one_that_torchrecs_planner_makes():
+    """26 tables on eight GPUs, from the same options under the same memory limit."""
+    types = ["table_wise", "row_wise", "data_parallel"]
+    tables = [
+        {"name": f"t{i:02}", "rows": rows, "dim": 128, "pooling": pooling, "sharding": types}
+        for i, (rows, pooling) in enumerate(zip(ROWS, POOLING, strict=True))
+    ]
+    loaded = load(spec_of(tables, samples=BATCH, hosts=1, local=8, device="h100-80gb", weights="fp32", memory="80GB"))
+    compiled = run(loaded)
+    machine = topology(loaded, hbm_cap=80 * 10**9)
+    planner = EmbeddingShardingPlanner(
+        topology=machine, batch_size=BATCH, constraints=constraints(loaded, sharding_types=types)
+    )
+    theirs = planner.plan(collection(loaded), [EmbeddingBagCollectionSharder()]).plan["ebc"]
+    options = estimated(loaded, compiled.choice.judge.problem, machine)
+
+    def rated(plan: Mapping[str, TablePlan | ParameterSharding]) -> float:
+        chosen = [options[name, placed.sharding_type, len(placed.ranks)] for name, placed in plan.items()]
+        for option, placed in zip(chosen, plan.values(), strict=True):
+            for shard, rank in zip(option.shards, placed.ranks, strict=True):
+                shard.rank = rank
+        return NoopPerfModel(machine).rate(chosen)
+
+    step_time = compiled.plan.score.step_time_ms
+    assert step_time == pytest.approx(rated(compiled.plan.plan["ebc"]), rel=1e-6)
+    assert step_time < rated(theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_is_below_the_best_of_all_placements(seed):
+    rng = np.random.default_rng(seed)
+    tables = [
+        {"name": f"t{i}", "rows": int(10 ** rng.uniform(1, 6)), "dim": int(rng.choice([16, 64])), "pooling": pooling}
+        for i, pooling in enumerate((40.0, 9.0, 3.0, 1.0))
+    ]
+    loaded = load(spec_of(tables, samples=512, hosts=1, local=3, device="h100-80gb", weights="fp32"))
+    compiled = run(loaded)
+    judge = compiled.choice.judge
+    problem = judge.problem
+    ways = [
+        [
+            (option, devices)
+            for option in problem.options_of(block)
+            for devices in itertools.combinations(range(3), int(problem.option_units[option]))
+        ]
+        for block in range(len(problem.blocks))
+    ]
+    z = np.stack([judge.loads(Placement(*zip(*way, strict=True)))[0] for way in itertools.product(*ways)])
+    best = float(judge.step_ms(z).min())
+    assert 0.5 * best < compiled.choice.bound.step_time_ms <= best
+    assert compiled.plan.score.step_time_ms == pytest.approx(best, rel=1e-5)
+
+
+def test_the_formulas_are_those_of_the_installed_version():
+    assert version("torchrec") == VERSION
+
+
+def test_only_the_problems_own_shards_are_known():
+    first, second = (lower(random_spec(0), device_of(random_spec(0))) for _ in range(2))
+    with pytest.raises(ValueError, match="one problem's shards"):
+        torchrec_cost(first).encode(second.shards)

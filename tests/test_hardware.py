@@ -1,0 +1,130 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shardc.diagnostics import DiagnosticError
+from shardc.hardware import (
+    PROFILES,
+    CollectiveFit,
+    MeasuredCollectives,
+    load_hardware,
+    read_profile,
+    save_collectives,
+    save_profile,
+)
+from shardc.problem import Collective, Link
+
+A2A, REDUCE = Collective.ALL_TO_ALL, Collective.ALL_REDUCE
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A measured profile whose collectives nobody has measured, as earlier versions wrote it."""
+    source = next(path.parent for path in sorted(PROFILES.glob("*/profile.json")))
+    document = json.loads((source / "profile.json").read_text())
+    for member in ("network_latency_ms", "intra_host", "inter_host"):
+        document.pop(member, None)
+    document |= {"communication": "assumed", "latency_ms": 0.5, "intra_host_bandwidth": 5e9}
+    document |= {"inter_host_bandwidth": 1.25e9}
+    (tmp_path / "profile.json").write_text(json.dumps(document))
+    shutil.copy(source / "weights.safetensors", tmp_path)
+    return tmp_path
+
+
+def collectives(hosts: int, **fits: tuple[float, float]) -> MeasuredCollectives:
+    return MeasuredCollectives(
+        world_size=2 * hosts,
+        hosts=hosts,
+        backend="gloo",
+        versions={"torch": "2.13.0"},
+        message_bytes=(4096, 2**24),
+        fits={
+            Collective(name): CollectiveFit(latency_ms=latency, bandwidth=bandwidth, mean_relative_error=0.1)
+            for name, (latency, bandwidth) in fits.items()
+        },
+    )
+
+
+def test_a_profile_without_collectives_is_read_and_has_the_links_figures(folder):
+    hardware = load_hardware(str(folder))
+    assert (hardware.latency_ms, hardware.network_latency_ms) == (0.5, 0.0)
+    assert (hardware.intra_host, hardware.inter_host) == ({}, {})
+
+
+def test_measured_collectives_take_the_place_of_assumptions(folder):
+    before = load_hardware(str(folder))
+    save_collectives(folder, collectives(1, all_to_all=(0.25, 1e9), all_reduce=(0.4, 8e8)))
+    document, hardware = read_profile(folder), load_hardware(str(folder))
+    assert (document.format, document.communication) == (1, "measured")
+    assert hardware.intra_host == {A2A: Link(0.25, 1e9), REDUCE: Link(0.4, 8e8)}
+    assert hardware.inter_host == {}
+    # What was not measured goes by the all-to-all: the same link, and the same way to time it.
+    assert (hardware.latency_ms, hardware.intra_host_bandwidth) == (0.25, 1e9)
+    assert hardware.inter_host_bandwidth == before.inter_host_bandwidth
+    assert hardware.digest != before.digest
+    assert hardware.measured == before.measured
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_both_kinds_of_links_are_kept_in_whatever_order_they_are_measured(folder, order):
+    found = {1: collectives(1, all_to_all=(0.25, 1e9)), 2: collectives(2, all_to_all=(0.75, 1e8))}
+    for hosts in order:
+        save_collectives(folder, found[hosts])
+    hardware = load_hardware(str(folder))
+    assert (hardware.latency_ms, hardware.network_latency_ms) == (0.25, 0.5)
+    assert (hardware.intra_host_bandwidth, hardware.inter_host_bandwidth) == (1e9, 1e8)
+    assert hardware.inter_host == {A2A: Link(0.75, 1e8)}
+
+
+def test_a_collective_that_the_backend_lacks_goes_by_what_was_assumed(folder):
+    save_collectives(folder, collectives(1, all_reduce=(0.4, 8e8)))
+    hardware = load_hardware(str(folder))
+    assert (hardware.latency_ms, hardware.intra_host_bandwidth) == (0.5, 5e9)
+    assert hardware.intra_host == {REDUCE: Link(0.4, 8e8)}
+
+
+def remade(folder: Path, **measured) -> None:
+    """Write the folder's profile again, as more sets of tables would."""
+    import safetensors.numpy
+
+    document = json.loads((PROFILES / "cpu-epyc" / "profile.json").read_text())
+    document["measured"] |= measured
+    for member in ("weights_digest", "intra_host", "inter_host"):
+        document.pop(member, None)
+    document |= {"communication": "assumed", "latency_ms": 0.5, "network_latency_ms": 0.0}
+    save_profile(folder, document, safetensors.numpy.load_file(folder / "weights.safetensors"))
+
+
+def test_a_profile_that_is_made_again_keeps_its_collectives(folder):
+    save_collectives(folder, collectives(1, all_to_all=(0.25, 1e9)))
+    before = read_profile(folder)
+    remade(folder, sets=12345)
+    after = read_profile(folder)
+    assert after.measured.sets == 12345
+    assert (after.intra_host, after.communication, after.latency_ms) == (before.intra_host, "measured", 0.25)
+    remade(folder, device="another one")
+    assert read_profile(folder).intra_host is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"intra_host": {"world_size": 2}},
+        {"network_latency_ms": -1.0},
+        {"intra_host": {**collectives(1).model_dump(), "fits": {"broadcast": {}}}},
+        {"inter_host": {**collectives(2).model_dump(), "world_size": 1}},
+    ],
+)
+def test_damaged_collectives_are_named(folder, change):
+    document = json.loads((folder / "profile.json").read_text()) | change
+    (folder / "profile.json").write_text(json.dumps(document))
+    with pytest.raises(DiagnosticError, match=f"SH601.*{next(iter(change))}"):
+        load_hardware(str(folder))
+
+
+def test_data_sheets_expect_more_of_the_network():
+    hardware = load_hardware("h100-80gb")
+    assert 0 < hardware.network_latency_ms < hardware.latency_ms
+    assert (hardware.intra_host, hardware.inter_host) == ({}, {})
