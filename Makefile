@@ -6,7 +6,7 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint bench schemas clean
+.PHONY: demo test lint bench bench-cost schemas clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -24,6 +24,9 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready  ## figures of the README, measured on this machine
 	$(BIN)/python tests/benchmarks/bench_cli.py
+
+bench-cost: $(VENV)/.ready  ## how exact the shipped CPU profile is, beside other models
+	$(BIN)/python tests/benchmarks/bench_cost.py
 
 schemas: $(VENV)/.ready
 	$(BIN)/shardc schema spec > schemas/spec.schema.json

@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "SH503": "local device differs from the spec's device",
     "SH504": "shard skipped while measuring",
     "SH505": "costs are TorchRec's estimates",
+    "SH507": "costs have no quantiles",
     "SH506": "ranks could not communicate",
     "SH601": "profile unreadable",
     "SH602": "weights missing or not matching",

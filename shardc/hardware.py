@@ -45,8 +45,12 @@ class Errors(BaseModel):
     test_sets: int = Field(description="Held-out sets of tables.")
     mean_relative_error: tuple[float, float]
     mean_absolute_error_ms: tuple[float, float]
+    total_relative_error: float = Field(description="Of forward plus backward time.")
     kendall_tau: float = Field(description="Rank correlation of forward plus backward time.")
     noise: tuple[float, float] = Field(description="Mean relative difference of two measurements of one set.")
+    margins: dict[float, tuple[float, float]] = Field(
+        description="By quantile: factors on the largest of the models' predictions that so many sets stay below."
+    )
 
 
 class Measured(BaseModel):
@@ -58,8 +62,12 @@ class Measured(BaseModel):
     versions: dict[str, str] = Field(description="Versions of shardc, torch and fbgemm_gpu.")
     seed: int
     sets: int = Field(description="Sets of tables trained on.")
+    disturbed: int = Field(description="Sets left out: something else slowed the device down while they were measured.")
     tables_per_set: tuple[int, int]
     batch: tuple[int, int]
+    rows: tuple[int, int]
+    dim: tuple[int, int]
+    pooling: tuple[float, float]
     weights: tuple[str, ...]
     optimizers: tuple[str, ...]
     reference_ms: tuple[float, float] = Field(description="The reference set's own time.")
@@ -124,7 +132,8 @@ class Hardware:
         network_latency_ms: what it takes longer when it crosses hosts.
         intra_host: measured collectives between devices of one host.
         inter_host: measured collectives between several hosts.
-        compute: cost of the fused operator, for an optimizer and a dtype of weights.
+        compute: cost of the fused operator, for an optimizer and a dtype of weights: the best estimate, or a
+            quantile of it if `measured`.
         digest: of everything that decides a cost.
         measured: what the cost was learned from; None for data-sheet figures.
     """
@@ -139,7 +148,7 @@ class Hardware:
     network_latency_ms: float
     intra_host: Mapping[Collective, Link]
     inter_host: Mapping[Collective, Link]
-    compute: Callable[[Optimizer, str], ComputeCost]
+    compute: Callable[[Optimizer, str, float | None], ComputeCost]
     digest: str
     measured: Measured | None
 
@@ -262,7 +271,7 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
         network_latency_ms=ROOFLINE_NETWORK_LATENCY_MS,
         intra_host={},
         inter_host={},
-        compute=lambda optimizer, weights: Roofline(
+        compute=lambda optimizer, weights, quantile: Roofline(
             memory_bandwidth=_given(parse_bandwidth(figures["memory_bandwidth"])),
             cache_bytes=_given(parse_size(figures["cache"])),
         ),
@@ -312,10 +321,23 @@ def _measured(folder: Path) -> Hardware:
         network_latency_ms=document.network_latency_ms,
         intra_host=_links(document.intra_host),
         inter_host=_links(document.inter_host),
-        compute=lambda optimizer, dtype: FusedCost(weights, operator_kind(optimizer, dtype)),
+        compute=lambda optimizer, dtype, quantile: _fused(
+            weights, document.measured, operator_kind(optimizer, dtype), quantile
+        ),
         digest=_sha256(text.encode() + content),
         measured=document.measured,
     )
+
+
+def _fused(weights: dict[str, Floats], measured: Measured, kind: int, quantile: float | None) -> FusedCost:
+    """The first model's estimate; or the largest of all models', and as much more as covers that share of sets."""
+    if quantile is None:
+        return FusedCost(weights, kind)
+    known = sorted(measured.errors.margins)
+    forward, backward = (
+        float(np.interp(quantile, known, [measured.errors.margins[q][phase] for q in known])) for phase in (0, 1)
+    )
+    return FusedCost(weights, kind, members=len(weights["fixed"]), margin=(forward, backward))
 
 
 def _links(measured: MeasuredCollectives | None) -> dict[Collective, Link]:

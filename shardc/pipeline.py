@@ -12,6 +12,7 @@ from typing import Any
 from shardc.cost.model import CostModel
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import PROFILES, Hardware, load_hardware
+from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.lower import lower
 from shardc.passes.place import Choice, place
@@ -82,9 +83,11 @@ def run(
     hardware = device_of(loaded)
     recorded = _read_accesses(loaded)
     problem = lower(loaded, hardware, recorded)
+    pessimistic: CostModel | None = None
     if cost is None:
         profiled = profile(problem, hardware, loaded, measure)
         model: CostModel = profiled.cost
+        pessimistic = profiled.pessimistic
         warnings, measured = profiled.warnings, profiled.measured
         digests = Digests(
             spec=_digest(loaded, recorded),
@@ -97,10 +100,23 @@ def run(
         digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
     policy, missing = _policy()
     choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
-    plan = emit(loaded, choice, digests=digests, seed=seed)
+    p90_ms = Judge(problem, pessimistic).judge(choice.placement).step_time_ms if pessimistic else None
+    plan = emit(loaded, choice, digests=digests, seed=seed, p90_ms=p90_ms)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
     return Compiled(plan, choice, (*warnings, *missing))
+
+
+def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choice:
+    """Place the tables of a compiled spec once more, under other costs.
+
+    Args:
+        compiled: the spec compiled.
+        loaded: the spec.
+        cost: instead of the cost model that it was compiled with.
+    """
+    problem, how = compiled.choice.judge.problem, loaded.spec.compile
+    return place(problem, cost, policy=_policy()[0], effort=how.effort, seed=how.seed)
 
 
 def device_of(loaded: LoadedSpec) -> Hardware:

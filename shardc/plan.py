@@ -122,6 +122,9 @@ class Score(_Member):
     """What the cost model expects of the plan."""
 
     step_time_ms: Milliseconds = Field(description="Time of one training step.")
+    step_time_p90_ms: Milliseconds | None = Field(
+        default=None, description="The same, if every device took the time that nine of ten stay below."
+    )
     phases: dict[str, Milliseconds] = Field(description="Time of each phase of a step, by name.")
     balance: float = Field(description="Degree of balance: least over greatest compute time of a device.", ge=0, le=1)
     devices: tuple[DeviceScore, ...] = Field(description="The devices, by rank.")
@@ -172,6 +175,13 @@ class Plan(_Member):
 def default_plan_path(spec: str | os.PathLike[str]) -> str:
     """Where the plan of a spec is kept: model.plan.json beside model.toml."""
     return os.path.splitext(os.fspath(spec))[0] + ".plan.json"
+
+
+def default_spec_path(plan: str | os.PathLike[str]) -> str | None:
+    """Which spec a plan is kept beside: model.toml for model.plan.json; None for a plan of another name."""
+    name = os.fspath(plan)
+    stem = name.removesuffix(".plan.json")
+    return f"{stem}.toml" if stem != name else None
 
 
 def plan_bytes(plan: Plan) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import shardc
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import make_folder, read_text, write_atomic
-from shardc.hardware import ProfileDocument, save_profile
+from shardc.hardware import ProfileDocument, read_profile, save_profile
 from shardc.measure.campaign import (
+    PARQUET,
     RETRIES,
-    Measurement,
     Share,
+    append,
     disturbed_sets,
     missing_sets,
     read_campaign,
     run_campaign,
     to_entry,
 )
-from shardc.measure.design import CPU_RANGE, CUDA_RANGE, DESIGN, Range
+from shardc.measure.design import CPU_RANGE, CUDA_RANGE, DESIGN, FIRST_OWN, Range, is_own
+from shardc.measure.parquet import parquet_bytes
+from shardc.measure.workload import Timing, Workload
 
 if TYPE_CHECKING:
     from shardc.measure.benchmark import LocalDevice
@@ -67,52 +70,94 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
     if sets < MINIMUM_SETS:
         message = f"{sets} sets are too few to learn from and to test on"
         raise DiagnosticError(Diagnostic("SH902", message, help=f"--sets {MINIMUM_SETS} or more"), exit_code=2)
-    from shardc.measure.benchmark import REVISION, local_device, versions
+    from shardc.measure.benchmark import local_device
 
     device = local_device()
     sizes = CPU_RANGE if device.type == "cpu" else CUDA_RANGE
     make_folder(folder)
-    identity = {"device": device.name, "seed": seed, "benchmark": REVISION, "design": DESIGN, **versions()}
     with _processes() as share:
         if share.rank == 0:
-            _same_campaign(folder, identity)
+            _same_campaign(folder, _identity(seed))
         _measure(folder, sizes, share, seed=seed, sets=sets, progress=progress)
         if share.rank != 0:
             return None
-    return _fit(folder, name, device, sizes, seed=seed, sets=sets, progress=progress)
+    return _fit(folder, name, device, seed=seed, sets=sets, progress=progress)
+
+
+def add_measurements(folder: Path, timed: Sequence[tuple[Workload, Timing]], *, progress: Progress) -> ProfileDocument:
+    """Add measured sets, such as what a plan puts on its devices, to a profile of the local device, and fit it again.
+
+    Raises:
+        DiagnosticError: SH601 and SH603 for a folder that holds no profile or no campaign of this device and version.
+        ModuleNotFoundError: without torch, FBGEMM and pyarrow.
+    """
+    from shardc.measure.benchmark import local_device
+
+    document, device = read_profile(folder), local_device()
+    _same_campaign(folder, _identity(document.measured.seed))
+    append(folder, timed)
+    return _fit(folder, document.name, device, seed=document.measured.seed, progress=progress)
 
 
 def _fit(
-    folder: Path, name: str, device: LocalDevice, sizes: Range, *, seed: int, sets: int, progress: Progress
+    folder: Path, name: str, device: LocalDevice, *, seed: int, progress: Progress, sets: int = FIRST_OWN
 ) -> ProfileDocument:
-    """Fit the cost model to the first `sets` sets of a campaign, and write the profile."""
-    from shardc.learn.fit_cost import fit_cost, reference_ms
+    """Fit the cost model to a campaign, and write the profile.
+
+    Args:
+        folder: of the campaign and of the profile.
+        name: of the profile.
+        device: that was measured.
+        seed: of training.
+        progress: shows how far it is.
+        sets: of the design's sets only the first so many are used.
+    """
+    from shardc.learn.fit_cost import QUANTILES, fit_cost, reference_ms
     from shardc.measure.benchmark import versions
 
-    measurements = [m for m in read_campaign(folder) if m.index < sets]
-    arrays, report = fit_cost(
-        measurements, seed=seed, progress=lambda epoch, epochs, _: progress("fit", epoch, epochs, "")
-    )
-    write_atomic(folder / "measurements.parquet", measurements_parquet(measurements))
+    measurements = [m for m in read_campaign(folder) if m.index < sets or is_own(m.index)]
+    arrays, report = fit_cost(measurements, seed=seed, progress=lambda done, total, _: progress("fit", done, total, ""))
+    content = parquet_bytes([{**to_entry(m), "disturbance": m.disturbance} for m in measurements])
+    write_atomic(folder / PARQUET, content)
+    steady = [m for m in measurements if not m.disturbed]
+    tables = [t for m in steady for t in m.workload.tables]
     measured = {
         "device": device.name,
         "versions": {"shardc": shardc.__version__, **versions()},
         "seed": seed,
         "sets": report.train_sets,
-        "tables_per_set": (1, sizes.tables),
-        "batch": sizes.batch,
-        "weights": sorted({m.workload.weights for m in measurements}),
-        "optimizers": sorted({m.workload.optimizer for m in measurements}),
-        "reference_ms": tuple(reference_ms(measurements)),
+        "disturbed": len(measurements) - len(steady),
+        "tables_per_set": _range(len(m.workload.tables) for m in steady),
+        "batch": _range(m.workload.batch for m in steady),
+        "rows": _range(t.rows for t in tables),
+        "dim": _range(t.dim for t in tables),
+        "pooling": _range(t.pooling for t in tables),
+        "weights": sorted({m.workload.weights for m in steady}),
+        "optimizers": sorted({m.workload.optimizer for m in steady}),
+        "reference_ms": tuple(reference_ms(steady)),
         "errors": {
             "test_sets": report.test_sets,
             "mean_relative_error": report.mean_relative_error,
+            "total_relative_error": report.total_relative_error,
             "mean_absolute_error_ms": report.mean_absolute_error_ms,
             "kendall_tau": report.kendall_tau,
             "noise": report.noise,
+            "margins": dict(zip(QUANTILES, report.margins, strict=True)),
         },
     }
     return save_profile(folder, _document(name, device, measured), arrays)
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    found = sorted(values)
+    return found[0], found[-1]
+
+
+def _identity(seed: int) -> dict[str, Any]:
+    """What all measurements of a campaign have in common."""
+    from shardc.measure.benchmark import REVISION, local_device, versions
+
+    return {"device": local_device().name, "seed": seed, "benchmark": REVISION, "design": DESIGN, **versions()}
 
 
 def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
@@ -178,18 +223,3 @@ def _measure(folder: Path, sizes: Range, share: Share, *, seed: int, sets: int, 
 def _document(name: str, device: LocalDevice, measured: dict[str, Any]) -> dict[str, Any]:
     head = {"name": name, "device_type": device.type, "memory_bytes": device.memory_bytes}
     return {**head, **_ASSUMED[device.type], "communication": "assumed", "measured": measured}
-
-
-def measurements_parquet(measurements: list[Measurement]) -> bytes:
-    """The campaign as a Parquet file, one row a set.
-
-    Columns: index, batch, weights, optimizer; tables, a list of {rows, dim, pooling, zipf or bins}; the fields of
-    `shardc.measure.workload.Timing`.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pylist([to_entry(m) for m in measurements])
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())

@@ -326,6 +326,12 @@ class CompileSpec(_Section):
         default="profile",
         description="What placements are judged by: the device's hardware profile, or TorchRec's own estimates.",
     )
+    quantile: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=0.99,
+        description="Plan with times that this share of devices stays below, instead of with the best estimate.",
+    )
 
 
 class BudgetSpec(_Section):

@@ -35,13 +35,16 @@ def profile(
             if not quiet:
                 echo("interrupted: the same command goes on where this one stopped", sys.stderr)
             raise
-    if quiet:
+    if document is None or quiet:
         return
     measured, errors = document.measured, document.measured.errors
     echo(f"{document.name}: {measured.device}, learned from {count(measured.sets, 'set')} of tables")
+    if measured.disturbed:
+        echo(f"{count(measured.disturbed, 'set')} left out: something else slowed the device down meanwhile")
     echo(f"on {count(errors.test_sets, 'held-out set')} (rank correlation {errors.kendall_tau:.3f}):")
     for phase, error, noise in zip(("forward", "backward"), errors.mean_relative_error, errors.noise, strict=True):
         echo(f"  {phase:<9} mean error {error:5.1%}   two measurements of one set differ by {noise:5.1%}")
+    echo(f"  {'both':<9} mean error {errors.total_relative_error:5.1%}")
 
 
 def _collectives(folder: Path, quiet: bool) -> None:

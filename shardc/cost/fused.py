@@ -6,6 +6,9 @@ non-negative latents, proportional to a learned mix of physical quantities so th
 are summed over a device. Instead of AutoShard's unconstrained 32-64-1 network, each head is a sum of maxima of
 non-negative linear functions: convex and non-decreasing, zero for an empty device, and independent of order.
 
+A profile holds several such models, trained alike from different starts. The first one is the estimate; where it has
+seen little the others disagree, and the largest of all, convex as well, is what a pessimist plans with.
+
 Trained by `shardc.learn.fit_cost`; here is its inference in numpy.
 """
 
@@ -13,18 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardc.problem import Floats, Optimizer, Shards
 
-FEATURES = 21 + 6
+FEATURES = 21 + 8
 BASES = 6
+_VECTOR = 16  # elements of the widest vector registers: a narrower rest of a row costs as much as a whole one
+_RADIX_BITS = 8  # of a row index that one pass of the backward's sort looks at
 
 
 def features(shards: Shards) -> Floats:
-    """float[S, 27]: AutoShard's 21, then batch, lookups, unique rows, dtype, optimizer, bytes of the unique rows."""
+    """float[S, 29]: AutoShard's 21, then batch, lookups, unique rows, dtype, optimizer, and as follows.
+
+    Bytes of the unique rows, the share of vector registers that rows leave empty, passes of a radix sort by row.
+    """
     tiny = 1e-3
     row_bytes = shards.dim * shards.weight_bytes
     columns = [
@@ -39,6 +48,8 @@ def features(shards: Shards) -> Floats:
         (shards.weight_bytes == 2).astype(np.float64),
         (shards.optimizer == list(Optimizer).index(Optimizer.SGD)).astype(np.float64),
         np.log2(np.maximum(shards.unique, tiny) * row_bytes),
+        np.ceil(shards.dim / _VECTOR) * _VECTOR / shards.dim - 1.0,
+        np.ceil(np.log2(np.maximum(shards.rows, 2)) / _RADIX_BITS),
     ]
     return np.stack(columns, axis=1)
 
@@ -68,20 +79,22 @@ def operator_kind(optimizer: Optimizer, weights: str) -> int:
 
 def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
     """Whether arrays read from a file can be the weights of a `FusedCost`: names, shapes, signs, no NaN."""
-    if "encoder.0.bias" not in weights or weights.get("pieces", np.empty(0)).ndim != 4:
+    if weights.get("encoder.0.bias", np.empty(0)).ndim != 2 or weights.get("pieces", np.empty(0)).ndim != 5:
         return False
-    hidden, (_, groups, count, latents) = weights["encoder.0.bias"].size, weights["pieces"].shape
+    (members, hidden), (_, _, groups, count, latents) = weights["encoder.0.bias"].shape, weights["pieces"].shape
     expected = {
         "mean": (FEATURES,),
         "std": (FEATURES,),
-        "encoder.0.weight": (hidden, FEATURES),
-        "encoder.0.bias": (hidden,),
-        "encoder.1.weight": (2 * latents, hidden),
-        "encoder.1.bias": (2 * latents,),
-        "scale": (2, BASES),
-        "pieces": (2, groups, count, latents),
-        "offsets": (2, groups, count),
-        "fixed": (4, 2),
+        "encoder.0.weight": (members, hidden, FEATURES),
+        "encoder.0.bias": (members, hidden),
+        "encoder.1.weight": (members, hidden, hidden),
+        "encoder.1.bias": (members, hidden),
+        "encoder.2.weight": (members, 2 * latents, hidden),
+        "encoder.2.bias": (members, 2 * latents),
+        "scale": (members, 2, BASES),
+        "pieces": (members, 2, groups, count, latents),
+        "offsets": (members, 2, groups, count),
+        "fixed": (members, 4, 2),
     }
     shapes = {name: array.shape for name, array in weights.items()} == expected
     finite = all(np.isfinite(array).all() for array in weights.values())
@@ -91,53 +104,78 @@ def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
 
 @dataclass(frozen=True)
 class FusedCost:
-    """Compute cost (see `shardc.cost.model.ComputeCost`) from trained weights.
+    """Compute cost (see `shardc.cost.model.ComputeCost`) from trained weights: the largest of some of its models.
 
-    K latents a direction (forward first, then backward), H hidden units, G groups of J linear pieces.
+    M models of K latents a direction (forward first, then backward), H hidden units, G groups of J linear pieces.
 
     Attributes:
+        weights: arrays by name: `mean`, `std` float[29]; `encoder.{0,1,2}.{weight,bias}` float[M, ...]; `scale`
+            float[M, 2, 6]; `pieces` float[M, 2, G, J, K] (non-negative) and `offsets` float[M, 2, G, J]; `fixed`
+            float[M, 4, 2] ms.
         kind: row of `fixed`: what the operator's launch overhead depends on, see `operator_kind`.
-        weights: arrays by name: `mean`, `std` float[27]; `encoder.{0,1}.{weight,bias}`; `scale` float[2, 6];
-            `pieces` float[2, G, J, K] (non-negative) and `offsets` float[2, G, J]; `fixed` float[4, 2] ms.
+        members: how many of the M models take part: one for the estimate.
+        margin: factors of forward and backward time.
     """
 
     weights: dict[str, NDArray[np.float64]]
     kind: int
+    members: int = 1
+    margin: tuple[float, float] = (1.0, 1.0)
 
     @property
     def constants(self) -> Floats:
-        """Launch overhead, ms."""
-        return np.asarray(self.weights["fixed"][self.kind])
+        """Launch overhead, float[2] ms."""
+        return np.asarray(self._fixed.max(axis=0) * self.margin)
 
     def encode(self, shards: Shards) -> Floats:
-        """Latents float[S, 2 K]."""
-        w = self.weights
-        x = (features(shards) - w["mean"]) / w["std"]
+        """Latents float[S, 2 K M'], forward's first, for the M' models that take part."""
+        x = (features(shards) - self.weights["mean"]) / self.weights["std"]
+        amount = bases(shards)
+        latents = [self._encode(member, x, amount) for member in range(self.members)]
+        return np.stack(latents, axis=2).reshape(len(shards), -1)
+
+    def _encode(self, member: int, x: Floats, amount: Floats) -> Floats:
+        """Latents of one model, float[S, 2, K]."""
+        w = {name: array[member] for name, array in self.weights.items() if name not in ("mean", "std")}
         hidden = np.maximum(x @ w["encoder.0.weight"].T + w["encoder.0.bias"], 0.0)
-        rates = np.logaddexp(hidden @ w["encoder.1.weight"].T + w["encoder.1.bias"], 0.0)
-        amount = bases(shards) @ w["scale"].T
-        return (rates.reshape(len(shards), 2, -1) * amount[:, :, None]).reshape(len(shards), -1)
+        hidden = np.maximum(hidden @ w["encoder.1.weight"].T + w["encoder.1.bias"], 0.0)
+        rates = np.logaddexp(hidden @ w["encoder.2.weight"].T + w["encoder.2.bias"], 0.0)
+        return np.asarray(rates.reshape(len(x), 2, -1) * (amount @ w["scale"].T)[:, :, None])
 
     def heads(self, z: Floats) -> Floats:
         """Forward and backward ms beyond the constants, float[..., 2]."""
-        return np.stack([self._pieces(z, phase).max(axis=-1).sum(axis=-1) for phase in (0, 1)], axis=-1) - self._at_zero
+        return np.stack([self._head(z, phase) for phase in (0, 1)], axis=-1)
 
     def slopes(self, z: Floats) -> Floats:
-        """Subgradient of both heads at z, float[2, 2 K]: of each group, the slope of its largest piece."""
-        slopes = np.zeros((2, 2, len(z) // 2))
+        """Subgradient of both heads at z, float[2, 2 K M']: in the largest model, of each group its largest piece."""
+        slopes = np.zeros((2, 2, self.members, len(z) // 2 // self.members))
         for phase in (0, 1):
-            best = self._pieces(z, phase).argmax(axis=-1)
-            slopes[phase, phase] = self.weights["pieces"][phase, np.arange(len(best)), best].sum(axis=0)
+            values = [self._pieces(z, phase, member) for member in range(self.members)]
+            largest = int(np.argmax([self._total(pieces, phase, m) for m, pieces in enumerate(values)]))
+            best = values[largest].argmax(axis=-1)
+            chosen = self.weights["pieces"][largest, phase, np.arange(len(best)), best]
+            slopes[phase, phase, largest] = chosen.sum(axis=0) * self.margin[phase]
         return slopes.reshape(2, -1)
 
-    @property
-    def _at_zero(self) -> Floats:
-        return np.asarray(self.weights["offsets"].max(axis=-1).sum(axis=-1))
+    def _head(self, z: Floats, phase: int) -> Floats:
+        totals = (self._total(self._pieces(z, phase, member), phase, member) for member in range(self.members))
+        return reduce(np.maximum, totals) * self.margin[phase]
 
-    def _pieces(self, z: Floats, phase: int) -> Floats:
-        """Values of all linear pieces of a head, float[..., G, J]."""
-        pieces, offsets = self.weights["pieces"][phase], self.weights["offsets"][phase]
+    def _total(self, pieces: Floats, phase: int, member: int) -> Floats:
+        """Ms of one model beyond the largest constant of all: at most 0 on an empty device, and 0 for one of them."""
+        at_zero = self.weights["offsets"][member, phase].max(axis=-1).sum(axis=-1)
+        lacking = self._fixed[member, phase] - self._fixed[:, phase].max()
+        return np.asarray(pieces.max(axis=-1).sum(axis=-1) - at_zero + lacking)
+
+    def _pieces(self, z: Floats, phase: int, member: int) -> Floats:
+        """Values of all linear pieces of a model's head, float[..., G, J]."""
+        pieces, offsets = self.weights["pieces"][member, phase], self.weights["offsets"][member, phase]
         groups, count, latents = pieces.shape
-        part = z[..., phase * latents : (phase + 1) * latents]
-        flat = part @ pieces.reshape(groups * count, latents).T
+        start = (phase * self.members + member) * latents
+        flat = z[..., start : start + latents] @ pieces.reshape(groups * count, latents).T
         return np.asarray(flat.reshape(*z.shape[:-1], groups, count) + offsets)
+
+    @property
+    def _fixed(self) -> Floats:
+        """Launch overhead of the models that take part, float[M', 2] ms."""
+        return np.asarray(self.weights["fixed"][: self.members, self.kind])

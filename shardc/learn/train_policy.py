@@ -196,7 +196,7 @@ def draw_task(rng: np.random.Generator, profiles: Sequence[str]) -> Task:
     even = float((units * unit_bytes).sum()) / devices
     room = int(max(even / rng.uniform(0.4, 0.92), unit_bytes.max() * 1.1))
     problem = replace(problem, cluster=replace(problem.cluster, memory_bytes=room))
-    judge = Judge(problem, StepCost(hardware.compute(problem.optimizer, problem.weights), problem.cluster))
+    judge = Judge(problem, StepCost(hardware.compute(problem.optimizer, problem.weights, None), problem.cluster))
     return Task(judge, options, even_load_ms(judge, options))
 
 

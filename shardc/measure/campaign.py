@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.measure.design import Range, draw_workload
+from shardc.files import write_atomic
+from shardc.measure.design import FIRST_OWN, Range, draw_workload
+from shardc.measure.parquet import read_parquet
 from shardc.measure.workload import Load, Timing, Workload
 from shardc.problem import ACCESS_BINS
 from shardc.spec import Bins, Zipf
@@ -29,7 +31,7 @@ from shardc.spec import Bins, Zipf
 if TYPE_CHECKING:
     from shardc.measure.benchmark import Bench
 
-JOURNALS = "measurements*.jsonl"
+JOURNALS, PARQUET = "measurements*.jsonl", "measurements.parquet"
 _DISTURBED = 1.1  # times the reference's quiet time: with less, two measurements of a set differ by half as much
 _QUIET = 10  # percentile of the reference's times in a journal
 RETRIES = 2  # more measurements of a disturbed set at most
@@ -37,11 +39,24 @@ RETRIES = 2  # more measurements of a disturbed set at most
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One measured set of tables: what was run, and how it compares with the reference set."""
+    """One measured set of tables: what was run, and how it compares with the reference set.
+
+    Attributes:
+        index: its number in the campaign.
+        workload: what was run.
+        timing: how long it took.
+        disturbance: the reference set's time relative to its quiet time on that device.
+    """
 
     index: int
     workload: Workload
     timing: Timing
+    disturbance: float = 1.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else slowed the device down meanwhile."""
+        return self.disturbance > _DISTURBED
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +96,15 @@ def run_campaign(
 
 
 def missing_sets(folder: Path, sets: int) -> list[int]:
-    """Numbers of the first `sets` sets that the journals have neither measured nor skipped."""
-    done = {entry["index"] for entry, _ in _read_journals(folder)}
+    """Numbers of the first `sets` sets that the folder has neither measured nor skipped."""
+    done = {entry["index"] for entry, _ in _read_entries(folder)}
     return [index for index in range(sets) if index not in done]
 
 
 def disturbed_sets(folder: Path, sets: int) -> list[int]:
     """Numbers of the first `sets` sets that were measured only while disturbed, `RETRIES` + 1 times at most."""
     tries: dict[int, list[float]] = {}
-    for entry, disturbance in _read_journals(folder):
+    for entry, disturbance in _read_entries(folder):
         if "skipped" not in entry:
             tries.setdefault(entry["index"], []).append(disturbance)
     return [i for i, found in sorted(tries.items()) if i < sets and min(found) > _DISTURBED and len(found) <= RETRIES]
@@ -99,30 +114,42 @@ def read_campaign(folder: Path) -> list[Measurement]:
     """The finished measurements of a campaign, by their number: of each set the one that was disturbed least.
 
     Raises:
-        DiagnosticError: SH603 when a line other than the last of a journal is damaged.
+        DiagnosticError: SH603 when a line other than the last of a journal, or the Parquet file, is damaged.
     """
-    entries = [(disturbance, entry) for entry, disturbance in _read_journals(folder) if "skipped" not in entry]
-    best = {entry["index"]: entry for _, entry in sorted(entries, key=lambda found: found[0], reverse=True)}
+    entries = [(disturbance, entry) for entry, disturbance in _read_entries(folder) if "skipped" not in entry]
+    best = {entry["index"]: (entry, found) for found, entry in sorted(entries, key=lambda each: each[0], reverse=True)}
     try:
-        return [_from_entry(best[index]) for index in sorted(best)]
+        return [_from_entry(*best[index]) for index in sorted(best)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(str(folder / JOURNALS), f"a measurement lacks or has a wrong {error}") from error
+        raise _damaged(str(folder), f"a measurement lacks or has a wrong {error}") from error
 
 
-def _read_journals(folder: Path) -> list[tuple[dict[str, Any], float]]:
-    """All entries, each with the reference's time relative to its quiet time on that device; 1 for a skipped set."""
-    found: list[tuple[dict[str, Any], float]] = []
+def append(folder: Path, timed: Sequence[tuple[Workload, Timing]]) -> None:
+    """Add sets that are not of the design to a campaign, in a journal of their own."""
+    known = [entry["index"] for entry, _ in _read_entries(folder)]
+    number = max([FIRST_OWN - 1, *known]) + 1
+    lines = [
+        json.dumps(to_entry(Measurement(number + i, *each)), separators=(",", ":")) for i, each in enumerate(timed)
+    ]
+    journal = folder / JOURNALS.replace("*", ".own")
+    before = journal.read_text(encoding="utf-8") if journal.exists() else ""
+    write_atomic(journal, "".join([before, *(f"{line}\n" for line in lines)]).encode())
+
+
+def _read_entries(folder: Path) -> list[tuple[dict[str, Any], float]]:
+    """All entries with their disturbance; 1 for a skipped set."""
+    found = [(entry, entry["disturbance"]) for entry in read_parquet(folder / PARQUET)]
     for journal in sorted(folder.glob(JOURNALS)):
         entries = _read_lines(journal)
         try:
             times = [
-                sum(entry[f"reference_{phase}_ms"] for phase in ("forward", "backward"))
+                entry["reference_forward_ms"] + entry["reference_backward_ms"]
                 for entry in entries
                 if "skipped" not in entry
             ]
+            quiet = float(np.percentile(times, _QUIET)) if times else 1.0
         except (KeyError, TypeError) as error:
             raise _damaged(str(journal), f"a measurement lacks or has a wrong {error}") from error
-        quiet = float(np.percentile(times, _QUIET)) if times else 1.0
         rest = iter(times)
         found += [(entry, 1.0 if "skipped" in entry else next(rest) / quiet) for entry in entries]
     return found
@@ -156,7 +183,7 @@ def _end_torn_line(journal: Path, out: Any) -> None:
 
 
 def to_entry(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as a line of the journal, and as a row of the Parquet file."""
+    """A measurement as a line of the journal."""
     workload = measurement.workload
     tables = [
         {"rows": t.rows, "dim": t.dim, "pooling": t.pooling}
@@ -167,12 +194,13 @@ def to_entry(measurement: Measurement) -> dict[str, Any]:
     return {**head, "optimizer": workload.optimizer, "tables": tables, **asdict(measurement.timing)}
 
 
-def _from_entry(entry: dict[str, Any]) -> Measurement:
+def _from_entry(entry: dict[str, Any], disturbance: float) -> Measurement:
     tables = tuple(
-        Load(t["rows"], t["dim"], t["pooling"], Zipf(t["zipf"]) if "zipf" in t else Bins(tuple(t["bins"])))
+        Load(t["rows"], t["dim"], t["pooling"], Bins(tuple(t["bins"])) if t.get("bins") else Zipf(t["zipf"]))
         for t in entry["tables"]
     )
     if any(isinstance(t.access, Bins) and len(t.access.shares) != ACCESS_BINS for t in tables):
         raise ValueError(f"bins: {ACCESS_BINS} shares are expected")
     timing = Timing(**{name: entry[name] for name in Timing.__dataclass_fields__})
-    return Measurement(entry["index"], Workload(tables, entry["batch"], entry["weights"], entry["optimizer"]), timing)
+    workload = Workload(tables, entry["batch"], entry["weights"], entry["optimizer"])
+    return Measurement(entry["index"], workload, timing, disturbance)

@@ -24,6 +24,9 @@ DESIGN = 2
 """Of the design: raised when it draws other sets, so that two designs are not mixed in one campaign."""
 
 REPEAT_EVERY = 20
+_HELD_OUT = 5  # every fifth set
+FIRST_OWN = 10**9
+"""Sets that are not of the design, such as those of users' own plans, are numbered from here on."""
 
 # Mean and standard deviation of the 17 bins over the tables of the public access dataset (AutoShard, table 4).
 _BINS_MEAN = np.array(
@@ -68,7 +71,17 @@ CUDA_RANGE = Range(64, (1024, 65536), 40_000_000, 1.5e8, 3e10, 40 * 2**30)
 
 def is_repeat(index: int) -> bool:
     """Whether this set was measured before: repeats tell the noise and take no part in training."""
-    return index % REPEAT_EVERY == REPEAT_EVERY - 1
+    return index % REPEAT_EVERY == REPEAT_EVERY - 1 and not is_own(index)
+
+
+def is_held_out(index: int) -> bool:
+    """Whether a set is for testing only."""
+    return index % _HELD_OUT == 0 and not is_own(index)
+
+
+def is_own(index: int) -> bool:
+    """Whether a set is not of the design: what a user's own plan puts on a device."""
+    return index >= FIRST_OWN
 
 
 def repeated(index: int) -> int:

@@ -111,7 +111,7 @@ def workload_of(shards: Shards, members: Sequence[int]) -> Workload:
         )
         for index in members
     )
-    return Workload(tuple(sorted(loads, key=repr)), bags, names[weight_bytes], list(Optimizer)[optimizer])
+    return Workload(tuple(sorted(loads, key=repr)), bags, names[weight_bytes], str(list(Optimizer)[optimizer]))
 
 
 def milliseconds(timing: Timing, hardware: Hardware) -> tuple[float, float]:

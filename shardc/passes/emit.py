@@ -24,7 +24,7 @@ from shardc.problem import Problem, ShardingType, TableInfo
 from shardc.spec import LoadedSpec
 
 
-def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int) -> Plan:
+def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90_ms: float | None = None) -> Plan:
     """Write a choice down.
 
     Args:
@@ -32,6 +32,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int) -> 
         choice: the outcome of the placement pass.
         digests: of what the plan is compiled from.
         seed: the seed that the placement pass ran with.
+        p90_ms: the placement's step time by pessimistic costs, if there are any.
     """
     problem, spec = choice.judge.problem, loaded.spec
     cluster = problem.cluster
@@ -52,7 +53,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int) -> 
         digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
         plan={spec.model.module: _tables(choice)},
-        score=_score(choice, [0] * cluster.devices),
+        score=_score(choice, [0] * cluster.devices, p90_ms),
         bound=bound,
         chosen=Chosen(strategy=choice.strategy, reason=choice.why),
         candidates=tuple(
@@ -66,7 +67,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int) -> 
         ),
     )
     # The search charges a short last row-wise block as a full one; what is stated is counted from the shards.
-    return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded))})
+    return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded), p90_ms)})
 
 
 def _tables(choice: Choice) -> dict[str, TablePlan]:
@@ -106,7 +107,7 @@ def _placement(problem: Problem, rank: int) -> str:
     return f"rank:{rank}/cuda:{rank % problem.cluster.devices_per_host}"
 
 
-def _score(choice: Choice, memory: list[int]) -> Score:
+def _score(choice: Choice, memory: list[int], p90_ms: float | None) -> Score:
     judge, z = choice.judge, choice.judgement.z
     phases, passes = {"step": choice.judgement.step_time_ms}, None
     compute = judge.device_ms(z)  # [D]
@@ -117,6 +118,7 @@ def _score(choice: Choice, memory: list[int]) -> Score:
     limit = judge.problem.cluster.memory_limit
     return Score(
         step_time_ms=choice.judgement.step_time_ms,
+        step_time_p90_ms=p90_ms,
         phases=phases,
         balance=float(compute.min() / compute.max()) if compute.max() > 0 else 1.0,
         devices=tuple(

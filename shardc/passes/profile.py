@@ -17,10 +17,13 @@ import numpy as np
 from shardc.cost.calibrated import calibrate
 from shardc.cost.model import PhasedCost, StepCost
 from shardc.cost.torchrec import ASSUMPTIONS, VERSION, torchrec_cost
-from shardc.diagnostics import Diagnostic
-from shardc.hardware import Hardware
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.hardware import Hardware, Measured
 from shardc.problem import Floats, Problem, Shards
 from shardc.spec import LoadedSpec
+
+_PESSIMISTIC = 0.9
+_NAMED = 3  # tables in a warning
 
 Measure = Callable[[Shards], Floats]
 """Measures S shards one by one: forward and backward ms, float[S, 2]; NaN for a shard that could not be measured."""
@@ -35,12 +38,14 @@ class Profiled:
         digest: of everything beside the spec that decides a cost or a limit.
         warnings: what the profile did not measure.
         measured: float[S, 2] ms of the problem's own shards, if they were measured.
+        pessimistic: the cost model of the times that nine of ten devices stay below, if the profile tells.
     """
 
     cost: PhasedCost
     digest: str
     warnings: tuple[Diagnostic, ...]
-    measured: Floats | None
+    measured: Floats | None = None
+    pessimistic: PhasedCost | None = None
 
 
 def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: Measure | None = None) -> Profiled:
@@ -51,13 +56,25 @@ def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: M
         hardware: the device's profile.
         loaded: the spec, for the place of warnings.
         measure: measures the problem's own shards; None to rely on the profile alone.
+
+    Raises:
+        DiagnosticError: SH507 when a quantile is asked for of costs that nobody measured.
     """
+    quantile = loaded.spec.compile.quantile
+    if quantile is not None and (hardware.measured is None or loaded.spec.compile.cost != "profile"):
+        message = "how far measured times may be above these costs is not known, so there is no quantile to plan with"
+        fix = "leave `quantile` out, or name the profile of a measured device"
+        raise DiagnosticError(Diagnostic("SH507", message, loaded.at("compile", "quantile"), help=fix))
     if loaded.spec.compile.cost == "torchrec":
         return _torchrec(problem, hardware, loaded, measuring=measure is not None)
-    compute = hardware.compute(problem.optimizer, problem.weights)
+    compute = hardware.compute(problem.optimizer, problem.weights, quantile)
     warnings = tuple(_unmeasured(hardware, problem, loaded, measuring=measure is not None))
     if measure is None:
-        return Profiled(StepCost(compute, problem.cluster), hardware.digest, warnings, None)
+        pessimistic = None
+        if hardware.measured is not None:
+            pessimistic = StepCost(hardware.compute(problem.optimizer, problem.weights, _PESSIMISTIC), problem.cluster)
+        cost = StepCost(compute, problem.cluster)
+        return Profiled(cost, hardware.digest, warnings, pessimistic=pessimistic)
     measured = measure(problem.shards)
     missing = int(np.isnan(measured).any(axis=1).sum())
     if missing:
@@ -80,7 +97,7 @@ def _torchrec(problem: Problem, hardware: Hardware, loaded: LoadedSpec, *, measu
         severity="warning",
         notes=("nothing was measured: measurements correct a profile's costs",) if measuring else (),
     )
-    return Profiled(cost, "sha256:" + hashlib.sha256(decided_by.encode()).hexdigest(), (warning,), None)
+    return Profiled(cost, "sha256:" + hashlib.sha256(decided_by.encode()).hexdigest(), (warning,))
 
 
 def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, measuring: bool) -> list[Diagnostic]:
@@ -99,12 +116,24 @@ def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, mea
             message = f'{hardware.name} was not measured with {key} "{value}": costs are extrapolated'
             fix = f"measured: {', '.join(seen[key])}"
             found.append(Diagnostic("SH502", message, loaded.at("model", key), help=fix, severity="warning"))
-    low, high = hardware.measured.batch
-    fewest, most = int(problem.shards.bags.min()), int(problem.shards.bags.max())
-    if fewest < low or most > high:
-        asked_for = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        message = (
-            f"{hardware.name} was measured with batches of {low} to {high}, here they are {asked_for}: extrapolated"
-        )
-        found.append(Diagnostic("SH502", message, loaded.at("model", "global_batch"), severity="warning"))
+    found += _out_of_range(hardware.name, hardware.measured, problem, loaded)
+    return found
+
+
+def _out_of_range(name: str, measured: Measured, problem: Problem, loaded: LoadedSpec) -> list[Diagnostic]:
+    """Warnings that name tables beyond what was measured, one for each feature; costs are extrapolated there."""
+    found = []
+    batch = int(problem.shards.bags.min()), int(problem.shards.bags.max())
+    if batch[0] < measured.batch[0] or batch[1] > measured.batch[1]:
+        asked_for = f"{batch[0]}" if batch[0] == batch[1] else f"{batch[0]} to {batch[1]}"
+        message = f"{name} was measured with batches of {measured.batch[0]} to {measured.batch[1]}, here they are"
+        at = loaded.at("model", "global_batch")
+        found.append(Diagnostic("SH502", f"{message} {asked_for}: extrapolated", at, severity="warning"))
+    for key, (low, high) in (("rows", measured.rows), ("dim", measured.dim), ("pooling", measured.pooling)):
+        beyond = [t for t in loaded.tables if not low <= getattr(t, key) <= high]
+        if beyond:
+            some = ", ".join(f"{t.name} ({getattr(t, key):g})" for t in beyond[:_NAMED])
+            more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
+            message = f"{name} was measured with {key} of {low:g} to {high:g}, here they are beyond: {some}{more}"
+            found.append(Diagnostic("SH502", message, loaded.at_table(beyond[0], key), severity="warning"))
     return found

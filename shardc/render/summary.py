@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +15,7 @@ from shardc.passes.place import Choice, Outcome, Why
 from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
 from shardc.problem import Collective, Floats
+from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
 from shardc.units import format_bytes, format_ms
 
 WHY = {
@@ -35,26 +34,8 @@ _OUTCOMES = {
     Outcome.INFEASIBLE: "found nothing that fits",
     Outcome.NO_POLICY: "not tried",
 }
-_MAX_DEVICES = 16
-_COSTLIEST, _CHEAPEST = 12, 3  # devices shown where there are more
 _MAX_TABLES = 8
 _STATED = 1e-5  # relative: plans state six digits
-
-
-@dataclass(frozen=True, slots=True)
-class _Glyphs:
-    """Characters beyond letters that the output's encoding has."""
-
-    forward: str
-    backward: str
-    track: str
-    more: str
-    times: str
-    arrow: str
-
-
-_UNICODE = _Glyphs("█", "▒", "·", "…", "×", "→")
-_ASCII = _Glyphs("#", "=", ".", "...", "x", "->")
 
 
 def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: bool, unicode: bool) -> str:
@@ -67,7 +48,7 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
-    plan, glyphs = compiled.plan, _UNICODE if unicode else _ASCII
+    plan, glyphs = compiled.plan, glyphs_of(unicode)
     sections: list[RenderableType] = [_headline(plan, glyphs)]
     if previous:
         sections.append(_change(previous, plan, glyphs))
@@ -79,7 +60,7 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
     sections += [f"{plan.chosen.strategy} was chosen: {WHY[Why(plan.chosen.reason)]}", _strategies(plan)]
     if count := len(compiled.warnings):
         sections += ["", Text(f"{count} warning{'s' * (count > 1)}", "yellow")]
-    return _rendered(Group(*sections), width, color)
+    return rendered(Group(*sections), width=width, color=color)
 
 
 def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
@@ -104,7 +85,7 @@ def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
     return np.asarray(shares / max(float(ms[:, cost.computing].max(axis=0).sum()), 1e-300))
 
 
-def _headline(plan: Plan, glyphs: _Glyphs) -> RenderableType:
+def _headline(plan: Plan, glyphs: Glyphs) -> RenderableType:
     tables, cluster, score = len(plan.plan[plan.model.module]), plan.cluster, plan.score
     hosts = f" on {cluster.hosts} hosts" if cluster.hosts > 1 else ""
     where = f"{tables} table{'s' * (tables > 1)} on {cluster.devices} {glyphs.times} {cluster.device}{hosts}"
@@ -112,15 +93,16 @@ def _headline(plan: Plan, glyphs: _Glyphs) -> RenderableType:
     bound = (
         f"{plan.bound.gap:.1%} above the bound of {format_ms(plan.bound.step_time_ms)}" if plan.bound else "no bound"
     )
+    rest = f", {bound}, balance {score.balance:.2f}"
+    if score.step_time_p90_ms is not None:
+        rest = f" (p90 {format_ms(score.step_time_p90_ms)}){rest}"
     return Group(
         Text.assemble((plan.model.name, "bold"), f"  {where}"),
-        Text.assemble(
-            (f"{format_ms(score.step_time_ms)} a step", "bold green"), f", {bound}, balance {score.balance:.2f}"
-        ),
+        Text.assemble((f"{format_ms(score.step_time_ms)} a step", "bold green"), rest),
     )
 
 
-def _change(previous: Plan, plan: Plan, glyphs: _Glyphs) -> Text:
+def _change(previous: Plan, plan: Plan, glyphs: Glyphs) -> Text:
     """How the step time differs from that of the plan before."""
     old, new = previous.score.step_time_ms, plan.score.step_time_ms
     if previous.digests.cost != plan.digests.cost:
@@ -134,17 +116,17 @@ def _change(previous: Plan, plan: Plan, glyphs: _Glyphs) -> Text:
     return Text(f"{line}, {change} than the plan that it replaces{since}", "green" if faster else "yellow")
 
 
-def _phases(plan: Plan, glyphs: _Glyphs, width: int) -> Table:
+def _phases(plan: Plan, glyphs: Glyphs, width: int) -> Table:
     """The phases of a step, one after the other on a common time axis."""
-    table = _table(("phase", "left"), ("in a step", "left"), ("time", "right"), ("share", "right"))
+    rows = table(("phase", "left"), ("in a step", "left"), ("time", "right"), ("share", "right"))
     step, start = max(plan.score.step_time_ms, 1e-300), 0.0
     for name, ms in plan.score.phases.items():
         if ms > 0:
             glyph, style = (glyphs.backward, "blue") if name.startswith("backward") else (glyphs.forward, "cyan")
             bar = _bar(width - 44, (start / step, " ", ""), (ms / step, glyph, style))
-            table.add_row(_phase_name(name), bar, format_ms(ms), f"{ms / step:.0%}")
+            rows.add_row(_phase_name(name), bar, format_ms(ms), f"{ms / step:.0%}")
             start += ms
-    return table
+    return rows
 
 
 def _phase_name(name: str) -> str:
@@ -154,46 +136,44 @@ def _phase_name(name: str) -> str:
     return words
 
 
-def _devices(plan: Plan, glyphs: _Glyphs, width: int) -> Table:
+def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
     """Compute time and memory of the devices: all, or where they are many the costliest and the cheapest."""
     devices = plan.score.devices
     limit = format_bytes(devices[0].memory_limit_bytes)
     compute = f"forward {glyphs.forward} backward {glyphs.backward}"
-    table = _table(
+    rows = table(
         ("device", "right"), (compute, "left"), ("time", "right"), (f"memory of {limit}", "left"), ("", "right")
     )
-    shown = list(devices)
-    if len(devices) > _MAX_DEVICES:
-        ranked = sorted(devices, key=lambda device: (-_compute_ms(device), device.rank))
-        shown = ranked[:_COSTLIEST] + ranked[-_CHEAPEST:]
+    costliest, cheapest = extremes(list(map(_compute_ms, devices)))
     longest = max(max(map(_compute_ms, devices)), 1e-300)
     free = width - 34
-    for position, device in enumerate(shown):
-        if len(devices) > len(shown) and position == _COSTLIEST:
-            table.add_row("", f"{glyphs.more} {len(devices) - len(shown)} more")
+    for position, rank in enumerate([*costliest, *cheapest]):
+        if cheapest and position == len(costliest):
+            rows.add_row("", f"{glyphs.more} {len(devices) - len(costliest) - len(cheapest)} more")
+        device = devices[rank]
         passes = (
             ((device.forward_ms or 0.0) / longest, glyphs.forward, "cyan"),
             ((device.backward_ms or 0.0) / longest, glyphs.backward, "blue"),
         )
         filled = device.memory_bytes / max(device.memory_limit_bytes, 1)
         style = "red" if filled > 0.95 else "yellow" if filled > 0.85 else "green"
-        table.add_row(
+        rows.add_row(
             str(device.rank),
             _bar(free - free * 3 // 8, *passes),
             format_ms(_compute_ms(device)),
             _bar(free * 3 // 8, (filled, glyphs.forward, style), (1.0 - filled, glyphs.track, "dim")),
             format_bytes(device.memory_bytes),
         )
-    return table
+    return rows
 
 
 def _compute_ms(device: DeviceScore) -> float:
     return (device.forward_ms or 0.0) + (device.backward_ms or 0.0)
 
 
-def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: _Glyphs) -> Table:
+def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs) -> Table:
     """The tables that take most of the critical devices' time."""
-    table = _table(
+    rows = table(
         ("table", "left"),
         ("rows", "right"),
         ("dim", "right"),
@@ -208,7 +188,7 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: _Glyphs) -> Ta
     for index in shown:
         info = choice.judge.problem.tables[index]
         placed = plan.plan[plan.model.module][info.name]
-        table.add_row(
+        rows.add_row(
             _shortened(info.name, 22, glyphs),
             _compact(info.rows),
             str(info.dim),
@@ -219,28 +199,21 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: _Glyphs) -> Ta
         )
     if (rest := len(shares) - len(shown)) > 0:
         others = max(0.0, 1.0 - float(shares[shown].sum()))
-        table.add_row(f"{glyphs.more} {rest} more", *[""] * 5, f"{others:.1%}")
-    return table
+        rows.add_row(f"{glyphs.more} {rest} more", *[""] * 5, f"{others:.1%}")
+    return rows
 
 
 def _strategies(plan: Plan) -> Table:
     """Every strategy that was tried, the best first."""
-    table = _table(("strategy", "left"), ("step time", "right"), ("", "left"))
+    rows = table(("strategy", "left"), ("step time", "right"), ("", "left"))
     best = max(plan.score.step_time_ms, 1e-300)
     tried = sorted(plan.candidates, key=lambda c: float("inf") if c.step_time_ms is None else c.step_time_ms)
     for candidate in tried:
         outcome, ms = Outcome(candidate.reason), candidate.step_time_ms
         words = _OUTCOMES[outcome].format(over=(ms or 0.0) / best - 1.0)
         style = "bold green" if outcome is Outcome.CHOSEN else "dim" if ms is None else ""
-        table.add_row(candidate.strategy, "" if ms is None else format_ms(ms), words, style=style)
-    return table
-
-
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in columns:
-        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True, overflow="crop")
-    return table
+        rows.add_row(candidate.strategy, "" if ms is None else format_ms(ms), words, style=style)
+    return rows
 
 
 def _bar(width: int, *parts: tuple[float, str, str]) -> Text:
@@ -254,7 +227,7 @@ def _bar(width: int, *parts: tuple[float, str, str]) -> Text:
     return bar
 
 
-def _shortened(text: str, length: int, glyphs: _Glyphs) -> str:
+def _shortened(text: str, length: int, glyphs: Glyphs) -> str:
     return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more
 
 
@@ -275,20 +248,3 @@ def _ranges(ranks: Sequence[int]) -> str:
             yield str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}"
 
     return ", ".join(runs())
-
-
-def _rendered(content: RenderableType, width: int, color: bool) -> str:
-    file = io.StringIO()
-    console = Console(
-        file=file,
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        legacy_windows=False,
-    )
-    console.print(content)
-    return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))

@@ -10,7 +10,7 @@ from shardc.check.checks import CheckReport, check, placement_of
 from shardc.diagnostics import DiagnosticError
 from shardc.passes.place import EVALUATIONS
 from shardc.pipeline import load, run
-from shardc.plan import default_plan_path, plan_bytes, read_plan
+from shardc.plan import default_plan_path, default_spec_path, plan_bytes, read_plan
 
 SPEC = """\
 format = 1
@@ -94,6 +94,8 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Committed:
 def test_the_plan_is_beside_the_spec():
     assert default_plan_path("examples/model.toml") == "examples/model.plan.json"
     assert default_plan_path(Path("a.b.toml")) == "a.b.plan.json"
+    assert default_spec_path("examples/model.plan.json") == "examples/model.toml"
+    assert default_spec_path(Path("a.b.json")) is None
 
 
 def test_a_plan_just_compiled_has_no_findings(committed):

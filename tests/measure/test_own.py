@@ -10,30 +10,13 @@ import torch
 
 from shardc.cost.roofline import Roofline
 from shardc.diagnostics import DiagnosticError
-from shardc.hardware import Errors, Hardware, Measured
+from shardc.hardware import Hardware, Measured
 from shardc.measure import benchmark, own
 from shardc.measure.workload import Timing, Workload
 from shardc.problem import Optimizer, Shards
 
 HERE = benchmark.LocalDevice("cpu", "some processor (1 thread)", 2**34)
-MEASURED = Measured(
-    device=HERE.name,
-    versions={},
-    seed=0,
-    sets=10,
-    tables_per_set=(1, 8),
-    batch=(64, 4096),
-    weights=("fp32",),
-    optimizers=("sgd",),
-    reference_ms=(2.0, 3.0),
-    errors=Errors(
-        test_sets=2,
-        mean_relative_error=(0.1, 0.1),
-        mean_absolute_error_ms=(0.1, 0.1),
-        kendall_tau=0.9,
-        noise=(0.0, 0.0),
-    ),
-)
+MEASURED = Measured.model_construct(device=HERE.name, reference_ms=(2.0, 3.0))
 HARDWARE = Hardware(
     "cpu-here",
     "cpu",
@@ -70,12 +53,12 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
 class FakeBench:
     seen: ClassVar[list[Workload]] = []
 
-    def time(self, workload: Workload, *, seed: int, runs: int = 12) -> Timing:
+    def time(self, workload: Workload, *, seed: int) -> Timing:
         self.seen.append(workload)
         (table,) = workload.tables
         if table.rows == 666:
             raise MemoryError
-        return Timing(table.rows / 100, table.rows / 10, 0.0, 0.0, 50.0, 60.0)
+        return Timing(6, table.rows / 100, table.rows / 10, 0.0, 0.0, 50.0, 60.0)
 
 
 @pytest.fixture(autouse=True)

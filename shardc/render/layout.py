@@ -1,0 +1,68 @@
+"""What output for people is made of: characters, tables without lines, and their rendering to text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+_MAX_SHOWN = 16
+_COSTLIEST, _CHEAPEST = 12, 3  # shown where there are more
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """Characters beyond letters that the output's encoding has."""
+
+    forward: str
+    backward: str
+    track: str
+    more: str
+    times: str
+    arrow: str
+
+
+_UNICODE = Glyphs("█", "▒", "·", "…", "×", "→")
+_ASCII = Glyphs("#", "=", ".", "...", "x", "->")
+
+
+def glyphs_of(unicode: bool) -> Glyphs:
+    """The characters of an output that shows more than ASCII, or only that."""
+    return _UNICODE if unicode else _ASCII
+
+
+def extremes(costs: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Positions to show: all and none, or where they are many the costliest, by cost, and the cheapest."""
+    if len(costs) <= _MAX_SHOWN:
+        return list(range(len(costs))), []
+    ranked = sorted(range(len(costs)), key=lambda position: (-costs[position], position))
+    return ranked[:_COSTLIEST], ranked[-_CHEAPEST:]
+
+
+def table(*columns: tuple[str, str]) -> Table:
+    """A table without lines, from the header and the justification ("left" or "right") of each column."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in columns:
+        made.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True, overflow="crop")
+    return made
+
+
+def rendered(content: RenderableType, *, width: int, color: bool) -> str:
+    """Content as text of so many columns, with the codes of a terminal if in colour."""
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        legacy_windows=False,
+    )
+    console.print(content)
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))

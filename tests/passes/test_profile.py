@@ -1,0 +1,66 @@
+"""The cost-profiling pass: what a plan is judged by, and how far to trust it."""
+
+import pytest
+
+from shardc.diagnostics import DiagnosticError
+from shardc.pipeline import run
+from shardc.spec import parse_spec
+
+
+def spec(*, rows=5000, dim=16, pooling=2.0, batch=1024, device="cpu-epyc", **compile_):
+    tables = [
+        {"name": f"t{i}", "features": [f"f{i}"], "rows": rows + i, "dim": dim, "pooling": pooling} for i in range(6)
+    ]
+    return parse_spec(
+        {
+            "format": 1,
+            "model": {"name": "m", "module": "ebc", "global_batch": batch},
+            "cluster": {"device": device, "devices_per_host": 2},
+            "table": tables,
+            "compile": compile_,
+        }
+    )
+
+
+def codes(compiled):
+    return [(w.code, w.message) for w in compiled.warnings]
+
+
+def test_a_spec_like_what_was_measured_gets_no_warning():
+    assert codes(run(spec())) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"rows": 90_000_000}, ["rows", "t0 (9e+07), t1 (9e+07), t2 (9e+07) and 3 more"]),
+        ({"dim": 1024}, ["dim", "t0 (1024)"]),
+        ({"pooling": 700.0}, ["pooling", "t0 (700)"]),
+        ({"batch": 65536}, ["batches", "65536"]),
+    ],
+)
+def test_a_spec_beyond_what_was_measured_is_told_which_tables_and_features(changed, words):
+    warnings = [message for code, message in codes(run(spec(**changed))) if code == "SH502"]
+    assert any(all(word in message for word in words) for message in warnings), warnings
+
+
+def test_a_quantile_makes_a_plan_pessimistic():
+    usual, pessimist, worst = run(spec()).plan, run(spec(quantile=0.9)).plan, run(spec(quantile=0.99)).plan
+    assert usual.score.step_time_ms < usual.score.step_time_p90_ms
+    assert usual.score.step_time_ms < pessimist.score.step_time_ms < worst.score.step_time_ms
+    assert pessimist.score.step_time_ms <= usual.score.step_time_p90_ms * 1.0001  # it planned for just that
+    assert pessimist.bound is not None  # the largest of convex costs is convex
+    assert usual.digests.spec != pessimist.digests.spec
+
+
+@pytest.mark.parametrize("without", [{"device": "h100-80gb"}, {"cost": "torchrec"}])
+def test_there_is_no_quantile_of_costs_that_nobody_measured(without):
+    with pytest.raises(DiagnosticError, match="SH507"):
+        run(spec(quantile=0.9, **without))
+    assert run(spec(**without)).plan.score.step_time_p90_ms is None
+
+
+@pytest.mark.parametrize("quantile", [0.2, 1.0, "most"])
+def test_a_quantile_is_between_a_half_and_one(quantile):
+    with pytest.raises(DiagnosticError, match="quantile"):
+        spec(quantile=quantile)
