@@ -115,10 +115,8 @@ def calibrate_plan(plan: Plan, loaded: LoadedSpec, *, progress: Progress) -> Cal
 
 def _disturbed(measured: MeasuredDevices) -> Iterator[str]:
     if measured.disturbance > DISTURBED:
-        yield (
-            f"the benchmark's reference set took up to {measured.disturbance:.1f} times as long as when the device was "
-            "profiled: something else runs here, or this machine is slower"
-        )
+        slower = f"{measured.disturbance:.1f} times as long as when the device was profiled"
+        yield f"the reference set took up to {slower}: measure again when nothing else runs here"
 
 
 def _moved(problem: Problem, old: Placement, new: Placement) -> list[str]:

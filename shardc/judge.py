@@ -7,6 +7,7 @@ the order of addition, on threads or, but for the rarest coincidence, on the pro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,13 @@ from shardc.cost.model import CostModel, PhasedCost
 from shardc.problem import Bools, Floats, Ints, Placement, Problem
 
 _EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
-_SOFT_POWER = 8.0
-_SOFT_SHARE = 0.3
+_SHARPNESS = 1000.0  # of soft maxima: two devices that differ by a thousandth of the step time count as 1 to e
+LIKELY = 48  # exchanges of two devices that are scored, out of thousands
+_MOST_EXPONENT = 600.0
+_LOST = 1e-6
+_LEAST_SHARE = 1e-4  # of a soft maximum: a device with less cannot lower it
+_HUGE = 1e30  # a number of single precision; estimates above it are equally bad
+_LEAST_PROMISE = 1e-6  # relative: what looks better by less is not looked at
 
 
 @dataclass(frozen=True)
@@ -127,67 +133,214 @@ class Judge:
         return True
 
 
-class Changes:
-    """Scores candidates that change few devices of one placement, without summing all devices again.
+class Changes(ABC):
+    """One placement under change, and candidates that change few of its devices.
 
-    The step time alone is flat wherever several devices share a maximum. What guides a search is therefore the step
-    time plus a share of the same sum with a soft maximum, which falls whenever any costly device gets cheaper.
+    Candidates are compared by a *guide* in ms, which is what a search lowers.
+
+    Attributes:
+        z: float[D, K], summed latents of the placement as it is.
+        guide: its guide.
     """
 
-    def __init__(self, judge: Judge, z: Floats) -> None:
-        self._judge = judge
-        self._z = z
-        self._cost = judge.cost if isinstance(judge.cost, PhasedCost) else None
-        if self._cost:
-            self._ms = self._cost.device_ms(z)  # [D, P]
-            order = np.argsort(-self._ms, axis=0, kind="stable")[:3]
-            self._top, self._top_ms = order, np.take_along_axis(self._ms, order, axis=0)
-            self._scale = np.maximum(self._top_ms[0], 1e-9)
-            self._powers = (self._ms / self._scale) ** _SOFT_POWER
+    z: Floats
+    guide: float
 
-    @property
-    def guide(self) -> float:
-        """What the placement itself scores on the scale of `two_devices`."""
-        if not self._cost:
-            return float(self._judge.step_ms(self._z))
-        return float(_guide(self._top_ms[0], self._scale, self._powers.mean(axis=0)))
+    @staticmethod
+    def of(judge: Judge, z: Floats, targets: Floats | None = None) -> Changes:
+        """Changes of a placement float[D, K], guided by what its cost model tells of itself.
 
-    def critical(self) -> Ints:
-        """Devices that determine the step time: the costliest of each phase, of the longest phase first."""
-        if not self._cost:
-            return np.argsort(-self._judge.device_ms(self._z), kind="stable")[:1]
-        phases = [p for p in np.argsort(-self._top_ms[0], kind="stable") if self._top_ms[0, p] > 0]
-        return np.array(list(dict.fromkeys(int(self._top[0, p]) for p in phases)), dtype=np.int64)
+        Args:
+            judge: the problem and its costs.
+            z: summed latents.
+            targets: float[P] ms, times of the phases beyond fixed costs that the guide aims at; None if there are none.
+        """
+        return PhasedChanges(judge.cost, z, targets) if isinstance(judge.cost, PhasedCost) else WholeChanges(judge, z)
+
+    @abstractmethod
+    def costly(self) -> Ints:
+        """Devices that have to do with the guide, those that have most to do with it first."""
+
+    @abstractmethod
+    def pressure(self, z: Floats) -> Floats:
+        """How much a device with summed latents float[..., K] would have to do with the guide, float[...]."""
+
+    @abstractmethod
+    def two_devices(self, devices: Ints, loads: Floats) -> Floats:
+        """Guide of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
+
+    @abstractmethod
+    def whole(self, z: Floats) -> Floats:
+        """Guide of whole placements, float[N], from summed latents float[N, D, K]."""
+
+    @abstractmethod
+    def likely(
+        self, pair: Ints, given: Floats, taken: Floats, possible: Bools | None, rng: np.random.Generator
+    ) -> Ints:
+        """Exchanges between two devices that deserve a look, `LIKELY` at most.
+
+        Args:
+            pair: int[2], the devices.
+            given: float[M, K], loads that may go from the first to the second.
+            taken: float[N, K], loads that may go from the second to the first.
+            possible: bool[M, N], exchanges to choose from; None for all.
+            rng: for a choice where nothing better is known.
+
+        Returns:
+            Ascending indices into the M x N exchanges.
+        """
+
+    @abstractmethod
+    def put(self, devices: Ints, loads: Floats) -> None:
+        """Change the placement: devices int[M] hold loads float[M, K] from now on."""
+
+
+class PhasedChanges(Changes):
+    """Changes by a cost model in phases: only the devices that change are looked at.
+
+    The step time is flat wherever several devices share the maximum of a phase. The guide takes a soft maximum instead
+    (the logarithm of a sum of exponentials), which falls whenever any costly device gets cheaper: of every phase, added
+    up like the step time; or, where there are targets, of what any device exceeds any of them by. Targets that a lower
+    bound has found possible for all phases at once point to placements that no sum of maxima slopes towards.
+    """
+
+    def __init__(self, cost: PhasedCost, z: Floats, targets: Floats | None = None) -> None:
+        self._cost = cost
+        self._targets = targets
+        self.z = z.copy()
+        self._ms = cost.heads(z)  # [D, P]
+        self._slopes: dict[int, Floats] = {}
+        self._rate = _SHARPNESS / max(float(self._ms.max(axis=0).sum()), 1e-9)  # 1/ms
+        self._summarise()
+
+    def costly(self) -> Ints:
+        """Devices that have a noticeable share of a soft maximum, beyond what all devices have; largest first."""
+        share = ((self._powers - self._powers.min(axis=0)) / self._share).sum(axis=1)
+        order = np.argsort(-share, kind="stable")
+        return np.asarray(order[share[order] > _LEAST_SHARE])
+
+    def pressure(self, z: Floats) -> Floats:
+        """The share of the soft maxima that a device would have, float[...] for float[..., K]."""
+        return np.asarray((self._power(self._cost.heads(z)) / self._share).sum(axis=-1))
 
     def two_devices(self, devices: Ints, loads: Floats) -> Floats:
         """Guide of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
-        if not self._cost:
-            z = np.repeat(self._z[None], len(devices), axis=0)
-            z[np.arange(len(devices))[:, None], devices] = loads
-            return self._judge.step_ms(z)
-        ms = self._cost.device_ms(loads)  # [N, 2, P]
-        untouched = (self._top[None] != devices[:, 0, None, None]) & (self._top[None] != devices[:, 1, None, None])
-        others = np.where(untouched, self._top_ms[None], 0.0).max(axis=1)
-        # Where a candidate makes a phase far cheaper this difference loses digits, but then it is far ahead anyway.
-        powers = self._powers.sum(axis=0) - self._powers[devices].sum(axis=1)
-        powers = np.maximum(powers, 0.0) + ((ms / self._scale) ** _SOFT_POWER).sum(axis=1)
-        return _guide(np.maximum(ms.max(axis=1), others), self._scale, powers / len(self._ms))
+        rest = self._sum - self._powers[devices].sum(axis=1)
+        # The difference loses digits where the two have nearly all of the sum.
+        if len(lost := np.flatnonzero((rest < _LOST * self._sum).any(axis=1))):
+            others = np.ones((len(lost), len(self.z)))
+            np.put_along_axis(others, devices[lost], 0.0, axis=1)
+            rest[lost] = (others[..., None] * self._powers).sum(axis=1)
+        return self._guide(rest + self._power(self._cost.heads(loads)).sum(axis=1)) + self._fixed
 
-    @staticmethod
-    def guides(judge: Judge, z: Floats) -> Floats:
+    def whole(self, z: Floats) -> Floats:
         """Guide of whole placements, float[N], from summed latents float[N, D, K]."""
-        if not isinstance(judge.cost, PhasedCost):
-            return judge.step_ms(z)
-        ms = judge.cost.device_ms(z)  # [N, D, P]
-        maxima = ms.max(axis=1)
-        scale = np.maximum(maxima, 1e-9)
-        return _guide(maxima, scale, ((ms / scale[:, None]) ** _SOFT_POWER).mean(axis=1))
+        return self._guide(self._power(self._cost.heads(z)).sum(axis=1)) + self._fixed_ms(z)
+
+    def likely(
+        self, pair: Ints, given: Floats, taken: Floats, possible: Bools | None, rng: np.random.Generator
+    ) -> Ints:
+        """The exchanges that are best to first order.
+
+        Along tangents the exponentials of an exchange are those of what is given times those of what is taken, so all
+        exchanges are one product of two small matrices.
+        """
+        factors_given, factors_taken = [], []
+        for sign, device in zip((-1.0, 1.0), map(int, pair), strict=True):
+            if device not in self._slopes:
+                self._slopes[device] = self._rate * self._cost.slopes(self.z[device])[self._used]
+            slopes = sign * self._slopes[device]
+            level = self._rate * (self._ms[device] - self._zero) - np.log(self._share)
+            # Unlike a matrix product, einsum treats equal loads alike wherever they stand.
+            factors_given.append(_bounded_exp(np.einsum("pk,nk->pn", slopes, given) + level[self._used, None]))
+            factors_taken.append(_bounded_exp(np.einsum("pk,nk->pn", -slopes, taken)))
+        with np.errstate(over="ignore"):
+            estimate = np.concatenate(factors_given).T @ np.concatenate(factors_taken)
+        if possible is not None:
+            estimate[~possible] = np.inf
+        # In single precision equal exchanges are equal again, whatever order their products were added up in.
+        single = np.minimum(estimate.ravel(), _HUGE).astype(np.float32)
+        now = (self._powers[pair] / self._share)[:, self._used].sum()
+        found = np.flatnonzero(single < now * (1.0 - _LEAST_PROMISE))
+        if len(found) > LIKELY:
+            found = found[single[found] <= np.partition(single[found], LIKELY)[LIKELY]][:LIKELY]
+        return found
+
+    def put(self, devices: Ints, loads: Floats) -> None:
+        """Change the placement: devices int[M] hold loads float[M, K] from now on."""
+        self.z[devices] = loads
+        self._ms[devices] = self._cost.heads(loads)
+        for device in map(int, devices):
+            self._slopes.pop(device, None)
+        self._summarise()
+
+    def _summarise(self) -> None:
+        largest = self._ms.max(axis=0)
+        self._used = np.flatnonzero(largest > 0)
+        # What the exponentials are counted from, float[P] ms: the largest of them is about 1.
+        self._zero = largest if self._targets is None else self._targets + (largest - self._targets).max()
+        self._powers = self._power(self._ms)
+        self._sum = self._powers.sum(axis=0)
+        self._share = self._sum if self._targets is None else np.full_like(self._sum, self._sum.sum())
+        self._fixed = float(self._fixed_ms(self.z))
+        self.guide = float(self._guide(self._sum)) + self._fixed
+
+    def _power(self, ms: Floats) -> Floats:
+        return _bounded_exp(self._rate * (ms - self._zero))
+
+    def _guide(self, sums: Floats) -> Floats:
+        """Guide beyond fixed costs, float[...] ms, from sums of exponentials float[..., P]."""
+        if self._targets is None:
+            return Judge.rounded(self._zero.sum() + np.log(sums).sum(axis=-1) / self._rate)
+        return Judge.rounded((self._zero - self._targets).max() + np.log(sums.sum(axis=-1)) / self._rate)
+
+    def _fixed_ms(self, z: Floats) -> Floats:
+        """Fixed costs of the phases that any device takes part in, float[...] ms for float[..., D, K]."""
+        return np.asarray(self._cost.present(z).max(axis=-2) @ self._cost.constants)
 
 
-def _guide(maxima: Floats, scale: Floats, mean_power: Floats) -> Floats:
-    """Step time plus a share of the soft maxima, float[...], from each phase's maximum and mean power in `scale`."""
-    soft = scale * mean_power ** (1 / _SOFT_POWER)
-    return Judge.rounded(maxima.sum(axis=-1) + _SOFT_SHARE * soft.sum(axis=-1))
+class WholeChanges(Changes):
+    """Changes by a cost model that says nothing of itself: the guide is the step time, of all devices every time."""
+
+    def __init__(self, judge: Judge, z: Floats) -> None:
+        self._judge = judge
+        self.z = z.copy()
+        self.guide = float(judge.step_ms(z))
+
+    def costly(self) -> Ints:
+        """All devices, those that would cost most alone first."""
+        return np.argsort(-self.pressure(self.z), kind="stable")
+
+    def pressure(self, z: Floats) -> Floats:
+        """What a device would cost alone, float[...] ms for float[..., K]."""
+        return self._judge.device_ms(z)
+
+    def two_devices(self, devices: Ints, loads: Floats) -> Floats:
+        """Step time of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
+        z = np.repeat(self.z[None], len(devices), axis=0)
+        z[np.arange(len(devices))[:, None], devices] = loads
+        return self._judge.step_ms(z)
+
+    def whole(self, z: Floats) -> Floats:
+        """Step time of whole placements, float[N], from summed latents float[N, D, K]."""
+        return self._judge.step_ms(z)
+
+    def likely(
+        self, pair: Ints, given: Floats, taken: Floats, possible: Bools | None, rng: np.random.Generator
+    ) -> Ints:
+        """Any exchanges."""
+        found = np.arange(len(given) * len(taken)) if possible is None else np.flatnonzero(possible)
+        return np.sort(rng.choice(found, LIKELY, replace=False)) if len(found) > LIKELY else found
+
+    def put(self, devices: Ints, loads: Floats) -> None:
+        """Change the placement: devices int[M] hold loads float[M, K] from now on."""
+        self.z[devices] = loads
+        self.guide = float(self._judge.step_ms(self.z))
+
+
+def _bounded_exp(exponent: Floats) -> Floats:
+    """Exponentials that neither overflow nor vanish, nor do products of two."""
+    return np.exp(np.minimum(np.maximum(exponent, -_MOST_EXPONENT), _MOST_EXPONENT))
 
 
 class Partial:

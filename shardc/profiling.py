@@ -115,10 +115,10 @@ def _fit(
     from shardc.learn.fit_cost import QUANTILES, fit_cost, reference_ms
     from shardc.measure.benchmark import versions
 
-    measurements = [m for m in read_campaign(folder) if m.index < sets or is_own(m.index)]
+    campaign = read_campaign(folder)
+    measurements = [m for m in campaign if m.index < sets or is_own(m.index)]
     arrays, report = fit_cost(measurements, seed=seed, progress=lambda done, total, _: progress("fit", done, total, ""))
-    content = parquet_bytes([{**to_entry(m), "disturbance": m.disturbance} for m in measurements])
-    write_atomic(folder / PARQUET, content)
+    write_atomic(folder / PARQUET, parquet_bytes([to_entry(m) for m in campaign]))
     steady = [m for m in measurements if not m.disturbed]
     tables = [t for m in steady for t in m.workload.tables]
     measured = {

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardc import access
 from shardc.access import BIN_COUNTS, BIN_EDGES, bins_histogram, histograms, zipf_histogram, zipf_mass
 from shardc.problem import ACCESS_BINS
 from shardc.spec import Bins, Zipf
@@ -70,6 +71,19 @@ def test_more_lookups_touch_more_rows_and_a_steeper_law_fewer(rows, lookups, exp
     assert base <= more * (1 + 1e-9)
     # Segments of ranks are taken as flat, which costs a little exactness.
     assert steeper <= base * 1.05
+
+
+def test_interpolated_bins_are_those_of_the_poisson_law():
+    """Rows of one expectation: what a table of shares says between its points, and what the law itself says."""
+    expected = np.exp(np.random.default_rng(0).uniform(np.log(1e-9), np.log(1e6), 20_000))
+    found = access._rows_by_bin(expected[:, None], np.ones((len(expected), 1)))
+    below = np.stack([access._poisson_cdf(expected, edge) for edge in (0.0, *BIN_EDGES)], axis=1)
+    shares = np.diff(np.concatenate([below, np.ones((len(expected), 1))], axis=1), axis=1)
+    rare = expected < 1e-5  # where a difference from one has no digits left
+    assert np.abs(found - shares).max() < 0.1  # at the edges of the highest bins, of one segment out of 64
+    assert np.abs(found - shares).mean() < 1e-4
+    assert found[~rare].sum(axis=1) == pytest.approx(1 - np.exp(-expected[~rare]), rel=1e-4)
+    assert found[rare].sum(axis=1) == pytest.approx(expected[rare], rel=1e-4)
 
 
 def test_a_table_of_one_row_has_one_unique_row():

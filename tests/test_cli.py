@@ -422,12 +422,17 @@ def test_profile(shardc_, monkeypatch):
     def make_profile(folder, *, name, sets, seed, progress):
         assert (folder, name, sets, seed) == (Path("gpu"), "gpu", 200, 3)
         for done in range(sets):
-            progress("measure", done + 1, sets)
-        progress("fit", 1, 1)
+            progress("measure", done + 1, sets, "set 7 skipped: too large" if done == 7 else "")
+        progress("fit", 1, 1, "")
         errors = SimpleNamespace(
-            test_sets=20, mean_relative_error=(0.041, 0.052), noise=(0.011, 0.1), kendall_tau=0.9512
+            test_sets=20,
+            mean_relative_error=(0.041, 0.052),
+            total_relative_error=0.038,
+            noise=(0.011, 0.1),
+            kendall_tau=0.9512,
         )
-        return SimpleNamespace(name=name, measured=SimpleNamespace(device="A GPU", sets=180, errors=errors))
+        measured = SimpleNamespace(device="A GPU", sets=180, disturbed=1, errors=errors)
+        return SimpleNamespace(name=name, measured=measured)
 
     fake(monkeypatch, "shardc.profiling", make_profile=make_profile)
     done = shardc_("profile", "-o", "gpu", "--sets", "200", "--seed", "3")
@@ -436,9 +441,12 @@ def test_profile(shardc_, monkeypatch):
         done.out
         == """\
 gpu: A GPU, learned from 180 sets of tables
+set 7 skipped: too large
+1 set left out: something else slowed the device down meanwhile
 on 20 held-out sets (rank correlation 0.951):
   forward   mean error  4.1%   two measurements of one set differ by  1.1%
   backward  mean error  5.2%   two measurements of one set differ by 10.0%
+  both      mean error  3.8%
 """
     )
     assert done.err.splitlines() == [*(f"measure {20 * i}/200" for i in range(1, 11)), "fit 1/1"]

@@ -28,9 +28,15 @@ def profile(
         return
     from shardc.profiling import make_profile
 
+    skipped: list[str] = []
     with progress(quiet) as advance:
+
+        def show(stage: str, done: int, total: int, note: str) -> None:
+            skipped.extend([note] * bool(note))
+            advance(stage, done, total, note)
+
         try:
-            document = make_profile(output, name=name or output.resolve().name, sets=sets, seed=seed, progress=advance)
+            document = make_profile(output, name=name or output.resolve().name, sets=sets, seed=seed, progress=show)
         except KeyboardInterrupt:
             if not quiet:
                 echo("interrupted: the same command goes on where this one stopped", sys.stderr)
@@ -39,6 +45,8 @@ def profile(
         return
     measured, errors = document.measured, document.measured.errors
     echo(f"{document.name}: {measured.device}, learned from {count(measured.sets, 'set')} of tables")
+    for note in skipped:
+        echo(note)
     if measured.disturbed:
         echo(f"{count(measured.disturbed, 'set')} left out: something else slowed the device down meanwhile")
     echo(f"on {count(errors.test_sets, 'held-out set')} (rank correlation {errors.kendall_tau:.3f}):")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from shardc.problem import Floats, Optimizer, Shards
 FEATURES = 21 + 8
 BASES = 6
 _VECTOR = 16  # elements of the widest vector registers: a narrower rest of a row costs as much as a whole one
+_AT_ONCE = 2048  # loads whose pieces stay in the cache while their largest are looked for
 _RADIX_BITS = 8  # of a row index that one pass of the backward's sort looks at
 
 
@@ -144,36 +145,57 @@ class FusedCost:
 
     def heads(self, z: Floats) -> Floats:
         """Forward and backward ms beyond the constants, float[..., 2]."""
-        return np.stack([self._head(z, phase) for phase in (0, 1)], axis=-1)
+        loads = z.reshape(-1, z.shape[-1]).T
+        ms = np.empty((loads.shape[1], 2))
+        for part in (slice(start, start + _AT_ONCE) for start in range(0, len(ms), _AT_ONCE)):
+            for phase in (0, 1):
+                totals = (self._total(self._pieces(loads[:, part], phase, m), phase, m) for m in range(self.members))
+                ms[part, phase] = reduce(np.maximum, totals) * self.margin[phase]
+        return ms.reshape(*z.shape[:-1], 2)
 
     def slopes(self, z: Floats) -> Floats:
         """Subgradient of both heads at z, float[2, 2 K M']: in the largest model, of each group its largest piece."""
         slopes = np.zeros((2, 2, self.members, len(z) // 2 // self.members))
         for phase in (0, 1):
-            values = [self._pieces(z, phase, member) for member in range(self.members)]
-            largest = int(np.argmax([self._total(pieces, phase, m) for m, pieces in enumerate(values)]))
-            best = values[largest].argmax(axis=-1)
+            values = [self._pieces(z[:, None], phase, member) for member in range(self.members)]
+            largest = int(np.argmax([self._total(pieces, phase, m)[0] for m, pieces in enumerate(values)]))
+            best = values[largest][..., 0].argmax(axis=0)
             chosen = self.weights["pieces"][largest, phase, np.arange(len(best)), best]
             slopes[phase, phase, largest] = chosen.sum(axis=0) * self.margin[phase]
         return slopes.reshape(2, -1)
 
-    def _head(self, z: Floats, phase: int) -> Floats:
-        totals = (self._total(self._pieces(z, phase, member), phase, member) for member in range(self.members))
-        return reduce(np.maximum, totals) * self.margin[phase]
-
     def _total(self, pieces: Floats, phase: int, member: int) -> Floats:
         """Ms of one model beyond the largest constant of all: at most 0 on an empty device, and 0 for one of them."""
-        at_zero = self.weights["offsets"][member, phase].max(axis=-1).sum(axis=-1)
         lacking = self._fixed[member, phase] - self._fixed[:, phase].max()
-        return np.asarray(pieces.max(axis=-1).sum(axis=-1) - at_zero + lacking)
+        return np.asarray(pieces.max(axis=0).sum(axis=0) + lacking)
 
-    def _pieces(self, z: Floats, phase: int, member: int) -> Floats:
-        """Values of all linear pieces of a model's head, float[..., G, J]."""
-        pieces, offsets = self.weights["pieces"][member, phase], self.weights["offsets"][member, phase]
-        groups, count, latents = pieces.shape
+    def _pieces(self, loads: Floats, phase: int, member: int) -> Floats:
+        """Values of all linear pieces of a model's head beyond those of an empty device, float[J, G, N].
+
+        Args:
+            loads: float[2 K M', N].
+            phase: 0 forward, 1 backward.
+            member: which model.
+        """
+        slopes, offsets = self._rows[member][phase]
+        groups, count, latents = self.weights["pieces"].shape[2:]
         start = (phase * self.members + member) * latents
-        flat = z[..., start : start + latents] @ pieces.reshape(groups * count, latents).T
-        return np.asarray(flat.reshape(*z.shape[:-1], groups, count) + offsets)
+        values = slopes @ loads[start : start + latents]
+        values += offsets
+        return values.reshape(count, groups, -1)
+
+    @cached_property
+    def _rows(self) -> list[list[tuple[Floats, Floats]]]:
+        """By model and phase, slopes float[J G, K] and offsets float[J G, 1] of all pieces.
+
+        The pieces of a group come apart, so that the largest of them is taken along long rows. Without load the largest
+        of each group is exactly 0.
+        """
+        pieces, offsets = self.weights["pieces"], self.weights["offsets"]
+        offsets = offsets - offsets.max(axis=-1, keepdims=True)
+        pieces = np.ascontiguousarray(np.moveaxis(pieces, 3, 2)).reshape(*pieces.shape[:2], -1, pieces.shape[-1])
+        offsets = np.ascontiguousarray(np.moveaxis(offsets, 3, 2)).reshape(*offsets.shape[:2], -1, 1)
+        return [list(zip(*of_member, strict=True)) for of_member in zip(pieces, offsets, strict=True)]
 
     @property
     def _fixed(self) -> Floats:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 JOURNALS, PARQUET = "measurements*.jsonl", "measurements.parquet"
 _DISTURBED = 1.1  # times the reference's quiet time: with less, two measurements of a set differ by half as much
-_QUIET = 10  # percentile of the reference's times in a journal
+_QUIET = 10  # percentile of the reference's times in the campaign
 RETRIES = 2  # more measurements of a disturbed set at most
 
 
@@ -45,7 +45,7 @@ class Measurement:
         index: its number in the campaign.
         workload: what was run.
         timing: how long it took.
-        disturbance: the reference set's time relative to its quiet time on that device.
+        disturbance: the reference set's time relative to its quiet time in the campaign.
     """
 
     index: int
@@ -137,22 +137,23 @@ def append(folder: Path, timed: Sequence[tuple[Workload, Timing]]) -> None:
 
 
 def _read_entries(folder: Path) -> list[tuple[dict[str, Any], float]]:
-    """All entries with their disturbance; 1 for a skipped set."""
-    found = [(entry, entry["disturbance"]) for entry in read_parquet(folder / PARQUET)]
+    """All entries, each with the reference's time relative to its quiet time in this campaign; 1 for a skipped set."""
+    entries = read_parquet(folder / PARQUET)
     for journal in sorted(folder.glob(JOURNALS)):
-        entries = _read_lines(journal)
-        try:
-            times = [
-                entry["reference_forward_ms"] + entry["reference_backward_ms"]
-                for entry in entries
-                if "skipped" not in entry
-            ]
-            quiet = float(np.percentile(times, _QUIET)) if times else 1.0
-        except (KeyError, TypeError) as error:
-            raise _damaged(str(journal), f"a measurement lacks or has a wrong {error}") from error
-        rest = iter(times)
-        found += [(entry, 1.0 if "skipped" in entry else next(rest) / quiet) for entry in entries]
-    return found
+        entries += _read_lines(journal)
+    least: dict[int, float] = {}
+    try:
+        for entry in entries:
+            if "skipped" not in entry:
+                least[entry["index"]] = min(_reference_ms(entry), least.get(entry["index"], np.inf))
+        quiet = float(np.percentile(list(least.values()), _QUIET)) if least else 1.0
+        return [(entry, 1.0 if "skipped" in entry else _reference_ms(entry) / quiet) for entry in entries]
+    except (KeyError, TypeError) as error:
+        raise _damaged(str(folder / JOURNALS), f"a measurement lacks or has a wrong {error}") from error
+
+
+def _reference_ms(entry: dict[str, Any]) -> float:
+    return float(entry["reference_forward_ms"] + entry["reference_backward_ms"])
 
 
 def _read_lines(journal: Path) -> list[dict[str, Any]]:

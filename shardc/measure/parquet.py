@@ -24,7 +24,6 @@ _COLUMNS = {
     "backward_spread": "half the interquartile range of the backward ratios, relative to their median",
     "reference_forward_ms": "the reference set's own forward time meanwhile",
     "reference_backward_ms": "the reference set's own backward time meanwhile",
-    "disturbance": "the reference set's time relative to its quiet time on that device",
 }
 
 
@@ -44,7 +43,7 @@ def schema() -> pyarrow.Schema:
 
 
 def parquet_bytes(entries: Sequence[dict[str, Any]]) -> bytes:
-    """Measurements (see `shardc.measure.campaign.to_entry`) with their disturbance as a Parquet file."""
+    """Measurements (see `shardc.measure.campaign.to_entry`) as a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet
 

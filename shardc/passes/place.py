@@ -25,10 +25,10 @@ from shardc.units import format_bytes
 Options = tuple[int, ...]
 """An option for each block."""
 
-EVALUATIONS = {"fast": 10_000, "balanced": 100_000, "thorough": 2_000_000}
-"""Candidates that local search scores, by effort."""
+EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
+"""Candidates that local search scores for a hundred tables, by effort; more for more tables."""
 
-_IMPROVED = 2  # proposals that local search starts from
+_PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 
@@ -103,53 +103,57 @@ def place(
     """
     judge = Judge(problem, cost)
     _check_total_memory(problem)
-    bound = lower_bound(problem, cost, judge.latents) if isinstance(cost, PhasedCost) else None
-    proposals = _propose(judge, _sharding_choices(problem, bound), policy)
-    if not any(p.placement for p in proposals):
-        proposals = _propose(judge, [_smallest_memory(problem)], policy)
-    started = sorted((p for p in proposals if p.placement), key=lambda p: p.step_time_ms)[:_IMPROVED]
-    if not started:
+    bound = None
+    if isinstance(cost, PhasedCost):
+        bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
+    proposals = []
+    for options in _sharding_choices(problem, bound):
+        proposals = _propose(judge, options, policy)
+        if any(p.placement for p in proposals):
+            break
+    start = min(proposals, key=lambda p: p.step_time_ms)
+    if start.placement is None:
         raise DiagnosticError(_none_found(problem))
-    evaluations = EVALUATIONS[effort] // len(started)
-    for start in started:
-        if start.placement is not None:
-            found = improve(judge, start.placement, evaluations=evaluations, seed=seed)
-            proposals.append(_best_of(judge, f"{start.strategy}+search", [found]))
+    found = improve(
+        judge,
+        start.placement,
+        evaluations=int(EVALUATIONS[effort] * max(1.0, len(problem.blocks) / 100) ** 0.5),
+        seed=seed,
+        targets=bound.phase_ms if bound else None,
+    )
+    proposals.append(_judged(judge, f"{start.strategy}+search", found))
     return _choose(judge, proposals, policy, bound)
 
 
-def _propose(judge: Judge, choices: list[Options], policy: Policy | None) -> list[Proposal]:
-    """Every rung of the ladder below local search, each for all choices of sharding options."""
-    proposals = [
-        _best_of(judge, f"{name}_greedy", [heuristic_greedy(judge, options, name) for options in choices])
-        for name in HEURISTICS
-    ]
-    proposals.append(_best_of(judge, _COST_GREEDY, [cost_greedy(judge, options) for options in choices]))
-    rollouts = [place_by_policy(judge, options, policy) for options in choices] if policy else []
-    proposals.append(_best_of(judge, _POLICY, rollouts))
+def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Proposal]:
+    """Every rung of the ladder below local search."""
+    proposals = [_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)) for name in HEURISTICS]
+    proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
+    proposals.append(_judged(judge, _POLICY, place_by_policy(judge, options, policy) if policy else None))
     return proposals
 
 
-def _best_of(judge: Judge, strategy: str, placements: list[Placement | None]) -> Proposal:
-    judged = [(judge.judge(placement), placement) for placement in placements if placement is not None]
-    feasible = [(j.step_time_ms, placement) for j, placement in judged if j.feasible]
-    if not feasible:
+def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:
+    judgement = judge.judge(placement) if placement else None
+    if judgement is None or not judgement.feasible:
         return Proposal(strategy, None, float("inf"))
-    step_time, placement = min(feasible, key=lambda pair: pair[0])
-    return Proposal(strategy, placement, step_time)
+    return Proposal(strategy, placement, judgement.step_time_ms)
 
 
 def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Options]:
-    """Options to start from: tables as whole as they fit, and the mix that the lower bound found best."""
+    """Options to place tables with, until they can be placed.
+
+    First those that the lower bound mixes most of; then tables as whole as they fit; then in pieces as small as can be.
+    """
     starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
-    whole = tuple(map(int, starts))
-    if bound is None:
-        return [whole]
-    most = np.maximum.reduceat(bound.mix, starts)[problem.option_block]
-    preferred = np.flatnonzero(bound.mix == most)
-    first = np.unique(problem.option_block[preferred], return_index=True)[1]
-    mixed = tuple(map(int, preferred[first]))
-    return list(dict.fromkeys([whole, mixed]))
+    choices = [tuple(map(int, starts)), _smallest_memory(problem)]
+    if bound is not None:
+        # Rounded, so that what processors differ by does not choose between options that are alike.
+        mix = np.round(bound.mix, 3)
+        preferred = np.flatnonzero(mix == np.maximum.reduceat(mix, starts)[problem.option_block])
+        first = np.unique(problem.option_block[preferred], return_index=True)[1]
+        choices.insert(0, tuple(map(int, preferred[first])))
+    return list(dict.fromkeys(choices))
 
 
 def _smallest_memory(problem: Problem) -> Options:

@@ -1,40 +1,68 @@
-"""Local search on summed latents: moves, swaps and changes of sharding option, from the devices that decide.
+"""Local search on summed latents: exchanges between two devices, changes of sharding option, and random kicks.
 
-Only work on a costliest device can lower the step time, so every candidate touches one. Candidates are scored many
-in one call; the best is taken while it improves, and a local optimum is left by a few random moves (iterated
-local search). The effort is counted in scored candidates: one seed, one result, on any machine.
+Two devices at a time trade up to two units each way. All such exchanges of a pair, thousands, are compared to first
+order in one step, and the best few are scored; the best is taken if it improves. When no pair improves any more, blocks
+try other sharding options; a local optimum is left by a few random moves, and what was not better is taken back
+(iterated local search). The effort is counted in scored candidates: one seed, one result, on any machine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from itertools import combinations, cycle
+from typing import NamedTuple
 
 import numpy as np
 
-from shardc.judge import Changes, Judge
-from shardc.problem import Floats, Ints, Placement
+from shardc.judge import LIKELY, Changes, Judge
+from shardc.problem import Bools, Floats, Ints, Placement
 
-_CHUNK = 256  # candidates scored in one call, drawn at random where there are more: many small steps beat few best ones
 _LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
 _KICK = 3  # random moves that leave a local optimum
+_MOST_UNITS = 24  # of one device that one exchange chooses from
+_BOTH_WAYS = np.array([[1.0], [-1.0]])  # of a load that one device takes from another
+_OPTIONS = 2048  # devices that are scored when options change, over all candidates of one step
 
 
-def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int) -> Placement:
-    """The best placement found from a feasible `start` by scoring about `evaluations` candidates."""
+def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int, targets: Floats | None = None) -> Placement:
+    """The best placement found from a feasible start.
+
+    Args:
+        judge: the problem and its costs.
+        start: the placement to start from.
+        evaluations: how many candidates may be scored, about.
+        seed: of every random choice.
+        targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). Every
+            other descent aims at them.
+    """
     search = _Search(judge, start, np.random.default_rng(seed), evaluations)
-    best, best_ms = start, search.step_ms
+    best, best_ms = search.state(), search.step_ms
     idle_kicks = 0
+    aims = cycle([None] if targets is None else [targets, None])
     while search.budget > 0 and idle_kicks < _PATIENCE:
-        for _ in search.descend():
+        for _ in search.descend(next(aims)):
             if search.step_ms < best_ms:
-                best, best_ms, idle_kicks = search.placement(), search.step_ms, 0
+                best, best_ms, idle_kicks = search.state(), search.step_ms, 0
         if search.step_ms > best_ms:
-            search.reset(best)
+            search.restore(best)
         idle_kicks += 1
         if not search.kick():
             break
-    return best
+    search.restore(best)
+    return search.placement()
+
+
+class _State(NamedTuple):
+    """A placement: the option of every block, and block and device of every free unit, with what devices hold."""
+
+    option: Ints
+    block: Ints
+    device: Ints
+    z: Floats
+    memory: Ints
+    taken: Ints
 
 
 class _Search:
@@ -43,23 +71,52 @@ class _Search:
     def __init__(self, judge: Judge, start: Placement, rng: np.random.Generator, budget: int) -> None:
         self._judge = judge
         self._problem = judge.problem
+        self._limit = judge.problem.cluster.memory_limit
         self._rng = rng
         self.budget = budget
-        self.reset(start)
+        self._several_labels = np.array([len(labels) > 1 for labels in judge.problem.labels])
+        devices = judge.problem.cluster.devices
+        self._clock = 0
+        self._changed = np.zeros(devices, dtype=np.int64)  # when a device changed last
+        # When exchanges between two devices were looked for last, with targets and without.
+        self._tried_for = np.full((2, devices, devices), -1)
+        self._take(self._state_of(start))
 
-    def reset(self, placement: Placement) -> None:
-        """Start again from a placement."""
+    def _state_of(self, placement: Placement) -> _State:
         problem = self._problem
-        self._option = np.array(placement.option)
-        count = problem.option_units[self._option]
-        self._block = np.repeat(np.arange(len(count)), count)  # int[U]: the block of every free unit
-        self._device = np.array([d for devices in placement.devices for d in devices], dtype=np.int64)  # int[U]
-        self._z, self._memory = self._judge.loads(placement)
+        option = np.array(placement.option)
+        count = problem.option_units[option]
+        block = np.repeat(np.arange(len(count)), count)
+        device = np.array([d for devices in placement.devices for d in devices], dtype=np.int64)
         labels = 1 + max(label for of_block in problem.labels for label in of_block)
-        self._taken = np.zeros((labels, problem.cluster.devices), dtype=np.int64)
-        for block, device in zip(self._block, self._device, strict=True):
-            self._taken[list(problem.labels[block]), device] += 1
-        self.step_ms = float(self._judge.step_ms(self._z))
+        taken = np.zeros((labels, problem.cluster.devices), dtype=np.int64)
+        for b, d in zip(map(int, block), map(int, device), strict=True):
+            taken[self._labels(b), d] += 1
+        return _State(option, block, device, *self._judge.loads(placement), taken)
+
+    def state(self) -> _State:
+        """The placement as it is now, to come back to."""
+        return _State(
+            self._option.copy(),
+            self._block.copy(),
+            self._device.copy(),
+            self._changes.z.copy(),
+            self._memory.copy(),
+            self._taken.copy(),
+        )
+
+    def restore(self, state: _State) -> None:
+        """Come back to a placement."""
+        self._clock += 1
+        self._changed[(self._changes.z != state.z).any(axis=1)] = self._clock
+        self._take(state)
+
+    def _take(self, state: _State) -> None:
+        self._option, self._block, self._device = state.option.copy(), state.block.copy(), state.device.copy()
+        self._memory, self._taken = state.memory.copy(), state.taken.copy()
+        self._describe_units()
+        self._changes = Changes.of(self._judge, state.z)
+        self.step_ms = float(self._judge.step_ms(state.z))
 
     def placement(self) -> Placement:
         """The placement as it is now."""
@@ -68,172 +125,227 @@ class _Search:
             devices[block].append(int(device))
         return Placement(tuple(map(int, self._option)), tuple(tuple(sorted(d)) for d in devices))
 
-    def descend(self) -> Iterator[None]:
-        """Take improvements of a costliest device, yielding after each, until none is left or the budget is used up."""
-        while self.budget > 0 and (self._improve_by_units() or self._improve_by_options()):
+    def descend(self, targets: Floats | None = None) -> Iterator[None]:
+        """Take improvements, yielding after each, until none is left or the budget is used up.
+
+        Args:
+            targets: see `shardc.judge.Changes`.
+        """
+        self._changes = Changes.of(self._judge, self._changes.z, targets)
+        self._tried = self._tried_for[int(targets is None)]
+        while self.budget > 0 and (self._improve_by_exchange() or self._improve_by_option()):
+            self.step_ms = float(self._judge.step_ms(self._changes.z))
             yield
 
     def kick(self) -> bool:
         """Leave a local optimum: another option for a random block, or a few random moves. False if nothing can."""
         options_first = self._rng.random() < 0.5
         kicked = (options_first and self._kick_option()) or self._kick_units() or self._kick_option()
-        self.step_ms = float(self._judge.step_ms(self._z))
+        self.step_ms = float(self._judge.step_ms(self._changes.z))
         self.budget -= 1
         return kicked
 
     def _kick_units(self) -> bool:
         moved = 0
-        for unit in self._rng.permutation(len(self._block))[: 4 * _KICK]:
-            targets = np.flatnonzero(self._may_enter(np.array([unit]))[0])
+        for unit in map(int, self._rng.permutation(len(self._block))[: 4 * _KICK]):
+            targets = self._open_to(unit)
             if len(targets) and moved < _KICK:
-                self._move(int(unit), int(self._rng.choice(targets)))
+                source, target = int(self._device[unit]), int(self._rng.choice(targets))
+                self._move(unit, source, target)
+                pair = np.array([source, target])
+                self._put(pair, self._changes.z[pair] - self._unit_latents[unit] * _BOTH_WAYS)
                 moved += 1
         return moved > 0
 
     def _kick_option(self) -> bool:
-        problem = self._problem
         for block in map(int, self._rng.permutation(len(self._option))[: 4 * _KICK]):
-            others = [o for o in problem.options_of(block) if o != self._option[block]]
+            others = [o for o in self._problem.options_of(block) if o != self._option[block]]
             if not others:
                 continue
-            option = int(self._rng.choice(others))
-            fits = np.flatnonzero(self._without(block, option)[1])
-            units = int(problem.option_units[option])
-            if len(fits) >= (units or len(self._z)):
-                self._set_option(block, option, self._rng.choice(fits, units, replace=False))
+            option = self._rng.choice(others, 1)
+            fits = np.flatnonzero(self._without(option)[1][0])
+            units = int(self._problem.option_units[option[0]])
+            if len(fits) >= (units or len(self._memory)):
+                self._set_option(int(option[0]), self._rng.choice(fits, units, replace=False))
                 return True
         return False
 
-    def _improve_by_units(self) -> bool:
-        changes = Changes(self._judge, self._z)
-        return any(self._best_move_or_swap(changes, int(device)) for device in changes.critical())
+    def _improve_by_exchange(self) -> bool:
+        """The best exchange between the first two devices that have one that helps."""
+        for first, second in self._pairs():
+            if self.budget <= 0:
+                break
+            if self._exchange(first, second):
+                return True
+            self._tried[first, second] = self._tried[second, first] = self._clock
+        return False
 
-    def _best_move_or_swap(self, changes: Changes, device: int) -> bool:
-        here = np.flatnonzero(self._device == device)
-        if not len(here):
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        """Pairs of devices of which one has changed since they were tried, costly devices first."""
+        for first in map(int, self._changes.costly()):
+            stale = self._tried[first] < np.maximum(self._changed, self._changed[first])
+            stale[first] = False
+            for second in map(int, self._rng.permutation(np.flatnonzero(stale))):
+                yield first, second
+
+    def _exchange(self, first: int, second: int) -> bool:
+        """Trade up to two units each way between two devices, if that helps."""
+        changes, pair = self._changes, np.array([first, second])
+        mine, theirs = self._movable(first, second), self._movable(second, first)
+        given, memory_given = self._sums(mine)
+        taken, memory_taken = self._sums(theirs)
+        room = self._limit - self._memory[pair]
+        possible = None
+        if memory_taken.max() > room[0] or memory_given.max() > room[1]:
+            more = memory_taken - memory_given[:, None]  # on the first device, and as much less on the second
+            possible = (more <= room[0]) & (-more <= room[1])
+        self.budget -= LIKELY
+        likely = changes.likely(pair, given, taken, possible, self._rng)
+        if not len(likely):
             return False
-        unit, target = np.nonzero(self._may_enter(here))
-        mine, theirs = np.nonzero(self._may_swap(here, device))
-        units = np.concatenate([here[unit], here[mine]])
-        targets = np.concatenate([target, self._device[theirs]])
-        swap = np.arange(len(units)) >= len(unit)
-        partners = np.concatenate([here[unit], theirs])  # of a swap; a move has none, and its entry is not looked at
-        if len(units) > _CHUNK:
-            chosen = np.sort(self._rng.choice(len(units), _CHUNK, replace=False))
-            units, partners, targets, swap = units[chosen], partners[chosen], targets[chosen], swap[chosen]
-        if not len(units):
+        out, back = np.divmod(likely, len(taken))
+        change = (taken[back] - given[out])[:, None] * _BOTH_WAYS
+        guide = changes.two_devices(np.broadcast_to(pair, (len(likely), 2)), changes.z[pair] + change)
+        best = int(guide.argmin())
+        if guide[best] >= changes.guide - _LEAST_GAIN:
             return False
-        given = self._unit_latents(units)
-        taken = np.where(swap[:, None], self._unit_latents(partners), 0.0)
-        loads = np.stack([self._z[device] - given + taken, self._z[targets] + given - taken], axis=1)
-        pair = np.stack([np.full(len(units), device), targets], axis=1)
-        scores = changes.two_devices(pair, loads)
-        self.budget -= len(scores)
-        best = int(scores.argmin())
-        if scores[best] >= changes.guide - _LEAST_GAIN:
-            return False
-        if swap[best]:
-            self._move(int(partners[best]), device)
-        self._move(int(units[best]), int(targets[best]))
-        self.step_ms = float(self._judge.step_ms(self._z))
+        for units, sets, source, target in (
+            (mine, _up_to_two(len(mine))[out[best]], first, second),
+            (theirs, _up_to_two(len(theirs))[back[best]], second, first),
+        ):
+            for unit in sets[sets < len(units)]:
+                self._move(int(units[unit]), source, target)
+        self._put(pair, changes.z[pair] + change[best])
         return True
 
-    def _improve_by_options(self) -> bool:
-        """Another sharding option for a block that a costliest device holds, or that is spread over all."""
-        problem, judge = self._problem, self._judge
-        changes = Changes(judge, self._z)
-        held = np.unique(self._block[np.isin(self._device, changes.critical())])
-        spread = np.flatnonzero(problem.option_units[self._option] == 0)
-        blocks = np.union1d(held, spread)
-        pairs = [(int(b), o) for b in blocks for o in problem.options_of(int(b)) if o != self._option[b]]
-        if not pairs:
+    def _movable(self, source: int, target: int) -> Ints:
+        """Units of one device that pins and exclusions let another take; a random part if there are very many.
+
+        A device is open to a unit only where none of its block is yet: a label of the block's own sees to that.
+        """
+        units = np.flatnonzero(self._device == source)
+        blocks = self._block[units]
+        admitted = self._problem.allowed[blocks, target] & (self._taken[blocks, target] == 0)
+        for row in np.flatnonzero(admitted & self._several_labels[blocks]):
+            admitted[row] = not self._taken[self._labels(int(blocks[row])), target].any()
+        units = units[admitted]
+        if len(units) > _MOST_UNITS:
+            units = np.sort(self._rng.choice(units, _MOST_UNITS, replace=False))
+        return units
+
+    def _open_to(self, unit: int) -> Ints:
+        """Devices that a unit may move to."""
+        block = int(self._block[unit])
+        room = self._memory + self._unit_memory[unit] <= self._limit
+        free = ~self._taken[self._labels(block)].any(axis=0)
+        return np.flatnonzero(room & free & self._problem.allowed[block])
+
+    def _labels(self, block: int) -> Ints:
+        return np.array(self._problem.labels[block])
+
+    def _sums(self, units: Ints) -> tuple[Floats, Ints]:
+        """Latents float[M, K] and memory int[M] of all sets of up to two units."""
+        one, other = np.append(units, -1)[_up_to_two(len(units))].T
+        return self._unit_latents[one] + self._unit_latents[other], self._unit_memory[one] + self._unit_memory[other]
+
+    def _describe_units(self) -> None:
+        """Latents float[U + 1, K] and memory int[U + 1] of the free units, and of none."""
+        option = self._option[self._block]
+        latents, memory = self._judge.latents[option], self._problem.option_memory[option]
+        self._unit_latents = np.append(latents, np.zeros((1, latents.shape[1])), axis=0)
+        self._unit_memory = np.append(memory, 0)
+
+    def _improve_by_option(self) -> bool:
+        """The best of some other sharding options for some blocks, if one helps."""
+        problem, judge, changes = self._problem, self._judge, self._changes
+        other = np.ones(len(problem.option_units), dtype=bool)
+        other[self._option] = False
+        option = np.flatnonzero(other)
+        if not len(option):
             return False
-        devices = len(self._z)
-        if len(pairs) > (most := max(1, _CHUNK * 8 // devices)):
-            pairs = [pairs[i] for i in np.sort(self._rng.choice(len(pairs), most, replace=False))]
-        self.budget -= len(pairs) * (1 + devices // 2)
-        option = np.array([o for _, o in pairs])
-        z, fits = map(np.stack, zip(*(self._without(b, o) for b, o in pairs), strict=True))
+        devices = len(self._memory)
+        if len(option) > (most := max(1, _OPTIONS // devices)):
+            option = np.sort(self._rng.choice(option, most, replace=False))
+        self.budget -= len(option) * (1 + devices // 2)
+        z, fits = self._without(option)
         latents, units = judge.latents[option], problem.option_units[option]
-        after = np.where(fits, judge.device_ms(z + latents[:, None]), np.inf)
         # A free unit goes where it is cheapest: rank devices by their cost with it, take as many as there are units.
+        after = np.where(fits, changes.pressure(z + latents[:, None]) - changes.pressure(z), np.inf)
         order = after.argsort(axis=1, kind="stable")
         rank = np.empty_like(order)
         np.put_along_axis(rank, order, np.arange(devices)[None], axis=1)
         takes = (rank < units[:, None]) | (units == 0)[:, None]
         possible = (fits | ~takes).all(axis=1)
-        guide = np.where(possible, Changes.guides(judge, z + takes[..., None] * latents[:, None]), np.inf)
+        guide = np.where(possible, changes.whole(z + takes[..., None] * latents[:, None]), np.inf)
         best = int(guide.argmin())
         if guide[best] >= changes.guide - _LEAST_GAIN:
             return False
-        where = np.flatnonzero(takes[best]) if units[best] else np.empty(0, dtype=np.int64)
-        self._set_option(pairs[best][0], int(option[best]), where)
+        self._set_option(int(option[best]), np.flatnonzero(takes[best])[: units[best]])
         return True
 
-    def _set_option(self, block: int, option: int, devices: Ints) -> None:
-        """Give a block another option, its units on `devices` (none if it is spread)."""
-        now = self.placement()
-        where = tuple(sorted(map(int, devices)))
-        self.reset(
-            Placement(
-                (*now.option[:block], option, *now.option[block + 1 :]),
-                (*now.devices[:block], where, *now.devices[block + 1 :]),
-            )
-        )
+    def _without(self, option: Ints) -> tuple[Floats, Bools]:
+        """What is left without the blocks of N options, and where the options' units would fit.
 
-    def _without(self, block: int, option: int) -> tuple[Floats, np.ndarray]:
-        """Loads float[D, K] of the devices without a block, and bool[D] where a unit of `option` would then fit."""
-        problem, old = self._problem, int(self._option[block])
-        z, memory = self._z.copy(), self._memory.copy()
-        where = self._device[self._block == block] if problem.option_units[old] else np.arange(len(z))
-        z[where] -= self._judge.latents[old]
-        memory[where] -= problem.option_memory[old]
-        fits = memory + problem.option_memory[option] <= problem.cluster.memory_limit
-        if problem.option_units[option] == 0:
-            return z, fits
-        labels = list(problem.labels[block])
-        taken = self._taken[labels]
-        if problem.option_units[old]:
-            taken[:, where] -= 1
-        return z, fits & problem.allowed[block] & (taken == 0).all(axis=0)
+        Returns:
+            Loads float[N, D, K] of the devices without the option's block, and bool[N, D] whether a unit fits then.
+        """
+        problem = self._problem
+        block = problem.option_block[option]
+        old = self._option[block]
+        held = np.zeros((len(problem.blocks), len(self._memory)), dtype=bool)
+        held[self._block, self._device] = True
+        held[problem.option_units[self._option] == 0] = True
+        held = held[block]
+        z = self._changes.z - held[..., None] * self._judge.latents[old][:, None]
+        memory = self._memory - held * problem.option_memory[old][:, None]
+        fits = memory + problem.option_memory[option][:, None] <= self._limit
+        free = problem.option_units[option] > 0
+        fits[free] &= problem.allowed[block[free]]
+        for row in np.flatnonzero(free & self._several_labels[block]):
+            here = held[row] & (problem.option_units[old[row]] > 0)
+            fits[row] &= (self._taken[self._labels(int(block[row]))] == here).all(axis=0)
+        return z, fits
 
-    def _unit_latents(self, units: Ints) -> Floats:
-        return np.asarray(self._judge.latents[self._option[self._block[units]]])
+    def _set_option(self, option: int, devices: Ints) -> None:
+        """Shard a block in another way, with a free unit on each of these devices."""
+        problem, block = self._problem, int(self._problem.option_block[option])
+        old, labels = int(self._option[block]), self._labels(block)[:, None]
+        units = self._block == block
+        before = self._device[units] if problem.option_units[old] else np.arange(len(self._memory))
+        after = devices if problem.option_units[option] else np.arange(len(self._memory))
+        z = self._changes.z.copy()
+        z[before] -= self._judge.latents[old]
+        z[after] += self._judge.latents[option]
+        self._memory[before] -= problem.option_memory[old]
+        self._memory[after] += problem.option_memory[option]
+        self._taken[labels, self._device[units]] -= 1
+        self._taken[labels, devices] += 1
+        self._option[block] = option
+        place = np.searchsorted(self._block, block)
+        self._block = np.insert(self._block[~units], place, [block] * len(devices))
+        self._device = np.insert(self._device[~units], place, devices)
+        self._describe_units()
+        devices = np.union1d(before, after)
+        self._put(devices, z[devices])
 
-    def _unit_memory(self, units: Ints) -> Ints:
-        return np.asarray(self._problem.option_memory[self._option[self._block[units]]])
-
-    def _may_enter(self, units: Ints) -> np.ndarray:
-        """bool[N, D]: devices that each unit may move to."""
-        room = self._memory[None] + self._unit_memory(units)[:, None] <= self._problem.cluster.memory_limit
-        return np.asarray(room & self._admits(units))
-
-    def _may_swap(self, here: Ints, device: int) -> np.ndarray:
-        """bool[N, U]: units elsewhere that each unit of a device may change places with."""
-        limit = self._problem.cluster.memory_limit
-        everyone = np.arange(len(self._block))
-        mine, theirs = self._unit_memory(here)[:, None], self._unit_memory(everyone)[None]
-        room = (self._memory[device] - mine + theirs <= limit) & (self._memory[self._device] + mine - theirs <= limit)
-        welcome = self._admits(here)[:, self._device] & self._admits(everyone)[:, device]
-        return np.asarray(room & welcome & (self._device != device)[None])
-
-    def _admits(self, units: Ints) -> np.ndarray:
-        """bool[N, D]: devices that pins and exclusions leave open to each unit, where it is not yet."""
-        blocks = self._block[units]
-        free = self._taken[blocks] == 0  # a block's own label keeps its units on distinct devices
-        for row, block in enumerate(blocks):
-            if len(self._problem.labels[block]) > 1:
-                free[row] &= (self._taken[list(self._problem.labels[block])] == 0).all(axis=0)
-        return np.asarray(self._problem.allowed[blocks] & free)
-
-    def _move(self, unit: int, target: int) -> None:
-        source, block = int(self._device[unit]), int(self._block[unit])
-        option, labels = self._option[block], list(self._problem.labels[block])
-        latents, memory = self._judge.latents[option], self._problem.option_memory[option]
-        self._z[source] -= latents
-        self._z[target] += latents
+    def _move(self, unit: int, source: int, target: int) -> None:
+        """Note that a unit has moved, except in the loads."""
+        self._device[unit] = target
+        memory = self._unit_memory[unit]
         self._memory[source] -= memory
         self._memory[target] += memory
-        self._taken[labels, source] -= 1
-        self._taken[labels, target] += 1
-        self._device[unit] = target
+        for label in self._problem.labels[self._block[unit]]:
+            self._taken[label, source] -= 1
+            self._taken[label, target] += 1
+
+    def _put(self, devices: Ints, loads: Floats) -> None:
+        self._changes.put(devices, loads)
+        self._clock += 1
+        self._changed[devices] = self._clock
+
+
+@cache
+def _up_to_two(count: int) -> Ints:
+    """All sets of up to two of `count` things, int[M, 2]; `count` itself is none. First the empty set."""
+    sets = [(count, count), *combinations(range(count + 1), 2)]
+    return np.array(sets)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from shardc.cost import bound as bound_module
 from shardc.cost.bound import LowerBound
-from shardc.cost.fused import BASES, FEATURES, FusedCost
-from shardc.cost.model import StepCost
+from shardc.cost.fused import BASES, FEATURES, FusedCost, fits
+from shardc.cost.model import PhasedCost, StepCost
 from shardc.cost.roofline import Roofline
 from shardc.diagnostics import DiagnosticError
 from shardc.hardware import load_hardware
@@ -22,7 +22,7 @@ from shardc.spec import SHARDING_TYPES, parse_spec
 
 
 def lower_bound(judge: Judge) -> LowerBound:
-    assert isinstance(judge.cost, StepCost)
+    assert isinstance(judge.cost, PhasedCost)
     return bound_module.lower_bound(judge.problem, judge.cost, judge.latents)
 
 
@@ -75,20 +75,23 @@ def random_cost(rng: np.random.Generator, problem: Problem) -> StepCost:
     """Data-sheet figures, or arbitrary weights that keep the constraints of a learned cost."""
     if rng.random() < 0.5:
         return StepCost(Roofline(float(np.exp(rng.uniform(22, 29))), 4e7), problem.cluster)
-    k, groups, pieces = (int(rng.integers(1, 5)) for _ in range(3))
+    k, groups, pieces, members = (int(rng.integers(1, 5)) for _ in range(4))
     weights = {
         "mean": rng.normal(5, 3, FEATURES),
         "std": rng.uniform(1, 5, FEATURES),
-        "encoder.0.weight": rng.normal(0, 0.5, (6, FEATURES)),
-        "encoder.0.bias": rng.normal(0, 1, 6),
-        "encoder.1.weight": rng.normal(0, 0.5, (2 * k, 6)),
-        "encoder.1.bias": rng.normal(0, 1, 2 * k),
-        "scale": rng.exponential(1, (2, BASES)),
-        "pieces": rng.exponential(1, (2, groups, pieces, k)),
-        "offsets": rng.normal(0, 3, (2, groups, pieces)),
-        "fixed": rng.exponential(1, (4, 2)),
+        "encoder.0.weight": rng.normal(0, 0.5, (members, 6, FEATURES)),
+        "encoder.0.bias": rng.normal(0, 1, (members, 6)),
+        "encoder.1.weight": rng.normal(0, 0.5, (members, 6, 6)),
+        "encoder.1.bias": rng.normal(0, 1, (members, 6)),
+        "encoder.2.weight": rng.normal(0, 0.5, (members, 2 * k, 6)),
+        "encoder.2.bias": rng.normal(0, 1, (members, 2 * k)),
+        "scale": rng.exponential(1, (members, 2, BASES)),
+        "pieces": rng.exponential(1, (members, 2, groups, pieces, k)),
+        "offsets": rng.normal(0, 3, (members, 2, groups, pieces)),
+        "fixed": rng.exponential(1, (members, 4, 2)),
     }
-    return StepCost(FusedCost(weights, kind=0), problem.cluster)
+    assert fits(weights)
+    return StepCost(FusedCost(weights, kind=0, members=members), problem.cluster)
 
 
 def placements(problem: Problem) -> Iterator[Placement]:
@@ -125,13 +128,12 @@ def test_no_placement_beats_the_bound(seed):
     assert bound is not None
     assert 0 <= bound.step_time_ms <= optimum(judge)
     totals = np.bincount(problem.option_block, bound.mix)
-    assert totals == pytest.approx(1)
+    assert totals == pytest.approx(1, abs=0.01)
     assert (bound.mix >= 0).all()
 
 
 def test_the_bound_holds_on_hundreds_of_problems_scored_at_once(monkeypatch):
     """All placements of table-wise problems in one call; each step of the descent certifies, so few of them do."""
-    monkeypatch.setattr(bound_module, "_ITERATIONS", 40)
     rng = np.random.default_rng(0)
     gaps = []
     for _ in range(100):

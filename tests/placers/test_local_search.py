@@ -177,7 +177,7 @@ def test_after_many_steps_the_kept_sums_are_those_of_a_fresh_count(own, seed):
         search.kick()
         placement = search.placement()
         z, memory = judge.loads(placement)
-        assert np.array_equal(search._z, z)
+        assert np.array_equal(search._changes.z, z)
         assert np.array_equal(search._memory, memory)
         assert search.step_ms == judge.judge(placement).step_time_ms
         assert judge.judge(placement).feasible
