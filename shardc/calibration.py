@@ -19,7 +19,7 @@ from shardc.cost.calibrated import calibrate_devices
 from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.measure.own import measure_shards, require_device
-from shardc.measure.plan import DISTURBED, MeasuredDevices, held_shards, measure_devices
+from shardc.measure.plan import DISTURBED, MeasuredDevices, measure_devices
 from shardc.measure.workload import Timing, Workload
 from shardc.pipeline import device_of, place_again, run
 from shardc.plan import Plan
@@ -90,7 +90,7 @@ def calibrate_plan(plan: Plan, loaded: LoadedSpec, *, progress: Progress) -> Cal
         fix = 'cost = "profile" takes what is known of the device'
         raise DiagnosticError(Diagnostic("SH505", message, loaded.at("compile", "cost"), help=fix), exit_code=2)
     placement = placement_of(plan, problem)
-    held = held_shards(problem, placement)
+    held = problem.held(placement)
     measured = measure_devices(problem, held, hardware, progress=partial(progress, "measure devices"))
     if not (measured.ms > 0).any():
         message = f"no device of the plan could be measured: what each holds does not fit in the memory of {local.name}"
@@ -121,6 +121,6 @@ def _disturbed(measured: MeasuredDevices) -> Iterator[str]:
 
 def _moved(problem: Problem, old: Placement, new: Placement) -> list[str]:
     """Names of the tables whose option or devices differ."""
-    where = [list(zip(placement.option, placement.devices, strict=True)) for placement in (old, new)]
+    where = [list(zip(placement.option, placement.places, strict=True)) for placement in (old, new)]
     blocks = [members for members, before, after in zip(problem.blocks, *where, strict=True) if before != after]
     return [problem.tables[table].name for members in blocks for table in members]

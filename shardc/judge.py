@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from shardc.cost.model import CostModel, PhasedCost
-from shardc.problem import Bools, Floats, Ints, Placement, Problem
+from shardc.problem import Bools, Floats, Ints, Placement, Problem, Site
 
 _EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
 _SHARPNESS = 1000.0  # of soft maxima: two devices that differ by a thousandth of the step time count as 1 to e
@@ -58,27 +58,29 @@ class Judge:
 
     @cached_property
     def latents(self) -> Floats:
-        """float[O, K]: latents of one unit of each option (of every device's share, if spread), on the grid."""
-        problem = self.problem
-        encoded = np.asarray(self.cost.encode(problem.shards), dtype=np.float64)
-        if encoded.ndim != 2 or len(encoded) != len(problem.shards) or not np.isfinite(encoded).all():
+        """float[G, U, K]: what one unit of each kind adds to each of its devices, by the kind of host, on the grid."""
+        problem, kinds = self.problem, range(len(self.problem.cluster.kinds))
+        if isinstance(self.cost, PhasedCost):
+            by_kind = [self.cost.encode_on(kind, problem.shards) for kind in kinds]
+        else:
+            by_kind = [self.cost.encode(problem.shards)] * len(kinds)
+        encoded = np.asarray(by_kind, dtype=np.float64)
+        if encoded.ndim != 3 or encoded.shape[1] != len(problem.shards) or not np.isfinite(encoded).all():
             raise ValueError(f"cost.encode must return finite latents, float[{len(problem.shards)}, K]")
-        count = [len(shards) for shards in problem.option_shards]
-        owner = np.repeat(np.arange(len(count)), count)
-        latents = np.zeros((len(count), encoded.shape[1]))
-        np.add.at(latents, owner, encoded[np.concatenate(problem.option_shards)])
+        count = [len(shards) for shards in problem.unit_shards]
+        pieces = encoded[:, np.concatenate(problem.unit_shards)]
+        latents = np.add.reduceat(pieces, np.cumsum([0, *count[:-1]]), axis=1)
         # The largest sum there can be is all units of the costliest options on one device.
-        most = np.maximum(problem.option_units, 1)[:, None] * np.abs(latents)
-        peak = np.zeros((len(problem.blocks), latents.shape[1]))
-        np.maximum.at(peak, problem.option_block, most)
+        most = np.add.reduceat(np.abs(latents).max(axis=0) * problem.unit_count[:, None], problem.first_unit)
+        peak = np.maximum.reduceat(most, problem.first_option)
         _, exponent = np.frexp(peak.sum(axis=0))
         grid = np.ldexp(1.0, exponent - _EXACT_BITS)
         return np.asarray(np.rint(latents / grid) * grid)
 
     @cached_property
     def single_ms(self) -> Floats:
-        """float[O]: step time if nothing but one unit of the option were on one device."""
-        return self.device_ms(self.latents)
+        """float[U]: step time if nothing but one unit were on one device, of the first kind of hosts."""
+        return self.device_ms(self.latents[0])
 
     def device_ms(self, z: Floats) -> Floats:
         """What loads cost a device, float[...] ms for float[..., K]: the step time if it were the only device."""
@@ -107,12 +109,14 @@ class Judge:
     def loads(self, placement: Placement) -> tuple[Floats, Ints]:
         """Summed latents float[D, K] and memory int[D] of every device."""
         problem = self.problem
-        z = np.zeros((problem.cluster.devices, self.latents.shape[1]))
+        kind = problem.cluster.kind
+        z = np.zeros((problem.cluster.devices, self.latents.shape[2]))
         memory = np.zeros(problem.cluster.devices, dtype=np.int64)
-        for option, devices in zip(placement.option, placement.devices, strict=True):
-            where = list(devices) if problem.option_units[option] else slice(None)
-            z[where] += self.latents[option]
-            memory[where] += problem.option_memory[option]
+        for option, places in zip(placement.option, placement.places, strict=True):
+            for unit, place in zip(problem.units_of(option), places, strict=True):
+                devices = problem.devices_of(option, place)
+                z[devices] += self.latents[kind[devices], unit]
+                memory[devices] += problem.unit_memory[unit]
         return z, memory
 
     def judge(self, placement: Placement) -> Judgement:
@@ -123,13 +127,15 @@ class Judge:
 
     def _keeps_constraints(self, placement: Placement) -> bool:
         problem = self.problem
-        seen: set[tuple[int, int]] = set()
-        for block, devices in enumerate(placement.devices):
-            for device in devices:
-                marks = {(label, device) for label in problem.labels[block]}
-                if not problem.allowed[block, device] or marks & seen:
+        taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
+        for block, (option, places) in enumerate(zip(placement.option, placement.places, strict=True)):
+            if problem.option_one_host[option] and len({p // problem.cluster.devices_per_host for p in places}) > 1:
+                return False
+            for place in places:
+                devices = problem.devices_of(option, place)
+                if not problem.allowed[block, devices].all() or taken[problem.labels[block], devices].any():
                     return False
-                seen |= marks
+                taken[problem.labels[block], devices] = True
         return True
 
 
@@ -166,8 +172,12 @@ class Changes(ABC):
         """How much a device with summed latents float[..., K] would have to do with the guide, float[...]."""
 
     @abstractmethod
-    def two_devices(self, devices: Ints, loads: Floats) -> Floats:
-        """Guide of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
+    def lightest(self) -> Ints:
+        """Devices, those that have least to do with the guide first."""
+
+    @abstractmethod
+    def some_devices(self, devices: Ints, loads: Floats) -> Floats:
+        """Guide of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
 
     @abstractmethod
     def whole(self, z: Floats) -> Floats:
@@ -181,8 +191,8 @@ class Changes(ABC):
 
         Args:
             pair: int[2], the devices.
-            given: float[M, K], loads that may go from the first to the second.
-            taken: float[N, K], loads that may go from the second to the first.
+            given: float[2, M, K], loads that may go from the first to the second, as either device has them.
+            taken: float[2, N, K], loads that may go from the second to the first.
             possible: bool[M, N], exchanges to choose from; None for all.
             rng: for a choice where nothing better is known.
 
@@ -223,8 +233,12 @@ class PhasedChanges(Changes):
         """The share of the soft maxima that a device would have, float[...] for float[..., K]."""
         return np.asarray((self._power(self._cost.heads(z)) / self._share).sum(axis=-1))
 
-    def two_devices(self, devices: Ints, loads: Floats) -> Floats:
-        """Guide of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
+    def lightest(self) -> Ints:
+        """Devices, those with the least share of the soft maxima first."""
+        return np.argsort((self._powers / self._share).sum(axis=1), kind="stable")
+
+    def some_devices(self, devices: Ints, loads: Floats) -> Floats:
+        """Guide of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
         rest = self._sum - self._powers[devices].sum(axis=1)
         # The difference loses digits where the two have nearly all of the sum.
         if len(lost := np.flatnonzero((rest < _LOST * self._sum).any(axis=1))):
@@ -246,14 +260,14 @@ class PhasedChanges(Changes):
         exchanges are one product of two small matrices.
         """
         factors_given, factors_taken = [], []
-        for sign, device in zip((-1.0, 1.0), map(int, pair), strict=True):
+        for which, sign, device in zip((0, 1), (-1.0, 1.0), map(int, pair), strict=True):
             if device not in self._slopes:
                 self._slopes[device] = self._rate * self._cost.slopes(self.z[device])[self._used]
             slopes = sign * self._slopes[device]
             level = self._rate * (self._ms[device] - self._zero) - np.log(self._share)
             # Unlike a matrix product, einsum treats equal loads alike wherever they stand.
-            factors_given.append(_bounded_exp(np.einsum("pk,nk->pn", slopes, given) + level[self._used, None]))
-            factors_taken.append(_bounded_exp(np.einsum("pk,nk->pn", -slopes, taken)))
+            factors_given.append(_bounded_exp(np.einsum("pk,nk->pn", slopes, given[which]) + level[self._used, None]))
+            factors_taken.append(_bounded_exp(np.einsum("pk,nk->pn", -slopes, taken[which])))
         with np.errstate(over="ignore"):
             estimate = np.concatenate(factors_given).T @ np.concatenate(factors_taken)
         if possible is not None:
@@ -315,8 +329,12 @@ class WholeChanges(Changes):
         """What a device would cost alone, float[...] ms for float[..., K]."""
         return self._judge.device_ms(z)
 
-    def two_devices(self, devices: Ints, loads: Floats) -> Floats:
-        """Step time of candidates, float[N], in which devices int[N, 2] hold loads float[N, 2, K] instead."""
+    def lightest(self) -> Ints:
+        """Devices, those that would cost least alone first."""
+        return np.argsort(self.pressure(self.z), kind="stable")
+
+    def some_devices(self, devices: Ints, loads: Floats) -> Floats:
+        """Step time of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
         z = np.repeat(self.z[None], len(devices), axis=0)
         z[np.arange(len(devices))[:, None], devices] = loads
         return self._judge.step_ms(z)
@@ -329,7 +347,7 @@ class WholeChanges(Changes):
         self, pair: Ints, given: Floats, taken: Floats, possible: Bools | None, rng: np.random.Generator
     ) -> Ints:
         """Any exchanges."""
-        found = np.arange(len(given) * len(taken)) if possible is None else np.flatnonzero(possible)
+        found = np.arange(given.shape[1] * taken.shape[1]) if possible is None else np.flatnonzero(possible)
         return np.sort(rng.choice(found, LIKELY, replace=False)) if len(found) > LIKELY else found
 
     def put(self, devices: Ints, loads: Floats) -> None:
@@ -347,37 +365,50 @@ class Partial:
     """A placement under construction: what the devices hold so far. Placers add to it unit by unit."""
 
     def __init__(self, judge: Judge, options: Sequence[int]) -> None:
-        """Start with the spread options of `options` (one a block) in place."""
+        """Start with what has only one place: options of `options` (one a block) that take up all devices."""
         problem = judge.problem
         self.judge = judge
         self.options = tuple(options)
-        self.z = np.zeros((problem.cluster.devices, judge.latents.shape[1]))
+        self.z = np.zeros((problem.cluster.devices, judge.latents.shape[2]))
         self.memory = np.zeros(problem.cluster.devices, dtype=np.int64)
-        self.devices: list[list[int]] = [[] for _ in options]
-        labels = 1 + max(label for of_block in problem.labels for label in of_block)
-        self._taken = np.zeros((labels, problem.cluster.devices), dtype=bool)
-        self._ahead = judge.single_ms[list(self.options)] * problem.option_units[list(self.options)]
+        self.places: list[list[int]] = [[] for _ in options]
+        self._taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
+        work = judge.single_ms * problem.unit_count * problem.site_size[problem.option_site][problem.unit_option]
+        self._ahead = np.add.reduceat(work, problem.first_unit)[list(self.options)]
         self._all_ms = max(float(self._ahead.sum()), 1e-9)
-        for option in self.options:
-            if problem.option_units[option] == 0:
-                self.z += judge.latents[option]
-                self.memory += problem.option_memory[option]
+        for block, option in enumerate(self.options):
+            if problem.option_site[option] == Site.CLUSTER:
+                self.add(block, int(problem.first_unit[option]), 0)
 
-    def fits(self, block: int) -> Bools:
-        """bool[D]: devices that may take one more unit of a block; the mask of every placer."""
-        problem = self.judge.problem
-        room = self.memory + problem.option_memory[self.options[block]] <= problem.cluster.memory_limit
-        blocked = self._taken[list(problem.labels[block])].any(axis=0)
-        return np.asarray(problem.allowed[block] & room & ~blocked)
+    def fits(self, block: int, unit: int) -> Bools:
+        """bool[D or hosts]: the places that may take one more unit of a block; the mask of every placer."""
+        problem, option = self.judge.problem, self.options[block]
+        room = self.memory + problem.unit_memory[unit] <= problem.cluster.memory_limit
+        blocked = self._taken[problem.labels[block]].any(axis=0)
+        fits = problem.allowed[block] & room & ~blocked
+        local = problem.cluster.devices_per_host
+        if problem.option_one_host[option]:
+            if self.places[block]:
+                fits &= np.arange(len(fits)) // local == self.places[block][0] // local
+            else:
+                enough = fits.reshape(-1, local).sum(axis=1) >= problem.option_units[option]
+                fits &= np.repeat(enough, local)
+        return np.asarray(fits.reshape(-1, problem.site_size[problem.option_site[option]]).all(axis=1))
 
-    def add(self, block: int, device: int) -> None:
-        """Put one unit of a block on a device."""
-        option = self.options[block]
-        self.z[device] += self.judge.latents[option]
-        self.memory[device] += self.judge.problem.option_memory[option]
-        self._taken[list(self.judge.problem.labels[block]), device] = True
-        self._ahead[block] -= self.judge.single_ms[option]
-        self.devices[block].append(device)
+    def after(self, block: int, unit: int) -> Floats:
+        """float[D, K]: what devices would hold with a unit of a block."""
+        latents = self.judge.latents
+        return self.z + (latents[0, unit] if len(latents) == 1 else latents[self.judge.problem.cluster.kind, unit])
+
+    def add(self, block: int, unit: int, place: int) -> None:
+        """Put one unit of a block at a place."""
+        problem, option = self.judge.problem, self.options[block]
+        devices = problem.devices_of(option, place)
+        self.z[devices] += self.judge.latents[problem.cluster.kind[devices], unit]
+        self.memory[devices] += problem.unit_memory[unit]
+        self._taken[problem.labels[block], devices] = True
+        self._ahead[block] -= self.judge.single_ms[unit] * problem.site_size[problem.option_site[option]]
+        self.places[block].append(place)
 
     def left(self) -> float:
         """Share of the units' single costs that is still to be placed."""
@@ -385,4 +416,5 @@ class Partial:
 
     def placement(self) -> Placement:
         """The finished placement."""
-        return Placement(self.options, tuple(tuple(sorted(devices)) for devices in self.devices))
+        problem = self.judge.problem
+        return Placement(self.options, tuple(problem.sorted_places(o, p) for o, p in zip(self.options, self.places, strict=True)))

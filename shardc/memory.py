@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from shardc.problem import BYTES_PER_ELEMENT, INDEX_BYTES, Optimizer
+import numpy as np
+
+from shardc.problem import BYTES_PER_ELEMENT, INDEX_BYTES, Bools, Floats, Ints, Optimizer
 
 _STATE_BYTES = 4  # FBGEMM keeps optimizer state in fp32, whatever the weights are
 
 
-def optimizer_state_bytes(rows: int, dim: int, optimizer: str) -> int:
+def optimizer_state_bytes(rows: Ints | int, dim: Ints | int, optimizer: str) -> Ints | int:
     """Bytes of optimizer state: one value a row (row-wise Adagrad), one (Adagrad) or two (Adam) a weight."""
     values = {
-        Optimizer.SGD: 0,
+        Optimizer.SGD: 0 * rows,
         Optimizer.ROWWISE_ADAGRAD: rows,
         Optimizer.ADAGRAD: rows * dim,
         Optimizer.ADAM: 2 * rows * dim,
@@ -40,9 +42,17 @@ def device_bytes_for(tables: int, memory: int, reserve: int) -> int:
 
 
 def shard_bytes(
-    rows: int, dim: int, *, weights: str, outputs: str, optimizer: str, bags: int, pooling: float, dense: bool = False
-) -> int:
-    """Bytes of device memory that one shard takes.
+    rows: Ints | int,
+    dim: Ints | int,
+    *,
+    weights: str,
+    outputs: str,
+    optimizer: str,
+    bags: Ints | int,
+    pooling: Floats | float,
+    dense: Bools | bool = False,
+) -> Ints:
+    """Bytes of device memory that shards take, int[...].
 
     Weights, optimizer state, the inputs it receives (indices and offsets), its pooled output and the gradient of that
     output; a `dense` (data-parallel) shard also keeps a gradient as large as its weights.
@@ -57,8 +67,8 @@ def shard_bytes(
         pooling: mean lookups of a bag that reach the shard.
         dense: whether gradients are dense, as data-parallel tables have them.
     """
-    weight_bytes = rows * dim * BYTES_PER_ELEMENT[weights]
+    weight_bytes = np.asarray(rows) * dim * BYTES_PER_ELEMENT[weights]
     state = optimizer_state_bytes(rows, dim, optimizer)
-    inputs = (int(bags * pooling) + bags) * INDEX_BYTES
-    activations = 2 * bags * dim * BYTES_PER_ELEMENT[outputs]
-    return weight_bytes + state + inputs + activations + (weight_bytes if dense else 0)
+    inputs = (np.trunc(bags * np.asarray(pooling)).astype(np.int64) + bags) * INDEX_BYTES
+    activations = 2 * np.asarray(bags) * dim * BYTES_PER_ELEMENT[outputs]
+    return np.asarray(weight_bytes * (1 + np.asarray(dense)) + state + inputs + activations)

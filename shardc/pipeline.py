@@ -80,7 +80,7 @@ def run(
         measure: measures the spec's own shards (see `shardc.passes.profile`).
     """
     seed = loaded.spec.compile.seed if seed is None else seed
-    hardware = device_of(loaded)
+    hardware = devices_of(loaded)
     recorded = _read_accesses(loaded)
     problem = lower(loaded, hardware, recorded)
     pessimistic: CostModel | None = None
@@ -119,11 +119,23 @@ def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choi
     return place(problem, cost, policy=_policy()[0], effort=how.effort, seed=how.seed)
 
 
+def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
+    """The hardware profiles that a spec names, in the order of their first host."""
+    base, at = os.path.dirname(loaded.path or ""), loaded.at("cluster", "device")
+    return tuple(load_hardware(name, base=base, at=at) for name in loaded.spec.cluster.device_names)
+
+
 def device_of(loaded: LoadedSpec) -> Hardware:
-    """The hardware profile that a spec names."""
-    return load_hardware(
-        loaded.spec.cluster.device, base=os.path.dirname(loaded.path or ""), at=loaded.at("cluster", "device")
-    )
+    """The one hardware profile that a spec names, for what can only be done on one kind of device.
+
+    Raises:
+        DiagnosticError: SH503 when hosts have different devices.
+    """
+    hardware = devices_of(loaded)
+    if len(hardware) > 1:
+        message = f"the hosts have different devices ({', '.join(h.name for h in hardware)}); one kind can be measured"
+        raise DiagnosticError(Diagnostic("SH503", message, loaded.at("cluster", "host")))
+    return hardware[0]
 
 
 def _digest(loaded: LoadedSpec, recorded: Mapping[str, Bins]) -> str:

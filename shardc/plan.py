@@ -33,6 +33,10 @@ class _Member(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
+def _without_empty(members: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if key != name or value}
+
+
 class PlanModel(_Member):
     """The model that the plan is for."""
 
@@ -47,9 +51,16 @@ class PlanModel(_Member):
 class PlanCluster(_Member):
     """The devices that the plan is for."""
 
-    device: str = Field(description="Name of the hardware profile.")
+    device: str = Field(description="Name of the hardware profile; where hosts differ, that of the first host.")
     hosts: Positive = Field(description="Number of hosts.")
     devices_per_host: Positive = Field(description="Devices of each host; ranks are numbered host by host.")
+    host_devices: tuple[str, ...] = Field(
+        (), description="Name of the hardware profile of each host; absent where all are alike."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_host_devices(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(handler(self), "host_devices")
 
     @property
     def devices(self) -> int:
@@ -102,8 +113,7 @@ class TablePlan(_Member):
 
     @model_serializer(mode="wrap")
     def _without_empty_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        members: dict[str, Any] = handler(self)
-        return members if self.shards else {key: value for key, value in members.items() if key != "shards"}
+        return _without_empty(handler(self), "shards")
 
 
 class DeviceScore(_Member):

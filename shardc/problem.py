@@ -1,16 +1,19 @@
 """What every pass works on: tables, shards, options and devices as arrays.
 
 A *block* is what has to be decided about: one table, or a group of tables that must share a device. A block has
-*options*, one for each way to shard it, and an option is a number of identical *units*: a table-wise option is one
-unit, a column-wise one in four pieces is four units, each free to go to any allowed device. A *spread* option
-(row-wise, data-parallel) has no free unit: it puts one unit on every device.
+*options*, one for each way to shard it, and an option is a number of *units*, each at a *site*: a table-wise option is
+one unit on one device, a column-wise one in four pieces is four units on four devices; a table-row-wise one is one unit
+at a host, with a shard on each of its devices; a row-wise one is one unit at the only site that holds all devices.
+Units of an option that are alike are one *kind*: a table of 128 columns in three pieces is two units of 44 columns and
+one of 40.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +28,19 @@ class ShardingType(StrEnum):
 
     TABLE_WISE = "table_wise"
     COLUMN_WISE = "column_wise"
+    TABLE_COLUMN_WISE = "table_column_wise"
     ROW_WISE = "row_wise"
+    TABLE_ROW_WISE = "table_row_wise"
+    GRID_SHARD = "grid_shard"
     DATA_PARALLEL = "data_parallel"
+
+
+class Site(IntEnum):
+    """What a unit takes up: a device, every device of a host, or every device there is."""
+
+    DEVICE = 0
+    HOST = 1
+    CLUSTER = 2
 
 
 class Optimizer(StrEnum):
@@ -66,14 +80,11 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """The devices a plan is for, as the cost of communication and the memory limit see them.
+class HostKind:
+    """Hosts that are alike: their devices and links.
 
     Attributes:
-        device: name of the hardware profile.
-        device_type: cpu or cuda.
-        hosts: number of hosts.
-        devices_per_host: devices of each host; ranks are numbered host by host.
+        device: name of the devices' hardware profile.
         memory_bytes: memory of one device.
         reserve_bytes: part of it kept for the dense model and activations.
         intra_host_bandwidth: bytes/s that one device sends to the other devices of its host.
@@ -85,9 +96,6 @@ class Cluster:
     """
 
     device: str
-    device_type: str
-    hosts: int
-    devices_per_host: int
     memory_bytes: int
     reserve_bytes: int
     intra_host_bandwidth: float
@@ -97,16 +105,6 @@ class Cluster:
     intra_host: Mapping[Collective, Link] = field(default_factory=dict)
     inter_host: Mapping[Collective, Link] = field(default_factory=dict)
 
-    @property
-    def devices(self) -> int:
-        """Number of devices (ranks)."""
-        return self.hosts * self.devices_per_host
-
-    @property
-    def memory_limit(self) -> int:
-        """Bytes of one device that embedding tables may take."""
-        return max(0, self.memory_bytes - self.reserve_bytes)
-
     def within_host(self, collective: Collective) -> Link:
         """What a collective takes between devices of one host: as measured, or else the links' figures."""
         return self.intra_host.get(collective) or Link(self.latency_ms, self.intra_host_bandwidth)
@@ -115,6 +113,48 @@ class Cluster:
         """What a collective takes that crosses hosts: as measured, or else the links' figures."""
         usual = Link(self.latency_ms + self.network_latency_ms, self.inter_host_bandwidth)
         return self.inter_host.get(collective) or usual
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The devices a plan is for; ranks are numbered host by host.
+
+    Attributes:
+        device_type: cpu or cuda.
+        devices_per_host: devices of each host.
+        kinds: the G kinds of hosts.
+        host_kind: for each host its kind.
+        rank_memory: bytes of memory of single ranks that differ from their kind's.
+    """
+
+    device_type: str
+    devices_per_host: int
+    kinds: tuple[HostKind, ...]
+    host_kind: tuple[int, ...]
+    rank_memory: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def hosts(self) -> int:
+        """Number of hosts."""
+        return len(self.host_kind)
+
+    @property
+    def devices(self) -> int:
+        """Number of devices (ranks)."""
+        return self.hosts * self.devices_per_host
+
+    @cached_property
+    def kind(self) -> Ints:
+        """int[D], the kind of each device's host."""
+        return np.repeat(np.array(self.host_kind), self.devices_per_host)
+
+    @cached_property
+    def memory_limit(self) -> Ints:
+        """int[D], bytes of each device that embedding tables may take."""
+        limits = np.array([max(0, kind.memory_bytes - kind.reserve_bytes) for kind in self.kinds])[self.kind]
+        for rank, memory in self.rank_memory.items():
+            limits[rank] = max(0, memory - self.kinds[self.kind[rank]].reserve_bytes)
+        return limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +212,9 @@ class TableInfo:
     pooling: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
-    """A sharding problem, lowered from a spec. T tables, B blocks, O options, S shards, D devices.
+    """A sharding problem, lowered from a spec. T tables, B blocks, O options, U kinds of units, S shards, D devices.
 
     Tables are sorted by name and blocks by their first table, so that the order of listing has no influence.
 
@@ -191,11 +231,15 @@ class Problem:
         shard_type: for each shard the sharding type that makes it.
         option_block: int[O], the block that an option belongs to; ascending.
         option_type: sharding type of each option.
-        option_units: int[O], number of units of the option; 0 for a spread option.
-        option_shards: for each option the shards of one unit (one, or one for each table of a group).
-        option_memory: int[O], bytes of one unit (of every device, if spread).
+        option_site: int[O], the `Site` that each unit of the option takes up.
+        option_one_host: bool[O], whether all units of the option keep to one host.
+        unit_option: int[U], the option that a kind of unit belongs to; ascending, and the largest unit of each first.
+        unit_count: int[U], how many such units the option has.
+        unit_shards: for each kind the shards of one unit on one device (one, or one for each table of a group).
+        unit_memory: int[U], bytes of one unit on one device.
         allowed: bool[B, D], devices that units of the block may go to.
-        labels: for each block the exclusion labels it carries: no two units with a common label share a device.
+        labels: for each block the exclusion labels it carries, its own first: no two units with a common label share a
+            device.
     """
 
     cluster: Cluster
@@ -210,16 +254,67 @@ class Problem:
     shard_type: tuple[ShardingType, ...]
     option_block: Ints
     option_type: tuple[ShardingType, ...]
-    option_units: Ints
-    option_shards: tuple[tuple[int, ...], ...]
-    option_memory: Ints
+    option_site: Ints
+    option_one_host: Bools
+    unit_option: Ints
+    unit_count: Ints
+    unit_shards: tuple[tuple[int, ...], ...]
+    unit_memory: Ints
     allowed: Bools
-    labels: tuple[tuple[int, ...], ...]
+    labels: tuple[list[int], ...]
+
+    @cached_property
+    def first_option(self) -> Ints:
+        """int[B], the first option of each block."""
+        return np.searchsorted(self.option_block, np.arange(len(self.blocks)))
+
+    @cached_property
+    def first_unit(self) -> Ints:
+        """int[O], the first kind of unit of each option, and the largest."""
+        return np.searchsorted(self.unit_option, np.arange(len(self.option_block)))
+
+    @cached_property
+    def option_units(self) -> Ints:
+        """int[O], number of units of each option."""
+        return np.add.reduceat(self.unit_count, self.first_unit)
+
+    @cached_property
+    def site_size(self) -> Ints:
+        """int[3], devices that a unit takes up, by `Site`."""
+        return np.array([1, self.cluster.devices_per_host, self.cluster.devices])
+
+    @cached_property
+    def label_count(self) -> int:
+        """Number of exclusion labels."""
+        return 1 + max(label for of_block in self.labels for label in of_block)
 
     def options_of(self, block: int) -> range:
         """Indices of the options of a block."""
         start, stop = np.searchsorted(self.option_block, [block, block + 1])
         return range(int(start), int(stop))
+
+    def units_of(self, option: int) -> Ints:
+        """The kind of each unit of an option, those of one kind next to each other."""
+        first = int(self.first_unit[option])
+        kinds = np.arange(first, np.searchsorted(self.unit_option, option, side="right"))
+        return np.repeat(kinds, self.unit_count[kinds])
+
+    def devices_of(self, option: int, place: int) -> slice:
+        """The devices that a unit of an option takes up at a place: a device, a host, or 0 for all devices."""
+        size = int(self.site_size[self.option_site[option]])
+        return slice(place * size, (place + 1) * size)
+
+    def held(self, placement: Placement) -> Bools:
+        """bool[D, S]: the shards that each device holds."""
+        held = np.zeros((self.cluster.devices, len(self.shards)), dtype=bool)
+        for option, places in zip(placement.option, placement.places, strict=True):
+            for unit, place in zip(self.units_of(option), places, strict=True):
+                held[self.devices_of(option, place), list(self.unit_shards[unit])] = True
+        return held
+
+    def sorted_places(self, option: int, places: Sequence[int]) -> tuple[int, ...]:
+        """Places of an option's units in the order of `units_of`, ascending among units of one kind."""
+        return tuple(place for _, place in sorted(zip(self.units_of(option).tolist(), places, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +323,9 @@ class Placement:
 
     Attributes:
         option: int[B], the option chosen for each block.
-        devices: for each block the device of each unit, ascending; empty for a spread option.
+        places: for each block the place of each unit, in the order of `Problem.units_of`: a device, a host, or 0 for
+            all devices, as the option's site is; ascending among units of one kind.
     """
 
     option: tuple[int, ...]
-    devices: tuple[tuple[int, ...], ...]
+    places: tuple[tuple[int, ...], ...]

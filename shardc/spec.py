@@ -25,18 +25,29 @@ from shardc.source import CsvSource, Path, Source
 FORMAT = 1
 """The version of the spec's format that this shardc reads."""
 
-SHARDING_TYPES = ("table_wise", "column_wise", "row_wise", "data_parallel")
+SHARDING_TYPES = (
+    "table_wise",
+    "column_wise",
+    "table_column_wise",
+    "row_wise",
+    "table_row_wise",
+    "grid_shard",
+    "data_parallel",
+)
 """The sharding types that a plan can use, in canonical order."""
+
+_ON_EVERY_DEVICE = {"row_wise", "data_parallel"}
 
 MAX_DEVICES = 65536
 BIN_COUNT = 17
 
-_UNSUPPORTED = ("table_row_wise", "table_column_wise", "grid_shard")
 _BINS_TOLERANCE = 1e-3
 _INT64_MAX = 2**63 - 1
 _NAME_LENGTH = 200
 
-ShardingType = Literal["table_wise", "column_wise", "row_wise", "data_parallel"]
+ShardingType = Literal[
+    "table_wise", "column_wise", "table_column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"
+]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
@@ -175,6 +186,55 @@ class ModelSpec(_Section):
     outputs: Precision = Field(default="fp32", description="Type of the pooled embeddings that are exchanged.")
 
 
+class HostSpec(_Section):
+    """A `[[cluster.host]]` section: hosts that differ from the others."""
+
+    hosts: Ranks = Field(description="Which hosts, counted from 0.")
+    device: Text | None = Field(default=None, description="Hardware profile of their devices.")
+    reserve: Reserve | None = Field(default=None, description="Memory of their devices that is kept free.")
+    memory: Size | None = Field(default=None, description="Memory of their devices.")
+    intra_host_bandwidth: Bandwidth | None = Field(default=None, description="Bandwidth of a device within its host.")
+    inter_host_bandwidth: Bandwidth | None = Field(default=None, description="Bandwidth of a device to other hosts.")
+
+
+class RankSpec(_Section):
+    """A `[[cluster.rank]]` section: single devices with another memory."""
+
+    ranks: Ranks = Field(description="Which ranks.")
+    memory: Size = Field(description='Memory of each of them: "40GiB".')
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What a spec says of the hosts of one kind; as written, None to take the profile's figure."""
+
+    device: str
+    reserve: str
+    memory: str | None
+    intra_host_bandwidth: str | None
+    inter_host_bandwidth: str | None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of a device."""
+        return parse_size(self.memory) if self.memory else None
+
+    @property
+    def intra_bytes_per_s(self) -> float | None:
+        """Bytes a second between devices of a host."""
+        return parse_bandwidth(self.intra_host_bandwidth) if self.intra_host_bandwidth else None
+
+    @property
+    def inter_bytes_per_s(self) -> float | None:
+        """Bytes a second between hosts."""
+        return parse_bandwidth(self.inter_host_bandwidth) if self.inter_host_bandwidth else None
+
+    def reserve_bytes(self, memory_bytes: int) -> int:
+        """Return the bytes of a device's memory that no table may use."""
+        reserve = _reserve(self.reserve) or 0
+        return round(reserve * memory_bytes) if self.reserve.endswith("%") else int(reserve)
+
+
 class ClusterSpec(_Section):
     """The `[cluster]` section."""
 
@@ -192,40 +252,73 @@ class ClusterSpec(_Section):
     inter_host_bandwidth: Bandwidth | None = Field(
         default=None, description='Bandwidth of a device to other hosts, instead of the profile\'s: "50GB/s".'
     )
+    host: tuple[HostSpec, ...] = Field(default=(), strict=False, description="Hosts that differ from the others.")
+    rank: tuple[RankSpec, ...] = Field(default=(), strict=False, description="Devices with another memory.")
 
     @model_validator(mode="after")
     def _check_totals(self) -> ClusterSpec:
         if self.devices > MAX_DEVICES:
             complaint = f"expected at most {MAX_DEVICES} devices in all, found {self.devices}"
             _reject(complaint, help="hosts x devices_per_host is the number of devices", at=("devices_per_host",))
-        if self.memory_bytes is not None and self.reserve_bytes(self.memory_bytes) >= self.memory_bytes:
-            _reject(f"expected less than the memory of {self.memory}, found {self.reserve}", at=("reserve",))
+        self._check_numbers("host", "hosts", self.hosts)
+        self._check_numbers("rank", "ranks", self.devices)
+        for number, settings in enumerate((self._settings(None), *map(self._settings, self.host))):
+            memory = settings.memory_bytes
+            if memory is not None and settings.reserve_bytes(memory) >= memory:
+                at: Path = ("host", number - 1) if number else ("reserve",)
+                _reject(f"expected a reserve below the memory of {settings.memory}, found {settings.reserve}", at=at)
         return self
+
+    def _check_numbers(self, section: str, key: str, count: int) -> None:
+        """Refuse hosts or ranks that do not exist, or that two sections are about."""
+        seen: set[int] = set()
+        for number, entry in enumerate(getattr(self, section)):
+            for index, which in enumerate(getattr(entry, key)):
+                at = (section, number, key, index)
+                if which >= count:
+                    _reject(f"expected a {section} from 0 to {count - 1}, found {which}", at=at)
+                if which in seen:
+                    _reject(f"{section} {which} is in two [[cluster.{section}]] sections", code="SH105", at=at)
+                seen.add(which)
+
+    def _settings(self, host: HostSpec | None) -> HostSettings:
+        names = HostSettings.__dataclass_fields__
+        own = {name: getattr(host, name) for name in names if host is not None}
+        return HostSettings(**{name: getattr(self, name) if own.get(name) is None else own[name] for name in names})
+
+    @property
+    def kinds(self) -> tuple[HostSettings, ...]:
+        """The kinds of hosts that there are, in the order of their first host."""
+        return tuple(dict.fromkeys(self._of_hosts))
+
+    @property
+    def host_kind(self) -> tuple[int, ...]:
+        """For each host its kind."""
+        number = {kind: i for i, kind in enumerate(self.kinds)}
+        return tuple(number[kind] for kind in self._of_hosts)
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The hardware profiles that are named, in the order of their first host."""
+        return tuple(dict.fromkeys(kind.device for kind in self.kinds))
+
+    @property
+    def rank_memory_bytes(self) -> dict[int, int]:
+        """Bytes of the devices that differ from their host's others, by rank."""
+        return {which: parse_size(entry.memory) or 0 for entry in self.rank for which in entry.ranks}
+
+    @property
+    def _of_hosts(self) -> list[HostSettings]:
+        settings = [self._settings(None)] * self.hosts
+        for entry in self.host:
+            for which in entry.hosts:
+                settings[which] = self._settings(entry)
+        return settings
 
     @property
     def devices(self) -> int:
         """Number of devices; ranks count from 0, host by host."""
         return self.hosts * self.devices_per_host
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Bytes of a device, None to take the profile's."""
-        return parse_size(self.memory) if self.memory else None
-
-    @property
-    def intra_bytes_per_s(self) -> float | None:
-        """Bytes a second between devices of a host, None to take the profile's."""
-        return parse_bandwidth(self.intra_host_bandwidth) if self.intra_host_bandwidth else None
-
-    @property
-    def inter_bytes_per_s(self) -> float | None:
-        """Bytes a second between hosts, None to take the profile's."""
-        return parse_bandwidth(self.inter_host_bandwidth) if self.inter_host_bandwidth else None
-
-    def reserve_bytes(self, memory_bytes: int) -> int:
-        """Return the bytes of a device's memory that no table may use."""
-        reserve = _reserve(self.reserve) or 0
-        return round(reserve * memory_bytes) if self.reserve.endswith("%") else int(reserve)
 
 
 def _access_schema(schema: dict[str, Any]) -> None:
@@ -485,13 +578,19 @@ class LoadedSpec:
             "format": self.spec.format,
             "model": self.spec.model.model_dump(),
             "cluster": {
-                "device": cluster.device,
-                "hosts": cluster.hosts,
                 "devices_per_host": cluster.devices_per_host,
-                "reserve": _reserve(cluster.reserve),
-                "memory": cluster.memory_bytes,
-                "intra_host_bandwidth": cluster.intra_bytes_per_s,
-                "inter_host_bandwidth": cluster.inter_bytes_per_s,
+                "hosts": cluster.host_kind,
+                "kinds": [
+                    {
+                        "device": kind.device,
+                        "reserve": _reserve(kind.reserve),
+                        "memory": kind.memory_bytes,
+                        "intra_host_bandwidth": kind.intra_bytes_per_s,
+                        "inter_host_bandwidth": kind.inter_bytes_per_s,
+                    }
+                    for kind in cluster.kinds
+                ],
+                "ranks": sorted(cluster.rank_memory_bytes.items()),
             },
             "compile": self.spec.compile.model_dump(),
             "tables": tables,
@@ -767,7 +866,7 @@ class _Reader:
                 path = (*entry.origin, "pin", index)
                 message = f"{self._label(path)}: expected a rank from 0 to {devices - 1}, found {rank}"
                 self.findings.append(Diagnostic("SH104", message, self.sources.locate(path)))
-        if len(pin) < devices and not {"table_wise", "column_wise"} & set(table.sharding):
+        if len(pin) < devices and set(table.sharding) <= _ON_EVERY_DEVICE:
             needs = f"is pinned to {len(pin)} of {devices} ranks, but its sharding needs every rank"
             self._flag("SH106", entry, "pin", needs, help="remove the pin, or allow table_wise or column_wise")
 
@@ -801,7 +900,7 @@ class _Reader:
     ) -> None:
         """Check that a set of tables can be on different devices; tables of one group count as one."""
         for entry, table in members:
-            if not {"table_wise", "column_wise"} & set(table.sharding):
+            if set(table.sharding) <= _ON_EVERY_DEVICE:
                 reason = f"is in the apart set {_quoted(name)}, but its sharding uses every device"
                 self._flag("SH106", entry, "sharding", reason, help='allow "table_wise" or "column_wise"')
         units: dict[tuple[str, str], tuple[_Entry, frozenset[int] | None]] = {}
@@ -911,8 +1010,6 @@ def _complaint(kind: str, value: Any, context: Mapping[str, Any]) -> tuple[str, 
         expected = "one of " + ", ".join(map(_quoted, options))
         if not isinstance(value, str):
             return "SH103", f"expected {expected}, found {_kind(value)}", None
-        if value in _UNSUPPORTED:
-            return "SH104", f"sharding type {value} is not supported", f"use {expected}"
         return "SH104", f"expected {expected}, found {_quoted(value)}", _suggestion(value, options)
     if kind in _TYPES and not (kind == "float_type" and type(value) is int):
         whole = kind == "int_type" and isinstance(value, float) and value.is_integer()
@@ -929,6 +1026,8 @@ def _model_at(path: Path) -> type[BaseModel]:
         return Spec
     if path[-1] == "access":
         return AccessSpec
+    if path[0] == "cluster" and len(path) > 1:
+        return {"host": HostSpec, "rank": RankSpec}[str(path[1])]
     return TableSpec if _in_csv(path) else _SECTIONS[path[0]]
 
 

@@ -16,7 +16,7 @@ from shardc.passes.profile import Measure
 from shardc.passes.verify import verify
 from shardc.pipeline import Compiled, run
 from shardc.plan import Plan, TablePlan, default_plan_path, read_plan
-from shardc.problem import Placement, Problem
+from shardc.problem import Placement, Problem, Site
 from shardc.spec import LoadedSpec
 from shardc.units import format_ms
 
@@ -104,29 +104,38 @@ def placement_of(plan: Plan, problem: Problem) -> Placement:
         DiagnosticError: SH308 for every table that is sharded in a way that is no option of the problem.
     """
     tables = {name: placed for module in plan.plan.values() for name, placed in module.items()}
-    options, devices, faults = [], [], []
+    options, places, faults = [], [], []
     for block, members in enumerate(problem.blocks):
         name = problem.tables[members[0]].name
         placed = tables[name]
-        option = next((o for o in problem.options_of(block) if _is_option(placed, problem, o)), None)
-        if option is None:
+        found = ((o, _places(placed, problem, o)) for o in problem.options_of(block))
+        option, of_units = next(((o, p) for o, p in found if p is not None), (None, None))
+        if option is None or of_units is None:
             message = f'table "{name}": {placed.sharding_type} in {len(placed.shards)} pieces is no option of the spec'
             faults.append(Diagnostic("SH308", message, help="compile the spec again"))
         else:
             options.append(option)
-            devices.append(tuple(sorted(placed.ranks)) if problem.option_units[option] else ())
+            places.append(of_units)
     if faults:
         raise DiagnosticError(*faults)
-    return Placement(tuple(options), tuple(devices))
+    return Placement(tuple(options), tuple(places))
 
 
-def _is_option(placed: TablePlan, problem: Problem, option: int) -> bool:
+def _places(placed: TablePlan, problem: Problem, option: int) -> tuple[int, ...] | None:
+    """Where the units of an option are if a table is sharded in this way; None if it is not."""
     if placed.sharding_type != problem.option_type[option]:
-        return False
-    widths = {shard.shard_sizes[1] for shard in placed.shards}
-    return problem.option_units[option] == 0 or (
-        problem.option_units[option] == len(placed.shards) and len(widths) == 1
-    )
+        return None
+    if problem.option_site[option] == Site.CLUSTER:
+        return (0,)
+    size = int(problem.site_size[problem.option_site[option]])
+    first = placed.shards[::size]
+    units = problem.units_of(option)
+    if len(problem.unit_shards[units[0]]) > 1:  # a group, which is placed whole
+        return tuple(shard.rank for shard in first)
+    widths = [int(problem.shards.dim[problem.unit_shards[unit][0]]) for unit in units]
+    # Units come from wide to narrow, and among equals by their place.
+    ordered = sorted((-shard.shard_sizes[1], shard.rank // size) for shard in first)
+    return tuple(place for _, place in ordered) if [-width for width, _ in ordered] == widths else None
 
 
 # --- The checks: each looks at one thing ------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 What is relaxed: a block may mix its options, a share for each, and its units may be spread over devices in parts. Then
 the best is to give all devices the same load, and by Jensen's inequality no placement beats it: the costliest device
-costs at least what a convex, non-decreasing phase cost is at the mean load. Pins are relaxed altogether, and memory is
-kept on average only.
+costs at least what a convex, non-decreasing phase cost is at the mean load. Pins and hosts are relaxed altogether, and
+memory is kept on average only. Where hosts differ, devices of each kind have a mean load of their own.
 
 What no placement escapes makes it tighter:
 
@@ -30,13 +30,14 @@ import numpy as np
 
 from shardc.cost.minimax import NO_PHASE, Minimax, solve
 from shardc.cost.model import PhasedCost
-from shardc.problem import Bools, Floats, Ints, Problem
+from shardc.problem import Bools, Floats, Ints, Problem, Site
 
 _WORTH = 5e-4  # relative: by how much a bound is better
 _WORK = 10_000_000  # entries of all programs times their steps that patience of one stands for, at most
 _ROUNDS = 4  # of tangents in one case
 _TOLERANCE = 1e-4  # relative, of a program's value
 _COARSE = 2e-4  # relative: smaller pieces, and tangents and times that are closer, change nothing
+_LIGHTEST = 1e-12  # ms
 _LARGE = 0.15  # share of a phase that a unit takes alone if it has cases of its own
 _SHORT = 0.01  # share of the step time below which a phase makes no unit large
 _WHOLE = 0.02  # a counted load this close to a whole number of pieces is one
@@ -70,7 +71,7 @@ def lower_bound(problem: Problem, cost: PhasedCost, latents: Floats, *, patience
     Args:
         problem: the problem.
         cost: its cost model; the form of its heads is what the certificate rests on.
-        latents: float[O, K], latents of one unit of each option (see `shardc.judge.Judge.latents`).
+        latents: float[G, U, K], latents of units by kind of host (see `shardc.judge.Judge.latents`).
         patience: how many splits may leave the bound as it is before it is taken as final.
     """
     relaxation = _Relaxation(problem, cost, latents)
@@ -134,16 +135,22 @@ class _Bounded:
 class _Columns:
     """What the N variables of a case's program are: an option's units, all of them, on devices of one kind.
 
-    The kinds are the devices that are told apart, one each, and all others together.
+    The kinds are the devices that are told apart, one each, and all others together; or those of each kind of hosts.
 
     Attributes:
         option: int[N], ascending.
         load: float[J, N], how many units that puts on a device of each kind.
+        latents: float[J, N, K], those of one unit there.
+        memory: float[J, N], its bytes.
+        limit: float[J], bytes of a device of each kind on average, or at most.
         starts: int[B], the first column of each block.
     """
 
     option: Ints
     load: Floats
+    latents: Floats
+    memory: Floats
+    limit: Floats
     starts: Ints
 
 
@@ -155,28 +162,50 @@ class _Relaxation:
     """
 
     def __init__(self, problem: Problem, cost: PhasedCost, latents: Floats) -> None:
-        self._problem, self._cost, self._latents = problem, cost, latents
-        self._block, self._units = problem.option_block, problem.option_units
-        self._devices = problem.cluster.devices
-        self._starts = np.searchsorted(self._block, np.arange(len(problem.blocks)))
-        self._on_all = np.where(self._units == 0, self._devices, self._units)  # [O], units on all devices together
-        # [O, P + F] ms of one unit: by phase, and the fixed costs of phases that the same units take part in.
-        users, group = np.unique(cost.present(latents) > 0, axis=1, return_inverse=True)
+        self._problem, self._cost = problem, cost
+        self._block, self._starts = problem.option_block, problem.first_option
+        self._devices, self._kinds = problem.cluster.devices, len(latents)
+        first, size = problem.first_unit, problem.site_size[problem.option_site]
+        self._everywhere = problem.option_site == Site.CLUSTER
+        self._whole = (problem.option_units == 1) & (problem.option_site == Site.DEVICE)
+        self._on_all = problem.option_units * size  # [O], devices that have a unit, over all units
+        alone = cost.heads(latents).min(axis=0)  # [U, P]
+        memory = np.broadcast_to(problem.unit_memory[:, None] * 1.0, (*latents.shape[:2], 1))
+        # [G, O, K + 1], latents and bytes of an option's units: of their mean, and of the worth of one at least.
+        amounts = np.concatenate([latents, memory], axis=2)
+        self._mean = np.add.reduceat(amounts * problem.unit_count[:, None], first, axis=1)
+        self._mean /= problem.option_units[:, None]
+        self._least = self._least_share(amounts, alone.sum(axis=1))
+        self._largest = np.maximum.reduceat(latents.max(axis=0), first)  # [O, K], of one unit
+        # [O, P + F] ms of the largest unit: by phase, and the fixed costs of phases that the same units take part in.
+        users, group = np.unique(cost.present(latents[0, first]) > 0, axis=1, return_inverse=True)
         fixed = np.bincount(group.reshape(-1), cost.constants, minlength=users.shape[1])
-        self._lone_ms = np.concatenate([cost.heads(latents), users * fixed], axis=1)
+        self._lone_ms = np.concatenate([np.maximum.reduceat(alone, first), users * fixed], axis=1)
         # A load that every device might have, and about the step time in ms: a power of two, the same everywhere.
         each = self._lone_ms[:, : len(cost.phases)].sum(axis=1) * self._on_all
         cheapest = each == np.minimum.reduceat(each, self._starts)[self._block]
-        usual = (cheapest * self._on_all / self._devices) @ latents
-        self._scale = float(np.ldexp(0.5, np.frexp(cost.heads(usual).sum())[1]))
+        usual = (cheapest * self._on_all / self._devices) @ self._mean[..., :-1]  # [G, K]
+        self._scale = float(np.ldexp(0.5, np.frexp(cost.heads(usual[0]).sum())[1]))
         self._tangents: list[list[tuple[Floats, float]]] = [[] for _ in cost.phases]
-        self._add_tangents(usual)
+        for load in usual:
+            self._add_tangents(load)
         self._lone: list[tuple[int, int]] = []  # blocks, and phases that they may take longer than all else
-        self._counted = self._find_counted()
-        most_memory = np.maximum.reduceat(problem.option_memory * self._on_all, self._starts).sum()
-        self._memory_binds = bool(most_memory > problem.cluster.memory_limit * self._devices)
+        self._counted = self._find_counted(latents)
+        most_memory = np.maximum.reduceat(self._mean[0, :, -1] * self._on_all, self._starts).sum()
+        self._memory_binds = bool(most_memory > problem.cluster.memory_limit.sum())
         self._bounded = 0
         self.work = 0
+
+    def _least_share(self, amounts: Floats, weight: Floats) -> Floats:
+        """What a device has at least of an option of which it has the worth of one unit, float[G, O, K + 1].
+
+        Where units are of several kinds, they may be divided among devices in any way. If each counts in proportion to
+        a weight of its own float[U], the worth of one has at least the least that any kind has for its weight.
+        """
+        problem, first = self._problem, self._problem.first_unit
+        weight = np.maximum(weight, _LIGHTEST)
+        worth = np.add.reduceat(weight * problem.unit_count, first) / problem.option_units
+        return np.asarray(np.minimum.reduceat(amounts / weight[:, None], first, axis=1) * worth[:, None])
 
     def all_placements(self) -> _Case:
         """The case that all others are parts of."""
@@ -184,7 +213,7 @@ class _Relaxation:
             options=np.ones(len(self._block), dtype=bool),
             alone=(),
             least=np.zeros(self._lone_ms.shape[1]),
-            most=np.full(self._latents.shape[1], np.inf),
+            most=np.full(self._largest.shape[1], np.inf),
         )
 
     def bound(self, case: _Case, at_least: float) -> _Bounded:
@@ -198,7 +227,7 @@ class _Relaxation:
             value = max(value, solution.value)
             mix = np.bincount(columns.option, solution.mix, minlength=len(self._block)).astype(np.float64)
             phase_ms = program.phases(solution.mix)
-            loads = (columns.load * solution.mix) @ self._latents[columns.option]
+            loads = np.einsum("jn,n,jnk->jk", columns.load, solution.mix, columns.latents, optimize=True)
             news = self._add_lone(mix, phase_ms)
             for load in loads:
                 news |= self._add_tangents(load)
@@ -233,12 +262,12 @@ class _Relaxation:
     def _split_by_place(self, bounded: _Bounded) -> list[_Case]:
         """By the device that the largest unit is on, of those that are not told apart yet."""
         case, phases = bounded.case, np.arange(len(self._tangents))
-        if len(case.alone) >= self._devices - 1:
+        if self._kinds > 1 or len(case.alone) >= self._devices - 1:
             return []
         phases = phases[bounded.phase_ms[phases] > _SHORT * bounded.phase_ms.sum()]
         told = np.isin(self._block, self._block[[option for group in case.alone for option in group]])
         part = (self._lone_ms[:, phases] / bounded.phase_ms[phases]).max(axis=1, initial=0.0) * bounded.mix
-        part = np.where((self._units == 1) & ~told, part, 0.0)
+        part = np.where(self._whole & ~told, part, 0.0)
         option = int(part.argmax())
         if part[option] < _LARGE:
             return []
@@ -264,7 +293,7 @@ class _Relaxation:
                 continue
             most = case.most.copy()
             most[latent] = fewer * piece
-            fitting = case.options & (self._latents[:, latent] <= most[latent])
+            fitting = case.options & (self._largest[:, latent] <= most[latent])
             more = replace(case, least=np.maximum(case.least, ms * (fewer + 1)))
             best, cases = gain, [more, *self._if_possible(replace(case, options=fitting, most=most))]
         return cases
@@ -279,33 +308,35 @@ class _Relaxation:
         blocks = self._block[chosen]
         labels = [label for block in blocks for label in problem.labels[block]]
         return bool(
-            problem.option_memory[chosen].sum() <= problem.cluster.memory_limit
+            self._mean[0, chosen, -1].sum() <= problem.cluster.memory_limit.max()
             and problem.allowed[blocks].all(axis=0).any()
             and len(set(labels)) == len(labels)
         )
 
-    def _find_counted(self) -> dict[int, tuple[float, Ints, Floats]]:
-        """Latents that come in whole pieces which phases take time for.
+    def _find_counted(self, latents: Floats) -> dict[int, tuple[float, Ints, Floats]]:
+        """Latents that come in whole pieces which phases take time for; none where hosts differ.
 
         Returns:
             By latent: the piece, int[O] pieces that an option has on all devices, and float[P + F] ms that each takes.
         """
         # A head is zero at zero and convex, so it is nowhere below its tangent there.
-        slopes = self._cost.slopes(np.zeros(self._latents.shape[1]))
-        counted = {}
-        for latent in np.flatnonzero((slopes > 0).any(axis=0)):
-            piece, pieces = _pieces(self._latents[:, latent])
+        problem = self._problem
+        slopes = self._cost.slopes(np.zeros(latents.shape[2]))
+        counted: dict[int, tuple[float, Ints, Floats]] = {}
+        for latent in np.flatnonzero((slopes > 0).any(axis=0) & (self._kinds == 1)):
+            piece, pieces = _pieces(latents[0, :, latent])
             ms = np.zeros(self._lone_ms.shape[1])
             ms[: len(slopes)] = slopes[:, latent] * piece
             if ms.sum() > _COARSE * self._scale:
-                counted[int(latent)] = piece, pieces * self._on_all, ms
+                of_option = np.add.reduceat(pieces * problem.unit_count, problem.first_unit)
+                counted[int(latent)] = piece, of_option * problem.site_size[problem.option_site], ms
         return counted
 
     def _add_tangents(self, load: Floats) -> bool:
         """Take tangents at a load, of the phases whose tangents so far are too far below. False if there is none."""
         known = np.array([max((s @ load + level for s, level in found), default=-np.inf) for found in self._tangents])
         ms = self._cost.heads(load)
-        new = np.flatnonzero(ms > known + _COARSE * self._scale / len(known))
+        new = np.flatnonzero((ms > 0) & (ms > known + _COARSE * self._scale / len(known)))
         slopes = self._cost.slopes(load) if len(new) else np.empty(0)
         for phase in new:
             self._tangents[phase].append((slopes[phase], float(ms[phase] - slopes[phase] @ load)))
@@ -326,41 +357,53 @@ class _Relaxation:
 
     def _columns(self, case: _Case) -> _Columns:
         """The variables of a case's program."""
-        kinds = len(case.alone) + 1
+        kinds = max(len(case.alone) + 1, self._kinds)
         options = np.flatnonzero(case.options)
         device = np.full(len(self._block), -1)
         for number, group in enumerate(case.alone):
             device[list(group)] = number
-        placed = (device[options] >= 0) | (self._units[options] == 0)
+        placed = (device[options] >= 0) | self._everywhere[options]
         option = np.repeat(options, np.where(placed, 1, kinds))
         kind = np.where(device[option] >= 0, device[option], np.arange(len(option)) - np.searchsorted(option, option))
-        devices = np.array([*[1] * len(case.alone), self._devices - len(case.alone)])
-        load = (kind == np.arange(kinds)[:, None]) * self._units[option] / devices[:, None]
-        load[:, self._units[option] == 0] = 1.0
-        return _Columns(option, load, np.searchsorted(self._block[option], np.arange(len(self._starts))))
+        limits = np.sort(self._problem.cluster.memory_limit)
+        if self._kinds > 1:
+            of_kind = self._problem.cluster.kind == np.arange(kinds)[:, None]
+            devices, host_kind = of_kind.sum(axis=1), np.arange(kinds)
+            limit = of_kind @ self._problem.cluster.memory_limit / devices
+        else:
+            alone = len(case.alone)
+            devices, host_kind = np.array([*[1] * alone, self._devices - alone]), np.zeros(kinds, dtype=np.int64)
+            limit = np.array([*[limits[-1]] * alone, limits[alone:].mean()])
+        load = (kind == np.arange(kinds)[:, None]) * self._on_all[option] / devices[:, None]
+        load[:, self._everywhere[option]] = 1.0
+        amounts = (self._mean if kinds == 1 else self._least)[host_kind][:, option]
+        starts = np.searchsorted(self._block[option], np.arange(len(self._starts)))
+        return _Columns(option, load, amounts[..., :-1], amounts[..., -1], limit, starts)
 
     def _program(self, case: _Case, columns: _Columns) -> Minimax:
         """The program of a case."""
         option, load, starts = columns.option, columns.load, columns.starts
-        latents, lone_ms = self._latents[option], self._lone_ms[option]
+        lone_ms = self._lone_ms[option]
         least = np.maximum(case.least, np.minimum.reduceat(lone_ms, starts).max(axis=0))
         for _, pieces, ms in self._counted.values():
             fewest = int(np.minimum.reduceat(pieces[option], starts).sum())
             least = np.maximum(least, ms * -(-fewest // self._devices))
         rows, levels, phase = [np.zeros((len(least), len(option)))], [least], [np.arange(len(least))]
         for p, tangents in enumerate(self._tangents):
-            on_unit = np.array([slope for slope, _ in tangents]) @ latents.T
-            rows.append((load[:, None] * on_unit).reshape(-1, len(option)))
+            if not tangents:
+                continue
+            slopes = np.array([slope for slope, _ in tangents])
+            rows += [load[j] * (slopes @ latents.T) for j, latents in enumerate(columns.latents)]
             levels.append(np.tile([level for _, level in tangents], len(load)))
-            phase.append(np.full(len(rows[-1]), p))
+            phase.append(np.full(len(levels[-1]), p))
         if self._lone:
             blocks, phases = np.array(self._lone).T
             rows.append(np.where(self._block[option] == blocks[:, None], lone_ms[:, phases].T, 0.0))
             levels.append(np.zeros(len(phases)))
             phase.append(phases)
-        limits = [latents[:, k] / case.most[k] for k in np.flatnonzero((case.most > 0) & (case.most < np.inf))]
+        limits = [columns.latents[..., k] / case.most[k] for k in np.flatnonzero((case.most > 0) & (case.most < np.inf))]
         if self._memory_binds:
-            limits.append(self._problem.option_memory[option] / max(self._problem.cluster.memory_limit, 1))
+            limits.append(columns.memory / np.maximum(columns.limit, 1)[:, None])
         for part_of_limit in limits:
             rows.append(load * part_of_limit * self._scale)
             levels.append(np.full(len(load), -self._scale))

@@ -12,13 +12,16 @@ the one that shardc makes from a hardware profile.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from shardc.problem import INDEX_BYTES, Cluster, Collective, Floats, ShardingType, Shards
+from shardc.problem import INDEX_BYTES, Cluster, Collective, Floats, HostKind, Problem, ShardingType, Shards
 
 
 @runtime_checkable
@@ -56,7 +59,11 @@ class PhasedCost(ABC):
 
     @abstractmethod
     def encode(self, shards: Shards) -> Floats:
-        """Latents of S shards, float[S, K], non-negative."""
+        """Latents of S shards, float[S, K], non-negative; on hosts of the first kind, if they differ."""
+
+    def encode_on(self, kind: int, shards: Shards) -> Floats:
+        """Latents of S shards on hosts of a kind (see `shardc.problem.Cluster`), float[S, K]."""
+        return self.encode(shards)
 
     @abstractmethod
     def heads(self, z: Floats) -> Floats:
@@ -113,6 +120,10 @@ PHASES = (
     "forward",
     "forward_all_to_all",
     "forward_reduce_scatter",
+    "forward_host_reduce_scatter",
+    "forward_cross_host_all_to_all",
+    "backward_cross_host_all_to_all",
+    "backward_host_all_gather",
     "backward_all_gather",
     "backward_all_to_all",
     "backward",
@@ -120,22 +131,38 @@ PHASES = (
 )
 FORWARD, BACKWARD = PHASES.index("forward"), PHASES.index("backward")
 # Latents beside those of the compute cost, counted from the end: held, bytes of indices and lengths, of outputs that
-# travel as they are, of outputs that are summed on the way, of replicas' gradients.
-_EXTRA = 5
-_HELD, _INDICES, _POOLED, _SUMMED, _REPLICATED = range(-_EXTRA, 0)
+# travel as they are, that are summed over all devices on the way, or over those of a host, of replicas' gradients.
+_EXTRA = 6
+_HELD, _INDICES, _POOLED, _SUMMED, _HOST_SUMMED, _REPLICATED = range(-_EXTRA, 0)
+
+
+class _Reach(Enum):
+    """Between which devices a collective is: all, those of a host, or those of the same number on every host."""
+
+    ALL = auto()
+    HOST = auto()
+    CROSS_HOST = auto()
+
+
 _COMMUNICATION = {
-    "input_all_to_all": (Collective.ALL_TO_ALL, _INDICES),
-    "forward_all_to_all": (Collective.ALL_TO_ALL, _POOLED),
-    "forward_reduce_scatter": (Collective.REDUCE_SCATTER, _SUMMED),
-    "backward_all_gather": (Collective.ALL_GATHER, _SUMMED),
-    "backward_all_to_all": (Collective.ALL_TO_ALL, _POOLED),
-    "all_reduce": (Collective.ALL_REDUCE, _REPLICATED),
+    "input_all_to_all": (Collective.ALL_TO_ALL, _Reach.ALL, _INDICES),
+    "forward_all_to_all": (Collective.ALL_TO_ALL, _Reach.ALL, _POOLED),
+    "forward_reduce_scatter": (Collective.REDUCE_SCATTER, _Reach.ALL, _SUMMED),
+    "forward_host_reduce_scatter": (Collective.REDUCE_SCATTER, _Reach.HOST, _HOST_SUMMED),
+    "forward_cross_host_all_to_all": (Collective.ALL_TO_ALL, _Reach.CROSS_HOST, _HOST_SUMMED),
+    "backward_cross_host_all_to_all": (Collective.ALL_TO_ALL, _Reach.CROSS_HOST, _HOST_SUMMED),
+    "backward_host_all_gather": (Collective.ALL_GATHER, _Reach.HOST, _HOST_SUMMED),
+    "backward_all_gather": (Collective.ALL_GATHER, _Reach.ALL, _SUMMED),
+    "backward_all_to_all": (Collective.ALL_TO_ALL, _Reach.ALL, _POOLED),
+    "all_reduce": (Collective.ALL_REDUCE, _Reach.ALL, _REPLICATED),
 }
 """The collective of each phase of communication, and the latent that counts the bytes of a device's message."""
 _TALKING = [PHASES.index(phase) for phase in _COMMUNICATION]
-_BYTES = [latent for _, latent in _COMMUNICATION.values()]
-_PRESENCE = [_COMMUNICATION[phase][1] if phase in _COMMUNICATION else _HELD for phase in PHASES]
+_BYTES = [latent for _, _, latent in _COMMUNICATION.values()]
+_PRESENCE = [_COMMUNICATION[phase][2] if phase in _COMMUNICATION else _HELD for phase in PHASES]
 _INPUT_COLLECTIVES = 3  # the receivers are told how much will come; then lengths are sent, then indices
+_BY_ROWS = {ShardingType.ROW_WISE: _SUMMED, ShardingType.TABLE_ROW_WISE: _HOST_SUMMED, ShardingType.GRID_SHARD: _HOST_SUMMED}
+"""Where the outputs of sharding types are counted whose shards each look up only some of a bag's rows."""
 
 
 def shares_sent(collective: Collective, hosts: int, devices_per_host: int) -> tuple[float, float]:
@@ -157,17 +184,20 @@ class StepCost(PhasedCost):
     """Step time from a compute cost and the cluster's communication.
 
     The phases are those of TorchRec: all-to-all of the indices; forward; all-to-all of the pooled outputs, but for
-    row-wise tables a reduce-scatter of partial sums; all-gather and all-to-all of their gradients; backward; all-reduce
-    of data-parallel gradients. Collectives are barriers, so the maximum over devices is taken by phase. A device sends
-    to the others of its host and to other hosts at the same time.
+    row-wise tables a reduce-scatter of partial sums, and for table-row-wise ones a reduce-scatter within each host and
+    an all-to-all across; the same of their gradients in reverse; backward; all-reduce of data-parallel gradients.
+    Collectives are barriers, so the maximum over devices is taken by phase. A device sends to the others of its host
+    and to other hosts at the same time.
 
     Attributes:
         compute: the fused operator's cost.
-        cluster: number of devices, and what its links take.
+        cluster: number of devices, and what their links take.
+        kind: which kind of the cluster's hosts the costs are of.
     """
 
     compute: ComputeCost
     cluster: Cluster
+    kind: int = 0
 
     phases = PHASES
     computing = (FORWARD, BACKWARD)
@@ -177,19 +207,20 @@ class StepCost(PhasedCost):
         """float[P]: ms that a phase costs as soon as any device takes part in it."""
         constants = np.empty(len(PHASES))
         constants[[FORWARD, BACKWARD]] = self.compute.constants
-        constants[_TALKING] = [self._latency_ms(collective) for collective, _ in _COMMUNICATION.values()]
+        constants[_TALKING] = [self._latency_ms(collective, reach) for collective, reach, _ in _COMMUNICATION.values()]
         constants[0] *= _INPUT_COLLECTIVES
         return constants
 
     def encode(self, shards: Shards) -> Floats:
         """Latents float[S, K]: the compute cost's, then presence and the bytes of messages."""
-        summed = shards.type == list(ShardingType).index(ShardingType.ROW_WISE)
         outputs = shards.bags * shards.dim * shards.output_bytes
         extra = np.zeros((len(shards), _EXTRA))
         extra[:, _HELD] = 1.0
         extra[:, _INDICES] = shards.exchanged * (shards.lookups + shards.bags) * INDEX_BYTES
-        extra[:, _POOLED] = (shards.exchanged & ~summed) * outputs
-        extra[:, _SUMMED] = summed * outputs
+        extra[:, _POOLED] = shards.exchanged * outputs
+        for type, latent in _BY_ROWS.items():
+            summed = shards.type == list(ShardingType).index(type)
+            extra[summed, latent], extra[summed, _POOLED] = outputs[summed], 0.0
         extra[:, _REPLICATED] = ~shards.exchanged * shards.rows * shards.dim * shards.weight_bytes
         return np.concatenate([self.compute.encode(shards), extra], axis=1)
 
@@ -215,19 +246,98 @@ class StepCost(PhasedCost):
         """The operator's forward and backward time on every device, without communication, float[..., 2] ms."""
         return np.asarray(self.device_ms(z)[..., [FORWARD, BACKWARD]])
 
+    @property
+    def _links(self) -> HostKind:
+        return self.cluster.kinds[self.kind]
+
     @cached_property
     def _ms_per_byte(self) -> Floats:
         """Ms for each byte of a message, by phase of communication."""
-        c = self.cluster
+        hosts, local = self.cluster.hosts, self.cluster.devices_per_host
         ms = []
-        for collective, _ in _COMMUNICATION.values():
-            inside, outside = shares_sent(collective, c.hosts, c.devices_per_host)
-            within, between = c.within_host(collective), c.between_hosts(collective)
+        for collective, reach, _ in _COMMUNICATION.values():
+            if reach is _Reach.CROSS_HOST:
+                # What the devices of a host have summed up is divided among them.
+                inside, outside = 0.0, shares_sent(collective, hosts, 1)[1] / local
+            else:
+                inside, outside = shares_sent(collective, 1 if reach is _Reach.HOST else hosts, local)
+            within, between = self._links.within_host(collective), self._links.between_hosts(collective)
             ms.append(1e3 * max(inside / within.bandwidth, outside / between.bandwidth))
         return np.array(ms)
 
-    def _latency_ms(self, collective: Collective) -> float:
-        if self.cluster.devices == 1:
+    def _latency_ms(self, collective: Collective, reach: _Reach) -> float:
+        hosts = 1 if reach is _Reach.HOST else self.cluster.hosts
+        devices = hosts if reach is _Reach.CROSS_HOST else hosts * self.cluster.devices_per_host
+        if devices == 1:
             return 0.0
-        link = self.cluster.between_hosts if self.cluster.hosts > 1 else self.cluster.within_host
-        return link(collective).latency_ms
+        return (self._links.between_hosts if hosts > 1 else self._links.within_host)(collective).latency_ms
+
+
+@dataclass(frozen=True)
+class MixedCost(PhasedCost):
+    """Step time of a cluster whose hosts differ: every kind of hosts has latents, and heads, of its own.
+
+    A device's latents are zero but for those of its kind, so that heads need not know which device they are about.
+
+    Attributes:
+        costs: the cost of each kind of hosts.
+        widths: how many latents each of them has.
+    """
+
+    costs: tuple[StepCost, ...]
+    widths: tuple[int, ...]
+
+    phases = PHASES
+    computing = (FORWARD, BACKWARD)
+
+    @cached_property
+    def constants(self) -> Floats:
+        """float[P]: what a phase costs as soon as any device takes part in it, on hosts where that is least."""
+        return np.asarray(np.min([cost.constants for cost in self.costs], axis=0))
+
+    def encode(self, shards: Shards) -> Floats:
+        """Latents float[S, K] on hosts of the first kind."""
+        return self.encode_on(0, shards)
+
+    def encode_on(self, kind: int, shards: Shards) -> Floats:
+        """Latents float[S, K] on hosts of a kind: those of other kinds are zero."""
+        encoded = self.costs[kind].encode(shards)
+        latents = np.zeros((len(shards), sum(self.widths)))
+        latents[:, self._starts[kind] : self._starts[kind + 1]] = encoded
+        return latents
+
+    @property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(self.widths)]
+
+    def _parts(self, z: Floats) -> Iterator[tuple[StepCost, Floats]]:
+        for cost, (start, stop) in zip(self.costs, pairwise(self._starts), strict=True):
+            yield cost, z[..., start:stop]
+
+    def heads(self, z: Floats) -> Floats:
+        """Time of every device by phase beyond the constants, float[..., P] ms."""
+        return np.asarray(sum(cost.heads(part) for cost, part in self._parts(z)))
+
+    def slopes(self, z: Floats) -> Floats:
+        """A subgradient of `heads` at one device's z: float[P, K] for float[K]."""
+        return np.concatenate([cost.slopes(part) for cost, part in self._parts(z)], axis=1)
+
+    def present(self, z: Floats) -> Floats:
+        """1.0 where a device takes part in a phase, float[..., P]."""
+        return np.asarray(np.max([cost.present(part) for cost, part in self._parts(z)], axis=0))
+
+    def device_ms(self, z: Floats) -> Floats:
+        """Time of every device by phase, float[..., P] ms, with the constants of its own kind."""
+        return np.asarray(sum(cost.device_ms(part) for cost, part in self._parts(z)))
+
+    def passes(self, z: Floats) -> Floats:
+        """The operator's forward and backward time on every device, without communication, float[..., 2] ms."""
+        return np.asarray(self.device_ms(z)[..., [FORWARD, BACKWARD]])
+
+
+def step_cost(computes: Sequence[ComputeCost], problem: Problem) -> StepCost | MixedCost:
+    """The step time of a problem from the compute cost of each kind of hosts."""
+    costs = tuple(StepCost(compute, problem.cluster, kind) for kind, compute in enumerate(computes))
+    if len(costs) == 1:
+        return costs[0]
+    return MixedCost(costs, tuple(cost.encode(problem.shards).shape[1] for cost in costs))

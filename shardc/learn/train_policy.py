@@ -186,16 +186,17 @@ def draw_task(rng: np.random.Generator, profiles: Sequence[str]) -> Task:
     model = {"name": "task", "module": "task", "global_batch": batch, "optimizer": "rowwise_adagrad"}
     cluster = {"device": profile, "devices_per_host": devices, "memory": "1PB", "reserve": "0%"}
     loaded = parse_spec({"format": 1, "model": model, "cluster": cluster, "table": tables})
-    problem = lower(loaded, hardware)
+    problem = lower(loaded, [hardware])
     # Mostly whole tables; some in a few columns, so that the policy meets units of one table that must not share.
     options = tuple(
         int(rng.choice(problem.options_of(b)[:3])) if rng.random() < 0.2 else problem.options_of(b)[0]
         for b in range(len(problem.blocks))
     )
-    units, unit_bytes = problem.option_units[list(options)], problem.option_memory[list(options)]
-    even = float((units * unit_bytes).sum()) / devices
-    room = int(max(even / rng.uniform(0.4, 0.92), unit_bytes.max() * 1.1))
-    problem = replace(problem, cluster=replace(problem.cluster, memory_bytes=room))
+    used = np.isin(problem.unit_option, options)
+    even = float((problem.unit_count * problem.unit_memory)[used].sum()) / devices
+    room = int(max(even / rng.uniform(0.4, 0.92), problem.unit_memory[used].max() * 1.1))
+    kind = replace(problem.cluster.kinds[0], memory_bytes=room)
+    problem = replace(problem, cluster=replace(problem.cluster, kinds=(kind,)))
     judge = Judge(problem, StepCost(hardware.compute(problem.optimizer, problem.weights, None), problem.cluster))
     return Task(judge, options, even_load_ms(judge, options))
 
@@ -204,28 +205,28 @@ def rollout(task: Task, policy: Policy, rng: np.random.Generator, rollouts: int 
     """Play a task many times at once, sampling devices from the policy."""
     judge, problem = task.judge, task.judge.problem
     devices, options = problem.cluster.devices, task.options
-    z = np.zeros((rollouts, devices, judge.latents.shape[1]))
+    latents, work = judge.latents[0], judge.single_ms * problem.unit_count
+    z = np.zeros((rollouts, devices, latents.shape[1]))
     memory = np.zeros((rollouts, devices))
     going = np.ones(rollouts, dtype=bool)
     everyone = np.arange(rollouts)
-    ahead = judge.single_ms[list(options)] * problem.option_units[list(options)]
-    left, total = float(ahead.sum()), max(float(ahead.sum()), 1e-9)
+    left = float(work[np.isin(problem.unit_option, options)].sum())
+    total = max(left, 1e-9)
     steps: list[tuple[Floats, Bools, Ints, Bools]] = []
     for block in placing_order(judge, options, judge.single_ms):
-        option = options[block]
         holds = np.zeros((rollouts, devices), dtype=bool)  # units of one block go to distinct devices
-        for _ in range(problem.option_units[option]):
-            room = memory + problem.option_memory[option] <= problem.cluster.memory_limit
+        for unit in map(int, problem.units_of(options[block])):
+            room = memory + problem.unit_memory[unit] <= problem.cluster.memory_limit
             mask = room & ~holds & problem.allowed[block]
             going = going & mask.any(axis=1)
             mask[~going] = True  # a stuck rollout plays on without counting
-            features = device_features(judge, z, memory, option, task.even_ms, left / total)
+            features = device_features(judge, z, memory, unit, task.even_ms, left / total)
             action = _sample(policy.logits(features), mask, rng)
             steps.append((features, mask, action, going))
-            z[everyone, action] += judge.latents[option]
-            memory[everyone, action] += problem.option_memory[option]
+            z[everyone, action] += latents[unit]
+            memory[everyone, action] += problem.unit_memory[unit]
             holds[everyone, action] = True
-            left -= float(judge.single_ms[option])
+            left -= float(judge.single_ms[unit])
     returns = np.where(going, judge.step_ms(z) / task.even_ms.sum(), np.nan)
     worst = np.nanmax(returns) if going.any() else 0.0
     returns = np.where(going, returns, worst + _STUCK)

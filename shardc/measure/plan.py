@@ -29,7 +29,7 @@ from shardc.hardware import Hardware
 from shardc.measure.campaign import RETRIES
 from shardc.measure.own import milliseconds, workload_of
 from shardc.measure.workload import Timing, Workload
-from shardc.problem import Bools, Floats, Placement, Problem
+from shardc.problem import Bools, Floats, Problem
 
 if TYPE_CHECKING:
     from shardc.measure.benchmark import Bench
@@ -52,15 +52,6 @@ class MeasuredDevices:
     ms: Floats
     timed: tuple[tuple[Workload, Timing], ...]
     disturbance: float
-
-
-def held_shards(problem: Problem, placement: Placement) -> Bools:
-    """bool[D, S]: the shards that each device holds."""
-    held = np.zeros((problem.cluster.devices, len(problem.shards)), dtype=bool)
-    for option, devices in zip(placement.option, placement.devices, strict=True):
-        where = devices if problem.option_units[option] else range(problem.cluster.devices)
-        held[np.ix_(where, problem.option_shards[option])] = True
-    return held
 
 
 def device_operators(problem: Problem, held: Bools) -> list[tuple[Workload, ...]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import shardc
 from shardc.cost.model import PhasedCost
 from shardc.passes.place import Choice
-from shardc.passes.verify import device_memory
+from shardc.passes.verify import device_memory, plan_cluster
 from shardc.plan import (
     Bound,
     Candidate,
@@ -13,14 +15,13 @@ from shardc.plan import (
     DeviceScore,
     Digests,
     Plan,
-    PlanCluster,
     PlanModel,
     PlanShard,
     Score,
     TablePlan,
     Tool,
 )
-from shardc.problem import Problem, ShardingType, TableInfo
+from shardc.problem import Problem, ShardingType
 from shardc.spec import LoadedSpec
 
 
@@ -49,7 +50,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
             weights=spec.model.weights,
             outputs=spec.model.outputs,
         ),
-        cluster=PlanCluster(device=cluster.device, hosts=cluster.hosts, devices_per_host=cluster.devices_per_host),
+        cluster=plan_cluster(cluster),
         digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
         plan={spec.model.module: _tables(choice)},
@@ -71,34 +72,41 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
 
 
 def _tables(choice: Choice) -> dict[str, TablePlan]:
-    problem = choice.judge.problem
+    problem, placement = choice.judge.problem, choice.placement
     plans = {}
-    for block, members in enumerate(problem.blocks):
-        type, devices = problem.option_type[choice.placement.option[block]], choice.placement.devices[block]
-        for index in members:
-            plans[problem.tables[index].name] = _table(problem, problem.tables[index], type, devices)
+    for members, option, places in zip(problem.blocks, placement.option, placement.places, strict=True):
+        for table in members:
+            plans[problem.tables[table].name] = _table(problem, table, option, places)
     return plans
 
 
-def _table(problem: Problem, table: TableInfo, type: ShardingType, devices: tuple[int, ...]) -> TablePlan:
-    world = problem.cluster.devices
+def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -> TablePlan:
+    type, world = problem.option_type[option], problem.cluster.devices
     if type is ShardingType.DATA_PARALLEL:
         return TablePlan.model_validate({"sharding_type": str(type), "compute_kernel": "dense", "ranks": range(world)})
-    if type is ShardingType.ROW_WISE:
-        block = -(-table.rows // world)  # TorchRec: blocks of equal size in rank order, the last short or empty
-        starts = [min(rank * block, table.rows) for rank in range(world + 1)]
-        pieces = [(rank, (starts[rank], 0), (starts[rank + 1] - starts[rank], table.dim)) for rank in range(world)]
-    else:
-        width = table.dim // len(devices)
-        pieces = [(rank, (0, i * width), (table.rows, width)) for i, rank in enumerate(devices)]
-    shards = tuple(
-        PlanShard(shard_offsets=offsets, shard_sizes=sizes, placement=_placement(problem, rank))
-        for rank, offsets, sizes in pieces
-    )
-    ranks = [rank for rank, _, _ in pieces]
+    shards = tuple(_shards(problem, table, option, places))
+    ranks = [shard.rank for shard in shards]
     return TablePlan.model_validate(
         {"sharding_type": str(type), "compute_kernel": "fused", "ranks": ranks, "shards": shards}
     )
+
+
+def _shards(problem: Problem, table: int, option: int, places: tuple[int, ...]) -> Iterator[PlanShard]:
+    """Column block by column block; one on several devices is in blocks of rows there.
+
+    Those are as TorchRec has them: of equal size in the order of ranks, the last short or empty.
+    """
+    rows, column = problem.tables[table].rows, 0
+    for unit, place in zip(problem.units_of(option), places, strict=True):
+        width = next(int(problem.shards.dim[s]) for s in problem.unit_shards[unit] if problem.shard_table[s] == table)
+        ranks = range(problem.cluster.devices)[problem.devices_of(option, place)]
+        block = -(-rows // len(ranks))
+        for number, rank in enumerate(ranks):
+            first, end = min(number * block, rows), min((number + 1) * block, rows)
+            yield PlanShard(
+                shard_offsets=(first, column), shard_sizes=(end - first, width), placement=_placement(problem, rank)
+            )
+        column += width
 
 
 def _placement(problem: Problem, rank: int) -> str:
@@ -113,9 +121,10 @@ def _score(choice: Choice, memory: list[int], p90_ms: float | None) -> Score:
     compute = judge.device_ms(z)  # [D]
     if isinstance(judge.cost, PhasedCost):
         phases = dict(zip(judge.cost.phases, judge.phase_ms(z).max(axis=0).tolist(), strict=True))
+        phases = {name: ms for name, ms in phases.items() if ms > 0}
         passes = judge.rounded(judge.cost.passes(z))  # [D, 2]
         compute = passes.sum(axis=1)
-    limit = judge.problem.cluster.memory_limit
+    limits = judge.problem.cluster.memory_limit
     return Score(
         step_time_ms=choice.judgement.step_time_ms,
         step_time_p90_ms=p90_ms,
@@ -127,7 +136,7 @@ def _score(choice: Choice, memory: list[int], p90_ms: float | None) -> Score:
                 forward_ms=None if passes is None else float(passes[rank, 0]),
                 backward_ms=None if passes is None else float(passes[rank, 1]),
                 memory_bytes=memory[rank],
-                memory_limit_bytes=limit,
+                memory_limit_bytes=int(limits[rank]),
             )
             for rank in range(len(z))
         ),

@@ -6,9 +6,9 @@ sharding type is one function in `_WAYS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,39 +21,55 @@ from shardc.problem import (
     Bools,
     Cluster,
     Collective,
+    HostKind,
+    Ints,
     Link,
     Optimizer,
     Problem,
     ShardingType,
     Shards,
+    Site,
     TableInfo,
 )
-from shardc.spec import Bins, LoadedSpec, ModelSpec, Table
+from shardc.spec import Bins, HostSettings, LoadedSpec, ModelSpec, Table
 from shardc.units import format_bytes
 
+_VECTOR = 4  # elements: the width of a column block is a multiple of it
 
-def lower(loaded: LoadedSpec, hardware: Hardware, accesses: Mapping[str, Bins] | None = None) -> Problem:
+
+def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[str, Bins] | None = None) -> Problem:
     """Turn a spec into a problem.
 
     Args:
         loaded: the validated spec, its tables sorted by name.
-        hardware: the device's limits.
+        hardware: the profiles of the devices that the spec names, in the order of `ClusterSpec.device_names`.
         accesses: measured bins of the tables whose access is given as an index file, by table name.
 
     Raises:
-        DiagnosticError: SH201 for each block that fits on no device in any allowed way.
+        DiagnosticError: SH201 for each block that fits on no device in any allowed way, SH112 for a cluster of CPUs
+            and GPUs.
     """
     model, cluster = loaded.spec.model, lower_cluster(loaded, hardware)
     blocks = _blocks(loaded.tables)
+    allowed = _allowed(loaded.tables, blocks, cluster.devices)
     offered = [
-        _together([list(_options(t, loaded.tables[t], model, cluster.devices)) for t in members]) for members in blocks
+        _together([list(_options(t, loaded.tables[t], model, cluster)) for t in members]) for members in blocks
     ]
-    fitting = [[o for o in options if o.memory <= cluster.memory_limit] for options in offered]
+    units = [unit for options in offered for option in options for unit in option.units]
+    memory = iter(_memory(units, model).tolist())
+    needed = [[[next(memory) for _ in option.units] for option in options] for options in offered]
+    room = [_room(cluster, devices) for devices in allowed]
+    fitting = [
+        [(option, bytes) for option, bytes in zip(options, of_options, strict=True) if bytes[0] <= space[option.site]]
+        for options, of_options, space in zip(offered, needed, room, strict=True)
+    ]
     too_large = [block for block, options in enumerate(fitting) if not options]
     if too_large:
-        raise DiagnosticError(*(_fits_nowhere(loaded, blocks[b], offered[b], cluster) for b in too_large))
-    options = list(chain.from_iterable(fitting))
-    pieces = list(dict.fromkeys(piece for option in options for piece in option.unit))
+        raise DiagnosticError(
+            *(_fits_nowhere(loaded, blocks[b], offered[b], needed[b], room[b], cluster) for b in too_large)
+        )
+    options = [option for of_block in fitting for option, _ in of_block]
+    pieces = list(dict.fromkeys(piece for option in options for unit in option.units for piece in unit.pieces))
     number = {piece: i for i, piece in enumerate(pieces)}
     return Problem(
         cluster=cluster,
@@ -68,26 +84,43 @@ def lower(loaded: LoadedSpec, hardware: Hardware, accesses: Mapping[str, Bins] |
         shard_type=tuple(piece.type for piece in pieces),
         option_block=np.repeat(np.arange(len(blocks)), [len(of_block) for of_block in fitting]),
         option_type=tuple(option.type for option in options),
-        option_units=np.array([option.units for option in options]),
-        option_shards=tuple(tuple(number[piece] for piece in option.unit) for option in options),
-        option_memory=np.array([option.memory for option in options]),
-        allowed=_allowed(loaded.tables, blocks, cluster.devices),
+        option_site=np.array([option.site for option in options]),
+        option_one_host=np.array([option.type is ShardingType.TABLE_COLUMN_WISE for option in options]),
+        unit_option=np.repeat(np.arange(len(options)), [len(option.units) for option in options]),
+        unit_count=np.array([unit.count for option in options for unit in option.units]),
+        unit_shards=tuple(tuple(number[piece] for piece in u.pieces) for option in options for u in option.units),
+        unit_memory=np.array([size for of_block in fitting for _, bytes in of_block for size in bytes]),
+        allowed=allowed,
         labels=_labels(loaded.tables, blocks),
     )
 
 
-def lower_cluster(loaded: LoadedSpec, hardware: Hardware) -> Cluster:
-    """The devices of a spec: the profile's figures, or what the spec says instead.
+def lower_cluster(loaded: LoadedSpec, hardware: Sequence[Hardware]) -> Cluster:
+    """The devices of a spec: the profiles' figures, or what the spec says instead.
 
     A bandwidth that the spec gives is every collective's; latencies remain the profile's.
     """
     spec = loaded.spec.cluster
-    memory = spec.memory_bytes or hardware.memory_bytes
+    types = list(dict.fromkeys(profile.device_type for profile in hardware))
+    if len(types) > 1:
+        message = f"a cluster cannot have devices of the types {' and '.join(types)} together"
+        raise DiagnosticError(Diagnostic("SH112", message, loaded.at("cluster", "host")))
+    profiles = {profile.name: profile for profile in hardware}
+    by_name = dict(zip(spec.device_names, profiles.values(), strict=True))
+    kinds = tuple(_host_kind(host, by_name[host.device]) for host in spec.kinds)
     return Cluster(
-        device=spec.device,
-        device_type=hardware.device_type,
-        hosts=spec.hosts,
+        device_type=types[0],
         devices_per_host=spec.devices_per_host,
+        kinds=kinds,
+        host_kind=spec.host_kind,
+        rank_memory=spec.rank_memory_bytes,
+    )
+
+
+def _host_kind(spec: HostSettings, hardware: Hardware) -> HostKind:
+    memory = spec.memory_bytes or hardware.memory_bytes
+    return HostKind(
+        device=spec.device,
         memory_bytes=memory,
         reserve_bytes=spec.reserve_bytes(memory),
         intra_host_bandwidth=spec.intra_bytes_per_s or hardware.intra_host_bandwidth,
@@ -103,8 +136,7 @@ def _with_bandwidth(links: Mapping[Collective, Link], bandwidth: float | None) -
     return {c: replace(link, bandwidth=bandwidth or link.bandwidth) for c, link in links.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A shard before it is a row of arrays. Pieces that are equal are one shard."""
 
     type: ShardingType
@@ -114,51 +146,98 @@ class _Piece:
     pooling: float
     bags: int
 
-    @property
-    def exchanged(self) -> bool:
-        """Whether its inputs and outputs travel; a replica's do not."""
-        return self.type is not ShardingType.DATA_PARALLEL
+
+class _Unit(NamedTuple):
+    """So many equal units of an option: the pieces that one of them has on a device."""
+
+    count: int
+    pieces: tuple[_Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One way to shard a block; see `shardc.problem.Problem`. `units` is 0 when it is spread over all devices."""
+class _Option(NamedTuple):
+    """One way to shard a block; see `shardc.problem.Problem`. The largest unit comes first."""
 
     type: ShardingType
-    units: int
-    unit: tuple[_Piece, ...]
-    memory: int
+    site: Site
+    units: tuple[_Unit, ...]
 
 
-def _table_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
+def _table_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
     """The whole table on one device."""
-    bags = _bags(table, model.global_batch)
-    yield 1, _Piece(ShardingType.TABLE_WISE, index, table.rows, table.dim, _pooling(table), bags)
+    type = ShardingType.TABLE_WISE
+    whole = _Piece(type, index, table.rows, table.dim, _pooling(table), _bags(table, model.global_batch))
+    yield _Option(type, Site.DEVICE, (_Unit(1, (whole,)),))
 
 
-def _column_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
-    """Equal column blocks on distinct devices, each serving every lookup; widths must be divisible by 4."""
-    for count in range(2, min(devices, table.dim // 4) + 1):
-        if table.dim % (4 * count) == 0:
-            bags = _bags(table, model.global_batch)
-            width = table.dim // count
-            yield count, _Piece(ShardingType.COLUMN_WISE, index, table.rows, width, _pooling(table), bags)
+def _column_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
+    """Column blocks on distinct devices, each serving every lookup."""
+    yield from _in_columns(ShardingType.COLUMN_WISE, Site.DEVICE, index, table, model, table.rows, cluster.devices)
 
 
-def _row_wise(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
+def _table_column_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
+    """Column blocks on distinct devices of one host."""
+    most = cluster.devices_per_host
+    yield from _in_columns(ShardingType.TABLE_COLUMN_WISE, Site.DEVICE, index, table, model, table.rows, most)
+
+
+def _row_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
     """A block of ceil(rows / devices) rows on every device, charged as full where the last one is short."""
-    rows = -(-table.rows // devices)
-    if rows * (devices - 1) >= table.rows and devices > 1:
-        return  # the last device would get no rows, and TorchRec fails on a device that holds empty blocks only
-    pooling = _pooling(table) * rows / table.rows
-    bags = _bags(table, model.global_batch)
-    yield 0, _Piece(ShardingType.ROW_WISE, index, rows, table.dim, pooling, bags)
+    type = ShardingType.ROW_WISE
+    if rows := _rows_of_block(table.rows, cluster.devices):
+        pooling = _pooling(table) * rows / table.rows
+        block = _Piece(type, index, rows, table.dim, pooling, _bags(table, model.global_batch))
+        yield _Option(type, Site.CLUSTER, (_Unit(1, (block,)),))
 
 
-def _data_parallel(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[tuple[int, _Piece]]:
+def _table_row_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
+    """A block of rows on every device of one host."""
+    type = ShardingType.TABLE_ROW_WISE
+    if rows := _rows_of_block(table.rows, cluster.devices_per_host):
+        pooling = _pooling(table) * rows / table.rows
+        block = _Piece(type, index, rows, table.dim, pooling, _bags(table, model.global_batch))
+        yield _Option(type, Site.HOST, (_Unit(1, (block,)),))
+
+
+def _grid_shard(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
+    """Column blocks on distinct hosts, each in blocks of rows on every device of its host."""
+    if rows := _rows_of_block(table.rows, cluster.devices_per_host):
+        yield from _in_columns(ShardingType.GRID_SHARD, Site.HOST, index, table, model, rows, cluster.hosts)
+
+
+def _data_parallel(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
     """A replica on every device that serves the device's own samples."""
-    bags = _bags(table, -(-model.global_batch // devices))
-    yield 0, _Piece(ShardingType.DATA_PARALLEL, index, table.rows, table.dim, _pooling(table), bags)
+    type, samples = ShardingType.DATA_PARALLEL, -(-model.global_batch // cluster.devices)
+    replica = _Piece(type, index, table.rows, table.dim, _pooling(table), _bags(table, samples))
+    yield _Option(type, Site.CLUSTER, (_Unit(1, (replica,)),))
+
+
+def _in_columns(
+    type: ShardingType, site: Site, index: int, table: Table, model: ModelSpec, rows: int, most: int
+) -> Iterator[_Option]:
+    """Options of 2 to `most` column blocks whose widths differ by one vector of four elements at most.
+
+    More blocks whose widest is as wide as that of fewer ones are left out: they only repeat the lookups.
+    """
+    bags, pooling = _bags(table, model.global_batch), _pooling(table) * rows / table.rows
+    vectors = table.dim // _VECTOR
+    for count in range(2, min(most, vectors) + 1):
+        width, wider = divmod(vectors, count)
+        if -(-vectors // count) == -(-vectors // (count - 1)):
+            continue
+        widths = ((wider, width + 1), (count - wider, width))
+        units = tuple(
+            _Unit(n, (_Piece(type, index, rows, wide * _VECTOR, pooling, bags),)) for n, wide in widths if n > 0
+        )
+        yield _Option(type, site, units)
+
+
+def _rows_of_block(rows: int, devices: int) -> int:
+    """Rows of all blocks but the last; 0 if the last device would get none.
+
+    TorchRec fails on a device that holds empty blocks only.
+    """
+    block = -(-rows // devices)
+    return 0 if block * (devices - 1) >= rows and devices > 1 else block
 
 
 def _bags(table: Table, samples: int) -> int:
@@ -174,38 +253,64 @@ def _pooling(table: Table) -> float:
 _WAYS = {
     ShardingType.TABLE_WISE: _table_wise,
     ShardingType.COLUMN_WISE: _column_wise,
+    ShardingType.TABLE_COLUMN_WISE: _table_column_wise,
     ShardingType.ROW_WISE: _row_wise,
+    ShardingType.TABLE_ROW_WISE: _table_row_wise,
+    ShardingType.GRID_SHARD: _grid_shard,
     ShardingType.DATA_PARALLEL: _data_parallel,
 }
 
 
-def _options(index: int, table: Table, model: ModelSpec, devices: int) -> Iterator[_Option]:
+def _options(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
     """Every option of one table that its allowed types and its pin leave."""
-    for type in map(ShardingType, table.sharding):
-        for units, piece in _WAYS[type](index, table, model, devices):
-            if _respects(table, units, devices):
-                yield _Option(type, units, (piece,), _memory(piece, model))
+    types = set(map(ShardingType, table.sharding))
+    # What a freer type can do as well is left to that.
+    if ShardingType.COLUMN_WISE in types:
+        types.discard(ShardingType.TABLE_COLUMN_WISE)
+    if ShardingType.ROW_WISE in types and cluster.hosts == 1:
+        types.discard(ShardingType.TABLE_ROW_WISE)
+    for type in (type for type in ShardingType if type in types):
+        for option in _WAYS[type](index, table, model, cluster):
+            if _respects(table, option, cluster):
+                yield option
 
 
-def _respects(table: Table, units: int, devices: int) -> bool:
-    """Whether an option of so many units can keep the table's pin, and its distance from others."""
-    if units == 0:
-        everywhere = table.pin is None or len(table.pin) == devices
-        return everywhere and (table.apart is None or devices == 1)
-    return table.pin is None or units <= len(table.pin)
+def _respects(table: Table, option: _Option, cluster: Cluster) -> bool:
+    """Whether an option can keep the table's pin, and its distance from others."""
+    if option.site is Site.CLUSTER and table.apart is not None and cluster.devices > 1:
+        return False
+    if table.pin is None:
+        return True
+    pinned = np.isin(np.arange(cluster.devices), table.pin)
+    units = sum(unit.count for unit in option.units)
+    by_host = pinned.reshape(cluster.hosts, -1)
+    if option.type is ShardingType.TABLE_COLUMN_WISE:
+        return bool(by_host.sum(axis=1).max() >= units)
+    return bool({Site.DEVICE: pinned.sum(), Site.HOST: by_host.all(axis=1).sum(), Site.CLUSTER: pinned.all()}[option.site] >= units)
 
 
-def _memory(piece: _Piece, model: ModelSpec) -> int:
-    return shard_bytes(
-        piece.rows,
-        piece.dim,
+def _room(cluster: Cluster, allowed: Bools) -> dict[Site, int]:
+    """The most bytes that a unit may take of each of its devices, by what it takes up."""
+    limits = np.where(allowed, cluster.memory_limit, -1)
+    by_host = limits.reshape(cluster.hosts, -1).min(axis=1)
+    return {Site.DEVICE: int(limits.max()), Site.HOST: int(by_host.max()), Site.CLUSTER: int(limits.min())}
+
+
+def _memory(units: Sequence[_Unit], model: ModelSpec) -> Ints:
+    """Bytes of one unit on a device, int[U]."""
+    pieces = [piece for unit in units for piece in unit.pieces]
+    size = shard_bytes(
+        np.array([piece.rows for piece in pieces]),
+        np.array([piece.dim for piece in pieces]),
         weights=model.weights,
         outputs=model.outputs,
         optimizer=model.optimizer,
-        bags=piece.bags,
-        pooling=piece.pooling,
-        dense=not piece.exchanged,
+        bags=np.array([piece.bags for piece in pieces]),
+        pooling=np.array([piece.pooling for piece in pieces]),
+        dense=np.array([piece.type is ShardingType.DATA_PARALLEL for piece in pieces]),
     )
+    starts = np.cumsum([0, *(len(unit.pieces) for unit in units)])[:-1]
+    return np.add.reduceat(size, starts)
 
 
 def _together(members: list[list[_Option]]) -> list[_Option]:
@@ -213,8 +318,8 @@ def _together(members: list[list[_Option]]) -> list[_Option]:
     if len(members) == 1:
         return members[0]
     whole = [next(o for o in options if o.type is ShardingType.TABLE_WISE) for options in members]
-    unit = tuple(piece for option in whole for piece in option.unit)
-    return [_Option(ShardingType.TABLE_WISE, 1, unit, sum(option.memory for option in whole))]
+    pieces = tuple(piece for option in whole for unit in option.units for piece in unit.pieces)
+    return [_Option(ShardingType.TABLE_WISE, Site.DEVICE, (_Unit(1, pieces),))]
 
 
 def _blocks(tables: tuple[Table, ...]) -> tuple[tuple[int, ...], ...]:
@@ -236,12 +341,12 @@ def _allowed(tables: tuple[Table, ...], blocks: tuple[tuple[int, ...], ...], dev
     return allowed
 
 
-def _labels(tables: tuple[Table, ...], blocks: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+def _labels(tables: tuple[Table, ...], blocks: tuple[tuple[int, ...], ...]) -> tuple[list[int], ...]:
     """Exclusion labels: one a block, so that its units go to distinct devices, and one for every set kept apart."""
     names = sorted({table.apart for table in tables if table.apart is not None})
     number = {name: len(blocks) + i for i, name in enumerate(names)}
     apart = [sorted({number[a] for t in members if (a := tables[t].apart) is not None}) for members in blocks]
-    return tuple((block, *labels) for block, labels in enumerate(apart))
+    return tuple([block, *labels] for block, labels in enumerate(apart))
 
 
 def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bins]) -> Shards:
@@ -271,7 +376,14 @@ def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bin
     )
 
 
-def _fits_nowhere(loaded: LoadedSpec, members: tuple[int, ...], offered: list[_Option], cluster: Cluster) -> Diagnostic:
+def _fits_nowhere(
+    loaded: LoadedSpec,
+    members: tuple[int, ...],
+    offered: Sequence[_Option],
+    needed: Sequence[Sequence[int]],
+    room: Mapping[Site, int],
+    cluster: Cluster,
+) -> Diagnostic:
     """Name the table (or group), the least memory that any allowed option needs, and the least change that helps."""
     tables = [loaded.tables[t] for t in members]
     first = tables[0]
@@ -282,18 +394,19 @@ def _fits_nowhere(loaded: LoadedSpec, members: tuple[int, ...], offered: list[_O
         )
         message = f"{what}: no allowed sharding type has a way{keeping} on {cluster.devices} devices"
         return Diagnostic("SH201", message, loaded.at_table(first, field), help=f"allow table_wise{more}")
-    least = min(offered, key=lambda option: option.memory)
+    least = min(range(len(offered)), key=lambda i: needed[i][0])
+    limit = room[offered[least].site]
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "
-        f"{format_bytes(least.memory)} ({least.type}), and a device has {format_bytes(cluster.memory_limit)} for tables"
+        f"{format_bytes(needed[least][0])} ({offered[least].type}), and a device has {format_bytes(limit)} for tables"
     )
     ways = []
     if len(tables) > 1:
         ways.append("take tables out of the group")
     elif wider := _smallest_allowed_otherwise(first, members[0], loaded.spec.model, cluster):
         ways.append(wider)
-    enough = device_bytes_for(least.memory, cluster.memory_bytes, cluster.reserve_bytes)
-    ways.append(f"give a device {format_bytes(enough)} or more")
+    kind = cluster.kinds[0]
+    ways.append(f"give a device {format_bytes(device_bytes_for(needed[least][0], kind.memory_bytes, kind.reserve_bytes))} or more")
     return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help="; or ".join(ways))
 
 
@@ -301,7 +414,10 @@ def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, clus
     """The change of a table's sharding types, or else of its pin too, that would make it fit."""
     free = replace(table, sharding=tuple(ShardingType))
     for way, change in (("allow {}", free), ("allow {} and remove the pin", replace(free, pin=None))):
-        fits = [o for o in _options(index, change, model, cluster.devices) if o.memory <= cluster.memory_limit]
+        pinned = np.isin(np.arange(cluster.devices), change.pin) if change.pin else np.ones(cluster.devices, dtype=bool)
+        room, options = _room(cluster, pinned), list(_options(index, change, model, cluster))
+        needed = _memory([option.units[0] for option in options], model) if options else []
+        fits = [(size, i) for i, size in enumerate(needed) if size <= room[options[i].site]]
         if fits:
-            return way.format(min(fits, key=lambda option: option.memory).type)
+            return way.format(options[min(fits)[1]].type)
     return None

@@ -145,7 +145,7 @@ def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Option
 
     First those that the lower bound mixes most of; then tables as whole as they fit; then in pieces as small as can be.
     """
-    starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
+    starts = problem.first_option
     choices = [tuple(map(int, starts)), _smallest_memory(problem)]
     if bound is not None:
         # Rounded, so that what processors differ by does not choose between options that are alike.
@@ -158,10 +158,8 @@ def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Option
 
 def _smallest_memory(problem: Problem) -> Options:
     """For each block the option that puts least on a single device: where memory is tight, small pieces fit."""
-    return tuple(
-        min(problem.options_of(block), key=lambda o: (int(problem.option_memory[o]), o))
-        for block in range(len(problem.blocks))
-    )
+    largest = problem.unit_memory[problem.first_unit]
+    return tuple(min(problem.options_of(b), key=lambda o: (int(largest[o]), o)) for b in range(len(problem.blocks)))
 
 
 def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, bound: LowerBound | None) -> Choice:
@@ -192,25 +190,28 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
 
 def _check_total_memory(problem: Problem) -> None:
     """Refuse a model whose smallest options together exceed the memory of all devices."""
-    devices, limit = problem.cluster.devices, problem.cluster.memory_limit
-    total = problem.option_memory * np.where(problem.option_units == 0, devices, problem.option_units)
-    starts = np.searchsorted(problem.option_block, np.arange(len(problem.blocks)))
-    least = int(np.minimum.reduceat(total, starts).sum())
-    if least <= devices * limit:
+    cluster = problem.cluster
+    of_units = problem.unit_memory * problem.unit_count
+    total = np.add.reduceat(of_units, problem.first_unit) * problem.site_size[problem.option_site]
+    least = int(np.minimum.reduceat(total, problem.first_option).sum())
+    room = int(cluster.memory_limit.sum())
+    if least <= room:
         return
+    each = f" ({format_bytes(int(cluster.memory_limit[0]))} each)" * (len(set(cluster.memory_limit.tolist())) == 1)
     message = (
-        f"the model needs at least {format_bytes(least)} on all devices together, and {devices} devices have "
-        f"{format_bytes(devices * limit)} for tables ({format_bytes(limit)} each)"
+        f"the model needs at least {format_bytes(least)} on all devices together, and {cluster.devices} devices have "
+        f"{format_bytes(room)} for tables{each}"
     )
-    enough = device_bytes_for(-(-least // devices), problem.cluster.memory_bytes, problem.cluster.reserve_bytes)
-    more = f"use {-(-least // max(limit, 1))} devices" if limit else "lower the reserve"
+    kind = cluster.kinds[0]
+    enough = device_bytes_for(-(-least // cluster.devices), kind.memory_bytes, kind.reserve_bytes)
+    more = f"use {-(-least * cluster.devices // room)} devices" if room else "lower the reserve"
     fix = f"{more}; or give each device {format_bytes(enough)} or more"
     raise DiagnosticError(Diagnostic("SH202", message, help=fix))
 
 
 def _none_found(problem: Problem) -> Diagnostic:
-    limit = problem.cluster.memory_limit
-    largest = int(np.argmax(problem.option_memory[list(_smallest_memory(problem))]))
+    limit = int(problem.cluster.memory_limit.max())
+    largest = int(np.argmax(problem.unit_memory[problem.first_unit[list(_smallest_memory(problem))]]))
     names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
     message = (
         f"no placement that keeps every pin, group and limit was found; a device has {format_bytes(limit)} for tables, "

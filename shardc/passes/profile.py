@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shardc.cost.calibrated import calibrate
-from shardc.cost.model import PhasedCost, StepCost
+from shardc.cost.model import ComputeCost, PhasedCost, step_cost
 from shardc.cost.torchrec import ASSUMPTIONS, VERSION, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import Hardware, Measured
-from shardc.problem import Floats, Problem, Shards
+from shardc.problem import Floats, HostKind, Problem, Shards
 from shardc.spec import LoadedSpec
 
 _PESSIMISTIC = 0.9
@@ -48,56 +48,73 @@ class Profiled:
     pessimistic: PhasedCost | None = None
 
 
-def profile(problem: Problem, hardware: Hardware, loaded: LoadedSpec, measure: Measure | None = None) -> Profiled:
+def profile(
+    problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec, measure: Measure | None = None
+) -> Profiled:
     """Build the cost model of a problem.
 
     Args:
         problem: the lowered problem.
-        hardware: the device's profile.
+        hardware: the profiles that the spec names, in the order of `ClusterSpec.device_names`.
         loaded: the spec, for the place of warnings.
-        measure: measures the problem's own shards; None to rely on the profile alone.
+        measure: measures the problem's own shards, of a cluster with one kind of device; None to rely on the profile
+            alone.
 
     Raises:
         DiagnosticError: SH507 when a quantile is asked for of costs that nobody measured.
     """
-    quantile = loaded.spec.compile.quantile
-    if quantile is not None and (hardware.measured is None or loaded.spec.compile.cost != "profile"):
+    quantile, cluster = loaded.spec.compile.quantile, problem.cluster
+    all_measured = all(device.measured is not None for device in hardware)
+    if quantile is not None and not (all_measured and loaded.spec.compile.cost == "profile"):
         message = "how far measured times may be above these costs is not known, so there is no quantile to plan with"
         fix = "leave `quantile` out, or name the profile of a measured device"
         raise DiagnosticError(Diagnostic("SH507", message, loaded.at("compile", "quantile"), help=fix))
     if loaded.spec.compile.cost == "torchrec":
         return _torchrec(problem, hardware, loaded, measuring=measure is not None)
-    compute = hardware.compute(problem.optimizer, problem.weights, quantile)
-    warnings = tuple(_unmeasured(hardware, problem, loaded, measuring=measure is not None))
+    warnings = [found for each in hardware for found in _unmeasured(each, problem, loaded, measuring=measure is not None)]
+    digest = hardware[0].digest if len(hardware) == 1 else _sha256(json.dumps([each.digest for each in hardware]))
+    by_name = dict(zip(loaded.spec.cluster.device_names, hardware, strict=True))
+
+    def compute(kind: HostKind, quantile: float | None) -> ComputeCost:
+        return by_name[kind.device].compute(problem.optimizer, problem.weights, quantile)
+
     if measure is None:
         pessimistic = None
-        if hardware.measured is not None:
-            pessimistic = StepCost(hardware.compute(problem.optimizer, problem.weights, _PESSIMISTIC), problem.cluster)
-        cost = StepCost(compute, problem.cluster)
-        return Profiled(cost, hardware.digest, warnings, pessimistic=pessimistic)
+        if all_measured:
+            pessimistic = step_cost([compute(kind, _PESSIMISTIC) for kind in cluster.kinds], problem)
+        cost = step_cost([compute(kind, quantile) for kind in cluster.kinds], problem)
+        return Profiled(cost, digest, tuple(warnings), pessimistic=pessimistic)
     measured = measure(problem.shards)
     missing = int(np.isnan(measured).any(axis=1).sum())
     if missing:
         message = f"{missing} of {len(measured)} shards were too large to measure here: their cost is predicted"
-        warnings = (*warnings, Diagnostic("SH504", message, severity="warning"))
-    calibrated = calibrate(compute, problem.shards, measured)
-    return Profiled(StepCost(calibrated, problem.cluster), hardware.digest, warnings, measured)
+        warnings.append(Diagnostic("SH504", message, severity="warning"))
+    calibrated = [calibrate(compute(kind, quantile), problem.shards, measured) for kind in cluster.kinds]
+    return Profiled(step_cost(calibrated, problem), digest, tuple(warnings), measured)
 
 
-def _torchrec(problem: Problem, hardware: Hardware, loaded: LoadedSpec, *, measuring: bool) -> Profiled:
-    """TorchRec's estimates, with its own bandwidths unless the spec gives them."""
-    cluster = loaded.spec.cluster
-    cost = torchrec_cost(problem, intra_host=cluster.intra_bytes_per_s, inter_host=cluster.inter_bytes_per_s)
-    decided_by = json.dumps([hardware.digest, ASSUMPTIONS])
+def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec, *, measuring: bool) -> Profiled:
+    """TorchRec's estimates, with its own bandwidths unless the spec gives them; where hosts differ, the least given."""
+    kinds = loaded.spec.cluster.kinds
+    cost = torchrec_cost(
+        problem,
+        intra_host=min((kind.intra_bytes_per_s for kind in kinds if kind.intra_bytes_per_s), default=None),
+        inter_host=min((kind.inter_bytes_per_s for kind in kinds if kind.inter_bytes_per_s), default=None),
+    )
+    names = " and ".join(device.name for device in hardware)
     warning = Diagnostic(
         "SH505",
-        f"costs are estimates of TorchRec {VERSION}, which are not made for {hardware.name} and know no access pattern",
+        f"costs are estimates of TorchRec {VERSION}, which are not made for {names} and know no access pattern",
         loaded.at("compile", "cost"),
         help='cost = "profile" takes what is known of the device',
         severity="warning",
         notes=("nothing was measured: measurements correct a profile's costs",) if measuring else (),
     )
-    return Profiled(cost, "sha256:" + hashlib.sha256(decided_by.encode()).hexdigest(), (warning,))
+    return Profiled(cost, _sha256(json.dumps([[device.digest for device in hardware], ASSUMPTIONS])), (warning,))
+
+
+def _sha256(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, measuring: bool) -> list[Diagnostic]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from shardc.diagnostics import Diagnostic
 from shardc.memory import shard_bytes
-from shardc.plan import Plan, PlanShard, TablePlan
+from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
 from shardc.problem import Cluster
 from shardc.spec import LoadedSpec, Table
 from shardc.units import format_bytes
@@ -58,12 +60,25 @@ def _placed(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[Table, TablePlan]]
             yield table, placed[table.name]
 
 
+def plan_cluster(cluster: Cluster) -> PlanCluster:
+    """What a plan says of its cluster."""
+    devices = [cluster.kinds[kind].device for kind in cluster.host_kind]
+    return PlanCluster(
+        device=devices[0],
+        hosts=cluster.hosts,
+        devices_per_host=cluster.devices_per_host,
+        host_devices=tuple(devices) if len(set(devices)) > 1 else (),
+    )
+
+
 def _other_cluster(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
-    for name in ("device", "hosts", "devices_per_host"):
-        stated, wanted = getattr(plan.cluster, name), getattr(cluster, name)
+    expected = plan_cluster(cluster)
+    for name in ("device", "hosts", "devices_per_host", "host_devices"):
+        stated, wanted = getattr(plan.cluster, name), getattr(expected, name)
         if stated != wanted:
             message = f"the plan is for {name} = {_quoted(stated)}, the spec has {_quoted(wanted)}"
-            yield Diagnostic("SH309", message, loaded.at("cluster", name), help="compile the spec again")
+            at = loaded.at("cluster", "host" if name == "host_devices" else name)
+            yield Diagnostic("SH309", message, at, help="compile the spec again")
 
 
 def _other_model(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
@@ -156,38 +171,44 @@ def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[
         expected = f"rank:{rank}/cpu" if cluster.device_type == "cpu" else f"rank:{rank}/cuda:{rank % local}"
         if shard.placement != expected:
             yield f"shard {number} has the placement {_quoted(shard.placement)}, expected {_quoted(expected)}"
-    if kind == "table_wise":
-        if len(shards) != 1:
-            yield f"table_wise has one shard, not {len(shards)}"
-    elif kind == "column_wise":
-        yield from _column_faults(table, placed)
-    else:
-        yield from _row_faults(table, placed, devices)
+    if kind == "table_wise" and len(shards) != 1:
+        yield f"table_wise has one shard, not {len(shards)}"
+    if kind in ("column_wise", "table_column_wise") and (twice := _twice(ranks)):
+        yield f"{kind} has two shards on rank {twice[0]}"
+    hosts = sorted({rank // local for rank in ranks})
+    if kind in ("table_column_wise", "table_row_wise") and len(hosts) > 1:
+        yield f"{kind} keeps to one host, but has shards on hosts {hosts[0]} and {hosts[1]}"
+    if kind != "table_wise":
+        yield from _block_faults(table, placed, {"row_wise": devices, "table_row_wise": local, "grid_shard": local})
 
 
-def _column_faults(table: Table, placed: TablePlan) -> Iterator[str]:
-    column = 0
-    for number, shard in enumerate(placed.shards):
-        rows, width = shard.shard_sizes
-        if shard.shard_offsets != (0, column) or rows != table.rows:
-            yield f"shard {number} is not the next columns of all rows, as column_wise has them"
-        if width % 4 or not width:
-            yield f"shard {number} has {width} columns, not a multiple of 4"
-        column += width
-    if twice := [rank for rank, count in Counter(placed.ranks).items() if count > 1]:
-        yield f"column_wise has two shards on rank {twice[0]}"
-
-
-def _row_faults(table: Table, placed: TablePlan, devices: int) -> Iterator[str]:
-    if placed.ranks != tuple(range(devices)) or len(placed.shards) != devices:
-        yield "row_wise has one shard on every rank, in their order"
+def _block_faults(table: Table, placed: TablePlan, spread: Mapping[str, int]) -> Iterator[str]:
+    """Faults of a table in column blocks, each of them in blocks of rows on `spread` devices, by sharding type."""
+    kind, count, column = placed.sharding_type, spread.get(placed.sharding_type, 1), 0
+    if len(placed.shards) % count or (kind in ("row_wise", "table_row_wise") and len(placed.shards) != count):
+        yield f"{kind} has one shard on every rank of {count}, not {len(placed.shards)}"
         return
-    block = -(-table.rows // devices)
-    for rank, shard in enumerate(placed.shards):
-        first = min(rank * block, table.rows)
-        rows = min(block, table.rows - first)
-        if shard.shard_offsets != (first, 0) or shard.shard_sizes != (rows, table.dim):
-            yield f"row_wise blocks are of {block} rows: shard {rank} is not {rows} rows from row {first}"
+    block, firsts = -(-table.rows // count), []
+    for start in range(0, len(placed.shards), count):
+        width = placed.shards[start].shard_sizes[1]
+        ranks = placed.ranks[start : start + count]
+        firsts.append(ranks[0])
+        if ranks[0] % count or ranks != tuple(range(ranks[0], ranks[0] + count)):
+            yield f"{kind} has one shard on every rank of {count}, in their order"
+        if width % 4 or not width:
+            yield f"shard {start} has {width} columns, not a multiple of 4"
+        for number in range(start, start + count):
+            shard, first = placed.shards[number], min((number - start) * block, table.rows)
+            if shard.shard_offsets != (first, column) or shard.shard_sizes != (min(block, table.rows - first), width):
+                wanted = f"{min(block, table.rows - first)} rows from row {first} and column {column}"
+                yield f"shard {number} is not {wanted}, as {kind} has them"
+        column += width
+    if kind == "grid_shard" and (twice := _twice(firsts)):
+        yield f"grid_shard has two column blocks on the host of rank {twice[0]}"
+
+
+def _twice(ranks: Sequence[int]) -> list[int]:
+    return [rank for rank, count in Counter(ranks).items() if count > 1]
 
 
 def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
@@ -221,19 +242,20 @@ def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterat
     for rank, name, size in _shard_memory(plan, loaded):
         contents[rank][name] += size
     for rank, tables in enumerate(contents):
-        excess = tables.total() - cluster.memory_limit
+        limit = int(cluster.memory_limit[rank])
+        excess = tables.total() - limit
         if excess > 0:
             largest = ", ".join(f"{_quoted(name)} ({format_bytes(size)})" for name, size in tables.most_common(_NAMED))
             message = (
                 f"device {rank} needs {format_bytes(tables.total())}, {format_bytes(excess)} over its limit"
-                f" of {format_bytes(cluster.memory_limit)}"
+                f" of {format_bytes(limit)}"
             )
             yield Diagnostic("SH307", message, loaded.at("cluster"), notes=(f"its largest tables: {largest}",))
     if [device.rank for device in plan.score.devices] != list(range(cluster.devices)):
         yield Diagnostic("SH310", f"the score does not list the devices 0 to {cluster.devices - 1} in order")
         return
-    for device, tables in zip(plan.score.devices, contents, strict=True):
-        for name, true in (("memory_bytes", tables.total()), ("memory_limit_bytes", cluster.memory_limit)):
+    for device, tables, limit in zip(plan.score.devices, contents, cluster.memory_limit.tolist(), strict=True):
+        for name, true in (("memory_bytes", tables.total()), ("memory_limit_bytes", limit)):
             if (stated := getattr(device, name)) != true:
                 yield Diagnostic("SH310", f"device {device.rank} has {name} = {stated} in the plan, truly {true}")
 
@@ -242,20 +264,20 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, in
     """Yield rank, table and bytes of every shard, replicas of data-parallel tables included."""
     model, devices = loaded.spec.model, plan.cluster.devices
     for table, placed in _placed(plan, loaded):
-        features = len(table.features)
-        dense, by_rows = placed.sharding_type == "data_parallel", placed.sharding_type == "row_wise"
+        features, dense = len(table.features), placed.sharding_type == "data_parallel"
         extents = [(table.rows, table.dim)] * devices if dense else [shard.shard_sizes for shard in placed.shards]
-        for rank, (rows, dim) in zip(placed.ranks, extents, strict=True):
-            size = shard_bytes(
-                rows,
-                dim,
-                weights=model.weights,
-                outputs=model.outputs,
-                optimizer=model.optimizer,
-                bags=features * (-(-model.global_batch // devices) if dense else model.global_batch),
-                pooling=table.pooling / features * rows / table.rows if by_rows else table.pooling / features,
-                dense=dense,
-            )
+        rows, dims = np.array(extents).T
+        sizes = shard_bytes(
+            rows,
+            dims,
+            weights=model.weights,
+            outputs=model.outputs,
+            optimizer=model.optimizer,
+            bags=features * (-(-model.global_batch // devices) if dense else model.global_batch),
+            pooling=table.pooling / features * rows / table.rows,
+            dense=dense,
+        )
+        for rank, size in zip(placed.ranks, sizes.tolist(), strict=True):
             yield rank, table.name, size
 
 

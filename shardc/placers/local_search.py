@@ -2,8 +2,9 @@
 
 Two devices at a time trade up to two units each way. All such exchanges of a pair, thousands, are compared to first
 order in one step, and the best few are scored; the best is taken if it improves. When no pair improves any more, blocks
-try other sharding options; a local optimum is left by a few random moves, and what was not better is taken back
-(iterated local search). The effort is counted in scored candidates: one seed, one result, on any machine.
+are taken out and put back, sharded in another way or on other hosts; a local optimum is left by a few random moves, and
+what was not better is taken back (iterated local search). The effort is counted in scored candidates: one seed, one
+result, on any machine.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import NamedTuple
 import numpy as np
 
 from shardc.judge import LIKELY, Changes, Judge
-from shardc.problem import Bools, Floats, Ints, Placement
+from shardc.problem import Bools, Floats, Ints, Placement, Site
 
 _LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
 _KICK = 3  # random moves that leave a local optimum
 _MOST_UNITS = 24  # of one device that one exchange chooses from
-_BOTH_WAYS = np.array([[1.0], [-1.0]])  # of a load that one device takes from another
 _OPTIONS = 2048  # devices that are scored when options change, over all candidates of one step
+_ALL_LOOKED_AT = 64  # devices: where there are more, a block that is put back looks at some of the lightest
+_LIGHTEST = 16  # devices that it looks at, beyond as many as it has units
 
 
 def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int, targets: Floats | None = None) -> Placement:
@@ -55,55 +57,60 @@ def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int, targ
 
 
 class _State(NamedTuple):
-    """A placement: the option of every block, and block and device of every free unit, with what devices hold."""
+    """A placement: the option of every block, what kind of unit it has on every device, and what devices hold."""
 
     option: Ints
-    block: Ints
-    device: Ints
+    unit: Ints
     z: Floats
     memory: Ints
     taken: Ints
 
 
 class _Search:
-    """One placement being changed in place. Sums are exact (see `shardc.judge`), so adding and removing is lossless."""
+    """One placement being changed in place. Sums are exact (see `shardc.judge`), so adding and removing is lossless.
+
+    Attributes:
+        budget: candidates that may still be scored.
+        step_ms: step time of the placement as it is.
+    """
 
     def __init__(self, judge: Judge, start: Placement, rng: np.random.Generator, budget: int) -> None:
-        self._judge = judge
-        self._problem = judge.problem
-        self._limit = judge.problem.cluster.memory_limit
-        self._rng = rng
+        problem = judge.problem
+        self._judge, self._problem, self._rng = judge, problem, rng
         self.budget = budget
-        self._several_labels = np.array([len(labels) > 1 for labels in judge.problem.labels])
-        devices = judge.problem.cluster.devices
+        self._limit, self._host_kind = problem.cluster.memory_limit, problem.cluster.kind
+        self._devices, self._local = problem.cluster.devices, problem.cluster.devices_per_host
+        self._several_labels = np.array([len(labels) > 1 for labels in problem.labels])
+        # None is the last kind of unit, so that -1 finds it.
+        self._latents = np.append(judge.latents, np.zeros((len(judge.latents), 1, judge.latents.shape[2])), axis=1)
+        self._unit_memory = np.append(problem.unit_memory, 0)
+        self._free = np.append(problem.option_site[problem.unit_option] == Site.DEVICE, False)
+        # What a unit takes up is told by the last kinds of an option, so that two are enough.
+        counts = np.zeros((len(problem.option_block), 2), dtype=np.int64)
+        counts[:, 0] = problem.unit_count[problem.first_unit]
+        counts[:, 1] = problem.option_units - counts[:, 0]
+        self._counts = counts
         self._clock = 0
-        self._changed = np.zeros(devices, dtype=np.int64)  # when a device changed last
+        self._changed = np.zeros(self._devices, dtype=np.int64)  # when a device changed last
         # When exchanges between two devices were looked for last, with targets and without.
-        self._tried_for = np.full((2, devices, devices), -1)
+        self._tried_for = np.full((2, self._devices, self._devices), -1, dtype=np.int32)
         self._take(self._state_of(start))
 
     def _state_of(self, placement: Placement) -> _State:
         problem = self._problem
-        option = np.array(placement.option)
-        count = problem.option_units[option]
-        block = np.repeat(np.arange(len(count)), count)
-        device = np.array([d for devices in placement.devices for d in devices], dtype=np.int64)
-        labels = 1 + max(label for of_block in problem.labels for label in of_block)
-        taken = np.zeros((labels, problem.cluster.devices), dtype=np.int64)
-        for b, d in zip(map(int, block), map(int, device), strict=True):
-            taken[self._labels(b), d] += 1
-        return _State(option, block, device, *self._judge.loads(placement), taken)
+        unit = np.full((len(problem.blocks), self._devices), -1)
+        taken = np.zeros((problem.label_count, self._devices), dtype=np.int64)
+        for block, (option, places) in enumerate(zip(placement.option, placement.places, strict=True)):
+            for kind, place in zip(problem.units_of(option), places, strict=True):
+                devices = problem.devices_of(option, place)
+                unit[block, devices] = kind
+                taken[problem.labels[block], devices] += 1
+        return _State(np.array(placement.option), unit, *self._judge.loads(placement), taken)
 
     def state(self) -> _State:
         """The placement as it is now, to come back to."""
-        return _State(
-            self._option.copy(),
-            self._block.copy(),
-            self._device.copy(),
-            self._changes.z.copy(),
-            self._memory.copy(),
-            self._taken.copy(),
-        )
+        now = (self._option, self._unit, self._changes.z, self._memory, self._taken)
+        return _State(*(array.copy() for array in now))
 
     def restore(self, state: _State) -> None:
         """Come back to a placement."""
@@ -112,18 +119,20 @@ class _Search:
         self._take(state)
 
     def _take(self, state: _State) -> None:
-        self._option, self._block, self._device = state.option.copy(), state.block.copy(), state.device.copy()
+        self._option, self._unit = state.option.copy(), state.unit.copy()
         self._memory, self._taken = state.memory.copy(), state.taken.copy()
-        self._describe_units()
         self._changes = Changes.of(self._judge, state.z)
         self.step_ms = float(self._judge.step_ms(state.z))
 
     def placement(self) -> Placement:
         """The placement as it is now."""
-        devices: list[list[int]] = [[] for _ in self._option]
-        for block, device in zip(self._block, self._device, strict=True):
-            devices[block].append(int(device))
-        return Placement(tuple(map(int, self._option)), tuple(tuple(sorted(d)) for d in devices))
+        problem, places = self._problem, []
+        for option, units in zip(self._option, self._unit, strict=True):
+            size = int(problem.site_size[problem.option_site[option]])
+            of_place = units[::size]
+            held = np.flatnonzero(of_place >= 0)
+            places.append(tuple(map(int, held[np.argsort(of_place[held], kind="stable")])))
+        return Placement(tuple(map(int, self._option)), tuple(places))
 
     def descend(self, targets: Floats | None = None) -> Iterator[None]:
         """Take improvements, yielding after each, until none is left or the budget is used up.
@@ -147,26 +156,30 @@ class _Search:
 
     def _kick_units(self) -> bool:
         moved = 0
-        for unit in map(int, self._rng.permutation(len(self._block))[: 4 * _KICK]):
-            targets = self._open_to(unit)
+        blocks, devices = np.nonzero(self._free[self._unit])
+        for number in map(int, self._rng.permutation(len(blocks))[: 4 * _KICK]):
+            block, source = int(blocks[number]), int(devices[number])
+            targets = self._open_to(block, source)
             if len(targets) and moved < _KICK:
-                source, target = int(self._device[unit]), int(self._rng.choice(targets))
-                self._move(unit, source, target)
-                pair = np.array([source, target])
-                self._put(pair, self._changes.z[pair] - self._unit_latents[unit] * _BOTH_WAYS)
+                pair = np.array([source, int(self._rng.choice(targets))])
+                latents = self._latents[self._host_kind[pair], self._unit[block, source]]
+                self._move(block, source, int(pair[1]))
+                self._put(pair, self._changes.z[pair] + latents * [[-1.0], [1.0]])
                 moved += 1
         return moved > 0
 
     def _kick_option(self) -> bool:
         for block in map(int, self._rng.permutation(len(self._option))[: 4 * _KICK]):
-            others = [o for o in self._problem.options_of(block) if o != self._option[block]]
-            if not others:
+            others = self._others(np.array(self._problem.options_of(block)))
+            if not len(others):
                 continue
             option = self._rng.choice(others, 1)
-            fits = np.flatnonzero(self._without(option)[1][0])
-            units = int(self._problem.option_units[option[0]])
-            if len(fits) >= (units or len(self._memory)):
-                self._set_option(int(option[0]), self._rng.choice(fits, units, replace=False))
+            everywhere = np.arange(self._devices)[None]
+            z, fits = self._without(option, everywhere)
+            dislike = self._rng.random((1, self._devices))
+            put, possible = self._choose(option, everywhere, np.where(fits, dislike, np.inf))
+            if possible[0]:
+                self._set_option(int(option[0]), everywhere[0], put[0])
                 return True
         return False
 
@@ -192,9 +205,9 @@ class _Search:
         """Trade up to two units each way between two devices, if that helps."""
         changes, pair = self._changes, np.array([first, second])
         mine, theirs = self._movable(first, second), self._movable(second, first)
-        given, memory_given = self._sums(mine)
-        taken, memory_taken = self._sums(theirs)
-        room = self._limit - self._memory[pair]
+        given, memory_given = self._sums(mine, first, pair)
+        taken, memory_taken = self._sums(theirs, second, pair)
+        room = self._limit[pair] - self._memory[pair]
         possible = None
         if memory_taken.max() > room[0] or memory_given.max() > room[1]:
             more = memory_taken - memory_given[:, None]  # on the first device, and as much less on the second
@@ -203,140 +216,180 @@ class _Search:
         likely = changes.likely(pair, given, taken, possible, self._rng)
         if not len(likely):
             return False
-        out, back = np.divmod(likely, len(taken))
-        change = (taken[back] - given[out])[:, None] * _BOTH_WAYS
-        guide = changes.two_devices(np.broadcast_to(pair, (len(likely), 2)), changes.z[pair] + change)
+        out, back = np.divmod(likely, taken.shape[1])
+        change = np.stack([taken[0, back] - given[0, out], given[1, out] - taken[1, back]], axis=1)
+        guide = changes.some_devices(np.broadcast_to(pair, (len(likely), 2)), changes.z[pair] + change)
         best = int(guide.argmin())
         if guide[best] >= changes.guide - _LEAST_GAIN:
             return False
-        for units, sets, source, target in (
+        for blocks, sets, source, target in (
             (mine, _up_to_two(len(mine))[out[best]], first, second),
             (theirs, _up_to_two(len(theirs))[back[best]], second, first),
         ):
-            for unit in sets[sets < len(units)]:
-                self._move(int(units[unit]), source, target)
+            for which in sets[sets < len(blocks)]:
+                self._move(int(blocks[which]), source, target)
         self._put(pair, changes.z[pair] + change[best])
         return True
 
     def _movable(self, source: int, target: int) -> Ints:
-        """Units of one device that pins and exclusions let another take; a random part if there are very many.
+        """Blocks whose unit on one device pins and exclusions let another take; a random part if there are very many.
 
         A device is open to a unit only where none of its block is yet: a label of the block's own sees to that.
         """
-        units = np.flatnonzero(self._device == source)
-        blocks = self._block[units]
+        blocks = np.flatnonzero(self._free[self._unit[:, source]])
         admitted = self._problem.allowed[blocks, target] & (self._taken[blocks, target] == 0)
+        if source // self._local != target // self._local:
+            admitted &= ~self._problem.option_one_host[self._option[blocks]]
         for row in np.flatnonzero(admitted & self._several_labels[blocks]):
-            admitted[row] = not self._taken[self._labels(int(blocks[row])), target].any()
-        units = units[admitted]
-        if len(units) > _MOST_UNITS:
-            units = np.sort(self._rng.choice(units, _MOST_UNITS, replace=False))
-        return units
+            admitted[row] = not self._taken[self._problem.labels[blocks[row]], target].any()
+        blocks = blocks[admitted]
+        if len(blocks) > _MOST_UNITS:
+            blocks = np.sort(self._rng.choice(blocks, _MOST_UNITS, replace=False))
+        return blocks
 
-    def _open_to(self, unit: int) -> Ints:
-        """Devices that a unit may move to."""
-        block = int(self._block[unit])
-        room = self._memory + self._unit_memory[unit] <= self._limit
-        free = ~self._taken[self._labels(block)].any(axis=0)
+    def _open_to(self, block: int, source: int) -> Ints:
+        """Devices that a block's unit on one device may move to."""
+        room = self._memory + self._unit_memory[self._unit[block, source]] <= self._limit
+        free = ~self._taken[self._problem.labels[block]].any(axis=0)
+        if self._problem.option_one_host[self._option[block]]:
+            free &= np.arange(self._devices) // self._local == source // self._local
         return np.flatnonzero(room & free & self._problem.allowed[block])
 
-    def _labels(self, block: int) -> Ints:
-        return np.array(self._problem.labels[block])
-
-    def _sums(self, units: Ints) -> tuple[Floats, Ints]:
-        """Latents float[M, K] and memory int[M] of all sets of up to two units."""
-        one, other = np.append(units, -1)[_up_to_two(len(units))].T
-        return self._unit_latents[one] + self._unit_latents[other], self._unit_memory[one] + self._unit_memory[other]
-
-    def _describe_units(self) -> None:
-        """Latents float[U + 1, K] and memory int[U + 1] of the free units, and of none."""
-        option = self._option[self._block]
-        latents, memory = self._judge.latents[option], self._problem.option_memory[option]
-        self._unit_latents = np.append(latents, np.zeros((1, latents.shape[1])), axis=0)
-        self._unit_memory = np.append(memory, 0)
+    def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, Ints]:
+        """Latents float[2, M, K] on either device and memory int[M] of all sets of up to two units of one device."""
+        units = np.append(self._unit[blocks, source], -1)[_up_to_two(len(blocks))]
+        latents = self._latents[self._host_kind[pair]]
+        return latents[:, units[:, 0]] + latents[:, units[:, 1]], self._unit_memory[units].sum(axis=1)
 
     def _improve_by_option(self) -> bool:
-        """The best of some other sharding options for some blocks, if one helps."""
-        problem, judge, changes = self._problem, self._judge, self._changes
-        other = np.ones(len(problem.option_units), dtype=bool)
-        other[self._option] = False
-        option = np.flatnonzero(other)
+        """The best of some other ways to shard and place some blocks, if one helps."""
+        option = self._others(np.arange(len(self._problem.option_block)))
+        if self._devices <= _ALL_LOOKED_AT:
+            return self._put_back(option, far=True)
+        # What is now or then on whole hosts changes many devices: it is looked at apart.
+        near = self._site(option) == Site.DEVICE
+        near &= self._site(self._option[self._problem.option_block[option]]) == Site.DEVICE
+        return self._put_back(option[near], far=False) or self._put_back(option[~near], far=True)
+
+    def _site(self, option: Ints) -> Ints:
+        return self._problem.option_site[option]
+
+    def _others(self, option: Ints) -> Ints:
+        """The options of those given that would change anything: others than now, or on other hosts."""
+        other = self._option[self._problem.option_block[option]] != option
+        return option[other | (self._site(option) == Site.HOST) & (self._local < self._devices)]
+
+    def _put_back(self, option: Ints, *, far: bool) -> bool:
+        """The best of some of the options given, each where it is cheapest, if one helps."""
         if not len(option):
             return False
-        devices = len(self._memory)
-        if len(option) > (most := max(1, _OPTIONS // devices)):
-            option = np.sort(self._rng.choice(option, most, replace=False))
-        self.budget -= len(option) * (1 + devices // 2)
-        z, fits = self._without(option)
-        latents, units = judge.latents[option], problem.option_units[option]
-        # A free unit goes where it is cheapest: rank devices by their cost with it, take as many as there are units.
-        after = np.where(fits, changes.pressure(z + latents[:, None]) - changes.pressure(z), np.inf)
-        order = after.argsort(axis=1, kind="stable")
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(devices)[None], axis=1)
-        takes = (rank < units[:, None]) | (units == 0)[:, None]
-        possible = (fits | ~takes).all(axis=1)
-        guide = np.where(possible, changes.whole(z + takes[..., None] * latents[:, None]), np.inf)
+        changes, everywhere = self._changes, np.arange(self._devices)
+        most = self._devices if far else 3 * _LIGHTEST
+        if len(option) > (count := max(1, _OPTIONS // most)):
+            option = np.sort(self._rng.choice(option, count, replace=False))
+        if far:
+            pool = np.broadcast_to(everywhere, (len(option), self._devices))
+        else:
+            pool = self._pool(option)
+        self.budget -= len(option) * (1 + pool.shape[1] // 2)
+        z, fits = self._without(option, pool)
+        with_unit = z + self._latents[self._host_kind[pool], self._problem.first_unit[option][:, None]]
+        dislike = np.where(fits, changes.pressure(with_unit) - changes.pressure(z), np.inf)
+        put, possible = self._choose(option, pool, dislike)
+        z += self._latents[self._host_kind[pool], put]
+        guide = np.where(possible, changes.whole(z) if far else changes.some_devices(pool, z), np.inf)
         best = int(guide.argmin())
         if guide[best] >= changes.guide - _LEAST_GAIN:
             return False
-        self._set_option(int(option[best]), np.flatnonzero(takes[best])[: units[best]])
+        self._set_option(int(option[best]), pool[best], put[best])
         return True
 
-    def _without(self, option: Ints) -> tuple[Floats, Bools]:
-        """What is left without the blocks of N options, and where the options' units would fit.
+    def _pool(self, option: Ints) -> Ints:
+        """Devices that blocks may be put back on, int[N, M]: those that have them now, and the lightest ones."""
+        problem = self._problem
+        lightest = self._changes.lightest()
+        blocks = problem.option_block[option]
+        size = int((problem.option_units[option] + problem.option_units[self._option[blocks]]).max()) + _LIGHTEST
+        pool = np.empty((len(option), min(size, self._devices)), dtype=np.int64)
+        for row, (block, candidate) in enumerate(zip(blocks, option, strict=True)):
+            now = np.flatnonzero(self._unit[block] >= 0)
+            others = lightest[self._unit[block, lightest] < 0]
+            if problem.option_one_host[candidate]:
+                host = int(self._rng.choice(others[:_LIGHTEST])) // self._local
+                here = others // self._local == host
+                others = np.concatenate([others[here], others[~here]])
+            pool[row] = np.concatenate([now, others])[: pool.shape[1]]
+        return pool
+
+    def _without(self, option: Ints, pool: Ints) -> tuple[Floats, Bools]:
+        """What devices int[N, M] hold without the blocks of N options, and where the options' units would fit.
 
         Returns:
-            Loads float[N, D, K] of the devices without the option's block, and bool[N, D] whether a unit fits then.
+            Loads float[N, M, K] without the option's block, and bool[N, M] whether its largest unit fits then.
         """
         problem = self._problem
         block = problem.option_block[option]
-        old = self._option[block]
-        held = np.zeros((len(problem.blocks), len(self._memory)), dtype=bool)
-        held[self._block, self._device] = True
-        held[problem.option_units[self._option] == 0] = True
-        held = held[block]
-        z = self._changes.z - held[..., None] * self._judge.latents[old][:, None]
-        memory = self._memory - held * problem.option_memory[old][:, None]
-        fits = memory + problem.option_memory[option][:, None] <= self._limit
-        free = problem.option_units[option] > 0
-        fits[free] &= problem.allowed[block[free]]
-        for row in np.flatnonzero(free & self._several_labels[block]):
-            here = held[row] & (problem.option_units[old[row]] > 0)
-            fits[row] &= (self._taken[self._labels(int(block[row]))] == here).all(axis=0)
+        old = self._unit[block[:, None], pool]
+        z = self._changes.z[pool] - self._latents[self._host_kind[pool], old]
+        memory = self._memory[pool] - self._unit_memory[old]
+        fits = memory + self._unit_memory[problem.first_unit[option]][:, None] <= self._limit[pool]
+        fits &= problem.allowed[block[:, None], pool]
+        for row in np.flatnonzero(self._several_labels[block]):
+            fits[row] &= (self._taken[problem.labels[block[row]]][:, pool[row]] == (old[row] >= 0)).all(axis=0)
         return z, fits
 
-    def _set_option(self, option: int, devices: Ints) -> None:
-        """Shard a block in another way, with a free unit on each of these devices."""
-        problem, block = self._problem, int(self._problem.option_block[option])
-        old, labels = int(self._option[block]), self._labels(block)[:, None]
-        units = self._block == block
-        before = self._device[units] if problem.option_units[old] else np.arange(len(self._memory))
-        after = devices if problem.option_units[option] else np.arange(len(self._memory))
-        z = self._changes.z.copy()
-        z[before] -= self._judge.latents[old]
-        z[after] += self._judge.latents[option]
-        self._memory[before] -= problem.option_memory[old]
-        self._memory[after] += problem.option_memory[option]
-        self._taken[labels, self._device[units]] -= 1
-        self._taken[labels, devices] += 1
-        self._option[block] = option
-        place = np.searchsorted(self._block, block)
-        self._block = np.insert(self._block[~units], place, [block] * len(devices))
-        self._device = np.insert(self._device[~units], place, devices)
-        self._describe_units()
-        devices = np.union1d(before, after)
-        self._put(devices, z[devices])
+    def _choose(self, option: Ints, pool: Ints, dislike: Floats) -> tuple[Ints, Bools]:
+        """Kinds of units to put on devices int[N, M], -1 for none: where they are disliked least, the largest first.
 
-    def _move(self, unit: int, source: int, target: int) -> None:
-        """Note that a unit has moved, except in the loads."""
-        self._device[unit] = target
-        memory = self._unit_memory[unit]
-        self._memory[source] -= memory
-        self._memory[target] += memory
-        for label in self._problem.labels[self._block[unit]]:
-            self._taken[label, source] -= 1
-            self._taken[label, target] += 1
+        Args:
+            option: int[N].
+            pool: int[N, M].
+            dislike: float[N, M]; infinite where nothing may be put.
+
+        Returns:
+            int[N, M] kinds, and bool[N] whether there is room for all units.
+        """
+        problem, site = self._problem, self._site(option)
+        dislike = dislike.copy()
+        for row in np.flatnonzero(site == Site.HOST):  # a host is as bad as all its devices together
+            dislike[row] = np.repeat(dislike[row].reshape(-1, self._local).sum(axis=1), self._local)
+        for row in np.flatnonzero(problem.option_one_host[option]):
+            units, host = problem.option_units[option[row]], pool[row] // self._local
+            by_host = {h: np.sort(dislike[row, host == h])[:units] for h in np.unique(host)}
+            best = min(by_host, key=lambda h: float(by_host[h].sum()) if len(by_host[h]) == units else np.inf)  # noqa: B023
+            dislike[row, host != best] = np.inf
+        order = dislike.argsort(axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(pool.shape[1])[None], axis=1)
+        rank //= problem.site_size[site][:, None]
+        first, counts = problem.first_unit[option][:, None], self._counts[option]
+        put = np.where(rank < counts[:, :1], first, first + 1)
+        put[rank >= counts.sum(axis=1, keepdims=True)] = -1
+        possible = np.isfinite(np.where(put >= 0, dislike, 0.0)).all(axis=1) & (rank.max(axis=1) + 1 >= counts.sum(axis=1))
+        return put, possible
+
+    def _set_option(self, option: int, devices: Ints, put: Ints) -> None:
+        """Shard a block in another way, with units of these kinds on these devices, -1 for none."""
+        block, labels = int(self._problem.option_block[option]), self._problem.labels[int(self._problem.option_block[option])]
+        kinds = self._host_kind[devices]
+        old = self._unit[block, devices]
+        z = self._changes.z[devices] + self._latents[kinds, put] - self._latents[kinds, old]
+        self._memory[devices] += self._unit_memory[put] - self._unit_memory[old]
+        self._taken[np.ix_(labels, devices)] += (put >= 0) * 1 - (old >= 0)
+        self._option[block] = option
+        self._unit[block, devices] = put
+        changed = (put >= 0) | (old >= 0)
+        self._put(devices[changed], z[changed])
+
+    def _move(self, block: int, source: int, target: int) -> None:
+        """Note that a block's unit has moved, except in the loads."""
+        kind = self._unit[block, source]
+        self._unit[block, target], self._unit[block, source] = kind, -1
+        self._memory[source] -= self._unit_memory[kind]
+        self._memory[target] += self._unit_memory[kind]
+        labels = self._problem.labels[block]
+        self._taken[labels, source] -= 1
+        self._taken[labels, target] += 1
 
     def _put(self, devices: Ints, loads: Floats) -> None:
         self._changes.put(devices, loads)

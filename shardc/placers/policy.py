@@ -84,10 +84,13 @@ def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Pla
     """One greedy rollout of the policy; None if a unit fits nowhere any more."""
     even = even_load_ms(judge, options)
 
-    def best_scored(partial: Partial, block: int, fits: Bools) -> int:
-        option = partial.options[block]
-        features = device_features(judge, partial.z, partial.memory, option, even, partial.left())
-        scores = np.round(policy.logits(features), 9)
+    problem = judge.problem
+
+    def best_scored(partial: Partial, block: int, unit: int, fits: Bools) -> int:
+        features = device_features(judge, partial.z, partial.memory, unit, even, partial.left())
+        size = problem.site_size[problem.option_site[partial.options[block]]]
+        # A host is as good as the worst of its devices.
+        scores = np.round(policy.logits(features), 9).reshape(-1, size).min(axis=1)
         return int(np.where(fits, scores, -np.inf).argmax())
 
     return place_largest_first(judge, options, judge.single_ms, best_scored)
@@ -96,14 +99,15 @@ def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Pla
 def even_load_ms(judge: Judge, options: Sequence[int]) -> Floats:
     """What a device would cost that held an equal share of everything, float[P] ms: the scale of all features."""
     problem = judge.problem
-    chosen = list(options)
-    units = problem.option_units[chosen]
-    share = np.where(units == 0, 1.0, units / problem.cluster.devices)
-    return np.maximum(1e-9, judge.phase_ms((judge.latents[chosen] * share[:, None]).sum(axis=0)))
+    chosen = np.isin(problem.unit_option, options)
+    sizes = problem.site_size[problem.option_site[problem.unit_option[chosen]]]
+    share = problem.unit_count[chosen] * sizes / problem.cluster.devices
+    by_kind = np.einsum("guk,u->gk", judge.latents[:, chosen], share)
+    return np.maximum(1e-9, judge.phase_ms(by_kind).mean(axis=0))
 
 
-def device_features(judge: Judge, z: Floats, memory: Floats | Ints, option: int, even: Floats, left: float) -> Floats:
-    """float[..., D, 12]: what the policy sees of each device when it places a unit of `option`.
+def device_features(judge: Judge, z: Floats, memory: Floats | Ints, unit: int, even: Floats, left: float) -> Floats:
+    """float[..., D, 12]: what the policy sees of each device when it places a unit.
 
     Times are ratios to the step time of an even load. The step time after placing is the one the judge would give if
     no other unit were left; overload and square say how the device's phases compare with an even load's.
@@ -112,17 +116,17 @@ def device_features(judge: Judge, z: Floats, memory: Floats | Ints, option: int,
         judge: the problem and its costs.
         z: float[..., D, K], loads so far.
         memory: [..., D], bytes so far.
-        option: the option whose unit is placed.
+        unit: the kind of the unit that is placed.
         even: float[P] ms, cost of an even load by phase.
         left: share of the units' cost that is still to be placed, this one included.
     """
+    cluster = judge.problem.cluster
     scale = even.sum()
     before = judge.phase_ms(z)  # [..., D, P]
-    after = judge.phase_ms(z + judge.latents[option])
+    after = judge.phase_ms(z + judge.latents[cluster.kind, unit])
     now = before.max(axis=-2, keepdims=True)
     total_before, total_after = before.sum(axis=-1) / scale, after.sum(axis=-1) / scale
     step_after = np.maximum(after, now).sum(axis=-1) / scale
-    limit = max(judge.problem.cluster.memory_limit, 1)
     columns = [
         total_after,
         total_before,
@@ -132,9 +136,9 @@ def device_features(judge: Judge, z: Floats, memory: Floats | Ints, option: int,
         np.maximum(after - even, 0.0).sum(axis=-1) / scale,
         (after**2 / even).sum(axis=-1) / scale,
         total_before.mean(axis=-1, keepdims=True) - total_before,
-        (memory + judge.problem.option_memory[option]) / limit,
+        (memory + judge.problem.unit_memory[unit]) / np.maximum(cluster.memory_limit, 1),
         left,
-        judge.single_ms[option] / scale,
+        judge.single_ms[unit] / scale,
         np.log2(z.shape[-2]) / 8.0,
     ]
     return np.stack([np.broadcast_to(column, total_after.shape) for column in columns], axis=-1)

@@ -70,18 +70,16 @@ def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
     device's time is divided among its shards in proportion to the slopes at its load.
     """
     problem, z = choice.judge.problem, choice.judgement.z
-    latents, ms = cost.encode(problem.shards), cost.device_ms(z)
+    held = problem.held(choice.placement)
+    ms = cost.device_ms(z)
     shares = np.zeros(len(problem.tables))
     for phase in cost.computing:
         device = int(ms[:, phase].argmax())
         slopes = cost.slopes(z[device])[phase]
         load = max(float(slopes @ z[device]), 1e-300)
-        for members, option, devices in zip(
-            problem.blocks, choice.placement.option, choice.placement.devices, strict=True
-        ):
-            if device in devices or not problem.option_units[option]:
-                pieces = latents[list(problem.option_shards[option])]
-                shares[list(members)] += ms[device, phase] * (pieces @ slopes) / load
+        latents = cost.encode_on(int(problem.cluster.kind[device]), problem.shards)
+        here = np.flatnonzero(held[device])
+        np.add.at(shares, problem.shard_table[here], ms[device, phase] * (latents[here] @ slopes) / load)
     return np.asarray(shares / max(float(ms[:, cost.computing].max(axis=0).sum()), 1e-300))
 
 
@@ -139,7 +137,8 @@ def _phase_name(name: str) -> str:
 def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
     """Compute time and memory of the devices: all, or where they are many the costliest and the cheapest."""
     devices = plan.score.devices
-    limit = format_bytes(devices[0].memory_limit_bytes)
+    limits = [device.memory_limit_bytes for device in devices]
+    limit = " to ".join(format_bytes(limit) for limit in sorted({min(limits), max(limits)}))
     compute = f"forward {glyphs.forward} backward {glyphs.backward}"
     rows = table(
         ("device", "right"), (compute, "left"), ("time", "right"), (f"memory of {limit}", "left"), ("", "right")
