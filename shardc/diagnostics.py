@@ -22,6 +22,7 @@ CODES: dict[str, str] = {
     "SH107": "unknown device",
     "SH108": "bad CSV table file",
     "SH109": "spec of a newer or unknown format",
+    "SH112": "hosts of different device types in one cluster",
     "SH201": "a table fits on no allowed device",
     "SH202": "the model as a whole exceeds the memory",
     "SH203": "no feasible placement found",

@@ -172,10 +172,6 @@ class Changes(ABC):
         """How much a device with summed latents float[..., K] would have to do with the guide, float[...]."""
 
     @abstractmethod
-    def lightest(self) -> Ints:
-        """Devices, those that have least to do with the guide first."""
-
-    @abstractmethod
     def some_devices(self, devices: Ints, loads: Floats) -> Floats:
         """Guide of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
 
@@ -233,10 +229,6 @@ class PhasedChanges(Changes):
         """The share of the soft maxima that a device would have, float[...] for float[..., K]."""
         return np.asarray((self._power(self._cost.heads(z)) / self._share).sum(axis=-1))
 
-    def lightest(self) -> Ints:
-        """Devices, those with the least share of the soft maxima first."""
-        return np.argsort((self._powers / self._share).sum(axis=1), kind="stable")
-
     def some_devices(self, devices: Ints, loads: Floats) -> Floats:
         """Guide of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
         rest = self._sum - self._powers[devices].sum(axis=1)
@@ -262,8 +254,8 @@ class PhasedChanges(Changes):
         factors_given, factors_taken = [], []
         for which, sign, device in zip((0, 1), (-1.0, 1.0), map(int, pair), strict=True):
             if device not in self._slopes:
-                self._slopes[device] = self._rate * self._cost.slopes(self.z[device])[self._used]
-            slopes = sign * self._slopes[device]
+                self._slopes[device] = self._rate * self._cost.slopes(self.z[device])
+            slopes = sign * self._slopes[device][self._used]
             level = self._rate * (self._ms[device] - self._zero) - np.log(self._share)
             # Unlike a matrix product, einsum treats equal loads alike wherever they stand.
             factors_given.append(_bounded_exp(np.einsum("pk,nk->pn", slopes, given[which]) + level[self._used, None]))
@@ -329,10 +321,6 @@ class WholeChanges(Changes):
         """What a device would cost alone, float[...] ms for float[..., K]."""
         return self._judge.device_ms(z)
 
-    def lightest(self) -> Ints:
-        """Devices, those that would cost least alone first."""
-        return np.argsort(self.pressure(self.z), kind="stable")
-
     def some_devices(self, devices: Ints, loads: Floats) -> Floats:
         """Step time of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
         z = np.repeat(self.z[None], len(devices), axis=0)
@@ -375,10 +363,10 @@ class Partial:
         self._taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
         work = judge.single_ms * problem.unit_count * problem.site_size[problem.option_site][problem.unit_option]
         self._ahead = np.add.reduceat(work, problem.first_unit)[list(self.options)]
-        self._all_ms = max(float(self._ahead.sum()), 1e-9)
         for block, option in enumerate(self.options):
             if problem.option_site[option] == Site.CLUSTER:
                 self.add(block, int(problem.first_unit[option]), 0)
+        self._all_ms = max(float(self._ahead.sum()), 1e-9)
 
     def fits(self, block: int, unit: int) -> Bools:
         """bool[D or hosts]: the places that may take one more unit of a block; the mask of every placer."""
@@ -398,7 +386,7 @@ class Partial:
     def after(self, block: int, unit: int) -> Floats:
         """float[D, K]: what devices would hold with a unit of a block."""
         latents = self.judge.latents
-        return self.z + (latents[0, unit] if len(latents) == 1 else latents[self.judge.problem.cluster.kind, unit])
+        return np.asarray(self.z + latents[self.judge.problem.cluster.kind, unit])
 
     def add(self, block: int, unit: int, place: int) -> None:
         """Put one unit of a block at a place."""
@@ -417,4 +405,6 @@ class Partial:
     def placement(self) -> Placement:
         """The finished placement."""
         problem = self.judge.problem
-        return Placement(self.options, tuple(problem.sorted_places(o, p) for o, p in zip(self.options, self.places, strict=True)))
+        return Placement(
+            self.options, tuple(problem.sorted_places(o, p) for o, p in zip(self.options, self.places, strict=True))
+        )

@@ -1027,7 +1027,7 @@ def _model_at(path: Path) -> type[BaseModel]:
     if path[-1] == "access":
         return AccessSpec
     if path[0] == "cluster" and len(path) > 1:
-        return {"host": HostSpec, "rank": RankSpec}[str(path[1])]
+        return HostSpec if path[1] == "host" else RankSpec
     return TableSpec if _in_csv(path) else _SECTIONS[path[0]]
 
 

@@ -11,7 +11,7 @@ from shardc.cost.roofline import Roofline
 from shardc.hardware import load_hardware
 from shardc.judge import LIKELY, Changes, Judge, Partial
 from shardc.passes.lower import lower
-from shardc.problem import Placement, Problem
+from shardc.problem import Placement, Problem, Site
 from shardc.spec import parse_spec
 
 DEVICES = 4
@@ -25,7 +25,7 @@ def problem_of(*tables: dict, **cluster) -> Problem:
         "defaults": {"rows": 1000, "dim": 16, "pooling": 2.0, "access": {"zipf": 1.05}},
         "table": [{"name": f"t{index:02}"} | table for index, table in enumerate(tables)],
     }
-    return lower(parse_spec(spec), load_hardware("h100-80gb"))
+    return lower(parse_spec(spec), [load_hardware("h100-80gb")])
 
 
 def judge_of(problem: Problem) -> Judge:
@@ -62,14 +62,16 @@ def test_sums_are_the_same_bits_in_any_order_of_adding_and_removing(seed):
     rng = np.random.default_rng(seed)
     problem = JUDGE.problem
     chosen = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
-    expected = JUDGE.latents[chosen].sum(axis=0)
+    chosen = np.concatenate([problem.units_of(option) for option in chosen])
+    latents = JUDGE.latents[0]
+    expected = latents[chosen].sum(axis=0)
     for _ in range(5):
         z = np.zeros_like(expected)
         for index in rng.permutation(chosen):
-            z += JUDGE.latents[index]
+            z += latents[index]
         assert np.array_equal(z, expected)
     for index in rng.permutation(chosen):
-        z -= JUDGE.latents[index]
+        z -= latents[index]
     assert np.array_equal(z, np.zeros_like(z))
 
 
@@ -85,17 +87,17 @@ def test_sums_are_exact_for_any_cost_model(seed, scale):
 
     judge = Judge(JUDGE.problem, Own())
     rng = np.random.default_rng(seed)
-    units = np.repeat(judge.latents, np.maximum(1, judge.problem.option_units), axis=0)
-    first_of_block = np.repeat(judge.problem.option_block, np.maximum(1, judge.problem.option_units))
-    some = units[np.unique(first_of_block, return_index=True)[1]]
+    problem = judge.problem
+    chosen = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
+    some = judge.latents[0, np.concatenate([problem.units_of(option) for option in chosen])]
     order = rng.permutation(len(some))
     assert np.array_equal(np.cumsum(some, axis=0)[-1], np.cumsum(some[order], axis=0)[-1])
 
 
 def test_rounding_to_the_grid_changes_next_to_nothing():
     encoded = JUDGE.cost.encode(JUDGE.problem.shards)
-    exact = np.stack([encoded[list(unit)].sum(axis=0) for unit in JUDGE.problem.option_shards])
-    assert np.abs(JUDGE.latents - exact).max(axis=0) == pytest.approx(0, abs=1e-8 * exact.max())
+    exact = np.stack([encoded[list(shards)].sum(axis=0) for shards in JUDGE.problem.unit_shards])
+    assert np.abs(JUDGE.latents[0] - exact).max(axis=0) == pytest.approx(0, abs=1e-8 * exact.max())
     assert (JUDGE.latents >= 0).all()
 
 
@@ -103,8 +105,8 @@ def test_a_group_is_encoded_as_the_sum_of_its_tables():
     apart, together = (
         judge_of(problem_of(*[{"dim": 8 * i} | more for i in (1, 2, 3)])) for more in ({}, {"group": "g"})
     )
-    whole = [option(apart.problem, block, "table_wise") for block in range(3)]
-    assert together.latents[0] == pytest.approx(apart.latents[whole].sum(axis=0), rel=1e-7)
+    whole = [apart.problem.first_unit[option(apart.problem, block, "table_wise")] for block in range(3)]
+    assert together.latents[0, 0] == pytest.approx(apart.latents[0, whole].sum(axis=0), rel=1e-7)
 
 
 def test_loads_follow_the_placement():
@@ -115,11 +117,11 @@ def test_loads_follow_the_placement():
         option(problem, 1, "column_wise", 2),
         option(problem, 2, "row_wise"),
     )
-    judgement = judge.judge(Placement((one, two, three), ((3,), (0, 3), ())))
-    on_all = judge.latents[three]
-    expected = [on_all + judge.latents[two], on_all, on_all, on_all + judge.latents[one] + judge.latents[two]]
+    judgement = judge.judge(Placement((one, two, three), ((3,), (0, 3), (0,))))
+    latents, memory = judge.latents[0, problem.first_unit], problem.unit_memory[problem.first_unit]
+    on_all = latents[three]
+    expected = [on_all + latents[two], on_all, on_all, on_all + latents[one] + latents[two]]
     assert np.array_equal(judgement.z, expected)
-    memory = problem.option_memory
     assert judgement.memory.tolist() == [
         memory[three] + memory[two],
         memory[three],
@@ -144,12 +146,13 @@ def test_memory_pins_and_exclusions_decide_feasibility():
     assert not feasible(0, 0, 2, 3)
     assert not feasible(1, 2, 2, 3)
     limit = int(judge.judge(Placement(options, ((1,), (0,), (3,), (3,)))).memory.max())
-    exact, short = (
-        judge_of(
-            dataclasses.replace(problem, cluster=dataclasses.replace(problem.cluster, memory_bytes=m, reserve_bytes=0))
-        )
-        for m in (limit, limit - 1)
-    )
+
+    def with_memory(size: int) -> Judge:
+        kind = dataclasses.replace(problem.cluster.kinds[0], memory_bytes=size, reserve_bytes=0)
+        cluster = dataclasses.replace(problem.cluster, kinds=(kind,))
+        return judge_of(dataclasses.replace(problem, cluster=cluster))
+
+    exact, short = with_memory(limit), with_memory(limit - 1)
     assert feasible(1, 0, 3, 3, judge=exact)
     assert not feasible(1, 0, 3, 3, judge=short)
 
@@ -180,7 +183,7 @@ GUIDES = {
 
 def loads_of(rng: np.random.Generator, devices: int = 5) -> np.ndarray:
     """Loads of devices with six units each, one of them perhaps empty."""
-    z = JUDGE.latents[rng.integers(0, len(JUDGE.latents), (devices, 6))].sum(axis=1)
+    z = JUDGE.latents[0, rng.integers(0, JUDGE.latents.shape[1], (devices, 6))].sum(axis=1)
     z[rng.integers(devices)] *= rng.integers(0, 2)
     return z
 
@@ -199,7 +202,7 @@ def test_candidates_score_as_if_they_were_computed_afresh(guide, seed):
     afresh = changes.whole(whole)
     # What two devices change never alters which phases are used; fixed costs are those of the placement.
     same = [np.array_equal(JUDGE.cost.present(w).max(axis=0), JUDGE.cost.present(z).max(axis=0)) for w in whole]
-    assert changes.two_devices(pairs, loads)[same] == pytest.approx(afresh[same], rel=1e-6, abs=1e-6 * afresh.max())
+    assert changes.some_devices(pairs, loads)[same] == pytest.approx(afresh[same], rel=1e-6, abs=1e-6 * afresh.max())
     assert changes.guide == pytest.approx(float(changes.whole(z[None])[0]), rel=1e-9, abs=1e-9)
     whole[0, pairs[0]] = less = 0.95 * z[pairs[0]]
     changes.put(pairs[0], less)
@@ -232,30 +235,30 @@ def test_of_all_exchanges_the_best_deserves_a_look(guide, seed):
     pair = np.array([first, (first + 1) % 5])
     given, taken = (np.concatenate([np.zeros((1, z.shape[1])), 2e-4 * rng.random((4, 1)) * z[d]]) for d in pair)
     possible = rng.random((5, 5)) < 0.8
-    found = changes.likely(pair, given, taken, possible, rng)
+    found = changes.likely(pair, np.stack([given] * 2), np.stack([taken] * 2), possible, rng)
     assert possible.ravel()[found].all()
     assert len(set(found.tolist())) == len(found) <= LIKELY
     out, back = np.divmod(np.arange(25), 5)
     change = (taken[back] - given[out])[:, None] * np.array([[1.0], [-1.0]])
-    guides = np.where(possible.ravel(), changes.two_devices(np.tile(pair, (25, 1)), z[pair] + change), np.inf)
+    guides = np.where(possible.ravel(), changes.some_devices(np.tile(pair, (25, 1)), z[pair] + change), np.inf)
     if guides.min() < changes.guide * (1 - 1e-6):
         assert changes.guide - guides[found].min() >= 0.8 * (changes.guide - guides.min())
 
 
 def test_costly_devices_come_first():
-    z = np.zeros((4, JUDGE.latents.shape[1]))
-    z[2] = JUDGE.latents.sum(axis=0)
-    z[1] = JUDGE.latents[0]
+    z = np.zeros((4, JUDGE.latents.shape[2]))
+    z[2] = JUDGE.latents[0].sum(axis=0)
+    z[1] = JUDGE.latents[0, 0]
     assert Changes.of(JUDGE, z).costly()[0] == 2
     assert len(Changes.of(JUDGE, np.tile(z[2], (4, 1))).costly()) == 0
     assert Changes.of(Judge(JUDGE.problem, OwnCost()), z[:, :2]).costly()[0] == 2
 
 
 def test_phases_of_a_device_add_up_to_its_own_step():
-    z = JUDGE.latents[:3]
+    z = JUDGE.latents[0, :3]
     assert JUDGE.phase_ms(z).sum(axis=-1) == pytest.approx(JUDGE.device_ms(z))
     own = Judge(JUDGE.problem, OwnCost())
-    assert own.phase_ms(own.latents[:3]).shape == (3, 1)
+    assert own.phase_ms(own.latents[0, :3]).shape == (3, 1)
 
 
 def test_a_partial_placement_becomes_what_the_judge_loads():
@@ -265,10 +268,10 @@ def test_a_partial_placement_becomes_what_the_judge_loads():
     partial = Partial(JUDGE, chosen)
     assert partial.left() == pytest.approx(1)
     for block, index in enumerate(chosen):
-        for _ in range(problem.option_units[index]):
-            fitting = np.flatnonzero(partial.fits(block))
-            assert not set(fitting) & set(partial.devices[block])
-            partial.add(block, int(rng.choice(fitting)))
+        for unit in problem.units_of(index).tolist() if problem.option_site[index] != Site.CLUSTER else ():
+            fitting = np.flatnonzero(partial.fits(block, unit))
+            assert not set(fitting) & set(partial.places[block])
+            partial.add(block, unit, int(rng.choice(fitting)))
     z, memory = JUDGE.loads(partial.placement())
     assert np.array_equal(partial.z, z)
     assert np.array_equal(partial.memory, memory)

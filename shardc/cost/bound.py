@@ -401,7 +401,9 @@ class _Relaxation:
             rows.append(np.where(self._block[option] == blocks[:, None], lone_ms[:, phases].T, 0.0))
             levels.append(np.zeros(len(phases)))
             phase.append(phases)
-        limits = [columns.latents[..., k] / case.most[k] for k in np.flatnonzero((case.most > 0) & (case.most < np.inf))]
+        limits = [
+            columns.latents[..., k] / case.most[k] for k in np.flatnonzero((case.most > 0) & (case.most < np.inf))
+        ]
         if self._memory_binds:
             limits.append(columns.memory / np.maximum(columns.limit, 1)[:, None])
         for part_of_limit in limits:

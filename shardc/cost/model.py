@@ -161,7 +161,11 @@ _TALKING = [PHASES.index(phase) for phase in _COMMUNICATION]
 _BYTES = [latent for _, _, latent in _COMMUNICATION.values()]
 _PRESENCE = [_COMMUNICATION[phase][2] if phase in _COMMUNICATION else _HELD for phase in PHASES]
 _INPUT_COLLECTIVES = 3  # the receivers are told how much will come; then lengths are sent, then indices
-_BY_ROWS = {ShardingType.ROW_WISE: _SUMMED, ShardingType.TABLE_ROW_WISE: _HOST_SUMMED, ShardingType.GRID_SHARD: _HOST_SUMMED}
+_BY_ROWS = {
+    ShardingType.ROW_WISE: _SUMMED,
+    ShardingType.TABLE_ROW_WISE: _HOST_SUMMED,
+    ShardingType.GRID_SHARD: _HOST_SUMMED,
+}
 """Where the outputs of sharding types are counted whose shards each look up only some of a bag's rows."""
 
 

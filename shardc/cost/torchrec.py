@@ -197,6 +197,17 @@ def _row_wise(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
     return compute + exchange, _BACKWARD * compute + exchange + outputs * _BATCHED_COPY / machine.memory
 
 
+def _table_row_wise(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
+    """Table-row-wise and grid (`TableRowWiseEvaluator`): as row-wise on the devices of a host, then between hosts."""
+    outputs, hosts = pieces.outputs(machine.devices), machine.devices // machine.devices_per_host
+    lookups = pieces.lookups / machine.devices_per_host * machine.devices
+    compute = pieces.moved(lookups, outputs, pieces.dim) / machine.memory
+    exchange = outputs / machine.intra_host
+    if hosts > 1:
+        exchange = exchange + pieces.outputs(hosts) / machine.inter_host
+    return compute + exchange, _BACKWARD * compute + exchange + outputs * _BATCHED_COPY / machine.memory
+
+
 def _data_parallel(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
     """Data-parallel (`DataParallelEvaluator`): the device's own samples; all-reduce and dense update of all rows."""
     memory = _DENSE_SHARE * machine.memory
@@ -212,7 +223,10 @@ def _data_parallel(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
 _FORMULAS: dict[ShardingType, Callable[[_Pieces, _Machine], tuple[Floats, Floats]]] = {
     ShardingType.TABLE_WISE: _whole_rows,
     ShardingType.COLUMN_WISE: _whole_rows,
+    ShardingType.TABLE_COLUMN_WISE: _whole_rows,
     ShardingType.ROW_WISE: _row_wise,
+    ShardingType.TABLE_ROW_WISE: _table_row_wise,
+    ShardingType.GRID_SHARD: _table_row_wise,
     ShardingType.DATA_PARALLEL: _data_parallel,
 }
 """Forward and backward ms of shards, by sharding type."""

@@ -52,9 +52,7 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
     model, cluster = loaded.spec.model, lower_cluster(loaded, hardware)
     blocks = _blocks(loaded.tables)
     allowed = _allowed(loaded.tables, blocks, cluster.devices)
-    offered = [
-        _together([list(_options(t, loaded.tables[t], model, cluster)) for t in members]) for members in blocks
-    ]
+    offered = [_together([list(_options(t, loaded.tables[t], model, cluster)) for t in members]) for members in blocks]
     units = [unit for options in offered for option in options for unit in option.units]
     memory = iter(_memory(units, model).tolist())
     needed = [[[next(memory) for _ in option.units] for option in options] for options in offered]
@@ -87,7 +85,7 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
         option_site=np.array([option.site for option in options]),
         option_one_host=np.array([option.type is ShardingType.TABLE_COLUMN_WISE for option in options]),
         unit_option=np.repeat(np.arange(len(options)), [len(option.units) for option in options]),
-        unit_count=np.array([unit.count for option in options for unit in option.units]),
+        unit_count=np.array([unit.number for option in options for unit in option.units]),
         unit_shards=tuple(tuple(number[piece] for piece in u.pieces) for option in options for u in option.units),
         unit_memory=np.array([size for of_block in fitting for _, bytes in of_block for size in bytes]),
         allowed=allowed,
@@ -150,7 +148,7 @@ class _Piece(NamedTuple):
 class _Unit(NamedTuple):
     """So many equal units of an option: the pieces that one of them has on a device."""
 
-    count: int
+    number: int
     pieces: tuple[_Piece, ...]
 
 
@@ -282,11 +280,14 @@ def _respects(table: Table, option: _Option, cluster: Cluster) -> bool:
     if table.pin is None:
         return True
     pinned = np.isin(np.arange(cluster.devices), table.pin)
-    units = sum(unit.count for unit in option.units)
+    units = sum(unit.number for unit in option.units)
     by_host = pinned.reshape(cluster.hosts, -1)
     if option.type is ShardingType.TABLE_COLUMN_WISE:
         return bool(by_host.sum(axis=1).max() >= units)
-    return bool({Site.DEVICE: pinned.sum(), Site.HOST: by_host.all(axis=1).sum(), Site.CLUSTER: pinned.all()}[option.site] >= units)
+    return bool(
+        {Site.DEVICE: pinned.sum(), Site.HOST: by_host.all(axis=1).sum(), Site.CLUSTER: pinned.all()}[option.site]
+        >= units
+    )
 
 
 def _room(cluster: Cluster, allowed: Bools) -> dict[Site, int]:
@@ -406,7 +407,8 @@ def _fits_nowhere(
     elif wider := _smallest_allowed_otherwise(first, members[0], loaded.spec.model, cluster):
         ways.append(wider)
     kind = cluster.kinds[0]
-    ways.append(f"give a device {format_bytes(device_bytes_for(needed[least][0], kind.memory_bytes, kind.reserve_bytes))} or more")
+    enough = device_bytes_for(needed[least][0], kind.memory_bytes, kind.reserve_bytes)
+    ways.append(f"give a device {format_bytes(enough)} or more")
     return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help="; or ".join(ways))
 
 
@@ -416,7 +418,7 @@ def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, clus
     for way, change in (("allow {}", free), ("allow {} and remove the pin", replace(free, pin=None))):
         pinned = np.isin(np.arange(cluster.devices), change.pin) if change.pin else np.ones(cluster.devices, dtype=bool)
         room, options = _room(cluster, pinned), list(_options(index, change, model, cluster))
-        needed = _memory([option.units[0] for option in options], model) if options else []
+        needed = _memory([option.units[0] for option in options], model).tolist() if options else []
         fits = [(size, i) for i, size in enumerate(needed) if size <= room[options[i].site]]
         if fits:
             return way.format(options[min(fits)[1]].type)

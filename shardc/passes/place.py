@@ -28,6 +28,7 @@ Options = tuple[int, ...]
 EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
 """Candidates that local search scores for a hundred tables, by effort; more for more tables."""
 
+_CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
@@ -120,6 +121,7 @@ def place(
         evaluations=int(EVALUATIONS[effort] * max(1.0, len(problem.blocks) / 100) ** 0.5),
         seed=seed,
         targets=bound.phase_ms if bound else None,
+        enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
     )
     proposals.append(_judged(judge, f"{start.strategy}+search", found))
     return _choose(judge, proposals, policy, bound)

@@ -71,7 +71,9 @@ def profile(
         raise DiagnosticError(Diagnostic("SH507", message, loaded.at("compile", "quantile"), help=fix))
     if loaded.spec.compile.cost == "torchrec":
         return _torchrec(problem, hardware, loaded, measuring=measure is not None)
-    warnings = [found for each in hardware for found in _unmeasured(each, problem, loaded, measuring=measure is not None)]
+    warnings = [
+        found for each in hardware for found in _unmeasured(each, problem, loaded, measuring=measure is not None)
+    ]
     digest = hardware[0].digest if len(hardware) == 1 else _sha256(json.dumps([each.digest for each in hardware]))
     by_name = dict(zip(loaded.spec.cluster.device_names, hardware, strict=True))
 

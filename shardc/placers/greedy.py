@@ -1,7 +1,8 @@
 """Greedy placers: the heuristics of the papers and cost-greedy, all with memory, pins and exclusions as masks.
 
-Largest unit first, each to the device (or host) with the least load so far. The heuristics (AutoShard, section 4.1; NeuroShard,
-section 4.1) differ in what they call load; cost-greedy takes the predicted fused cost of the device with the unit.
+Largest unit first, each to the device (or host) with the least load so far. The heuristics (AutoShard, section 4.1;
+NeuroShard, section 4.1) differ in what they call load; cost-greedy takes the predicted fused cost of the device with
+the unit.
 """
 
 from __future__ import annotations

@@ -25,10 +25,21 @@ _KICK = 3  # random moves that leave a local optimum
 _MOST_UNITS = 24  # of one device that one exchange chooses from
 _OPTIONS = 2048  # devices that are scored when options change, over all candidates of one step
 _ALL_LOOKED_AT = 64  # devices: where there are more, a block that is put back looks at some of the lightest
-_LIGHTEST = 16  # devices that it looks at, beyond as many as it has units
+_PARTNERS = 32  # devices that one tries to trade with, and devices that try, before blocks are put back
+_COSTLIEST = 8  # devices whose blocks are tried first
+_LIGHTEST, _LIGHTEST_HOSTS = 16, 3  # devices, or hosts, that it looks at beyond as many as it has units
+_TRIES = 4  # steps that look at such options before those of all devices are looked at
 
 
-def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int, targets: Floats | None = None) -> Placement:
+def improve(
+    judge: Judge,
+    start: Placement,
+    *,
+    evaluations: int,
+    seed: int,
+    targets: Floats | None = None,
+    enough_ms: float = 0.0,
+) -> Placement:
     """The best placement found from a feasible start.
 
     Args:
@@ -38,15 +49,18 @@ def improve(judge: Judge, start: Placement, *, evaluations: int, seed: int, targ
         seed: of every random choice.
         targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). Every
             other descent aims at them.
+        enough_ms: step time from which on no better one is looked for.
     """
     search = _Search(judge, start, np.random.default_rng(seed), evaluations)
     best, best_ms = search.state(), search.step_ms
     idle_kicks = 0
     aims = cycle([None] if targets is None else [targets, None])
-    while search.budget > 0 and idle_kicks < _PATIENCE:
+    while search.budget > 0 and idle_kicks < _PATIENCE and best_ms > enough_ms:
         for _ in search.descend(next(aims)):
             if search.step_ms < best_ms:
                 best, best_ms, idle_kicks = search.state(), search.step_ms, 0
+                if best_ms <= enough_ms:
+                    break
         if search.step_ms > best_ms:
             search.restore(best)
         idle_kicks += 1
@@ -109,8 +123,9 @@ class _Search:
 
     def state(self) -> _State:
         """The placement as it is now, to come back to."""
-        now = (self._option, self._unit, self._changes.z, self._memory, self._taken)
-        return _State(*(array.copy() for array in now))
+        return _State(
+            self._option.copy(), self._unit.copy(), self._changes.z.copy(), self._memory.copy(), self._taken.copy()
+        )
 
     def restore(self, state: _State) -> None:
         """Come back to a placement."""
@@ -175,7 +190,7 @@ class _Search:
                 continue
             option = self._rng.choice(others, 1)
             everywhere = np.arange(self._devices)[None]
-            z, fits = self._without(option, everywhere)
+            _, fits = self._without(option, everywhere)
             dislike = self._rng.random((1, self._devices))
             put, possible = self._choose(option, everywhere, np.where(fits, dislike, np.inf))
             if possible[0]:
@@ -194,12 +209,17 @@ class _Search:
         return False
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
-        """Pairs of devices of which one has changed since they were tried, costly devices first."""
+        """Pairs of devices of which one has changed since they were tried, costly devices first; of many, some."""
+        firsts = 0
         for first in map(int, self._changes.costly()):
             stale = self._tried[first] < np.maximum(self._changed, self._changed[first])
             stale[first] = False
-            for second in map(int, self._rng.permutation(np.flatnonzero(stale))):
+            seconds = self._rng.permutation(np.flatnonzero(stale))[:_PARTNERS]
+            for second in map(int, seconds):
                 yield first, second
+            firsts += len(seconds) > 0
+            if firsts == _PARTNERS:
+                break
 
     def _exchange(self, first: int, second: int) -> bool:
         """Trade up to two units each way between two devices, if that helps."""
@@ -257,19 +277,24 @@ class _Search:
 
     def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, Ints]:
         """Latents float[2, M, K] on either device and memory int[M] of all sets of up to two units of one device."""
-        units = np.append(self._unit[blocks, source], -1)[_up_to_two(len(blocks))]
-        latents = self._latents[self._host_kind[pair]]
-        return latents[:, units[:, 0]] + latents[:, units[:, 1]], self._unit_memory[units].sum(axis=1)
+        units = np.append(self._unit[blocks, source], -1)
+        first, second = _up_to_two(len(blocks)).T
+        memory, kinds = self._unit_memory[units], self._host_kind[pair]
+        latents = [self._latents[kind, units] for kind in kinds[: 1 + (kinds[0] != kinds[1])]]
+        sums = np.stack([of_kind[first] + of_kind[second] for of_kind in latents])
+        return np.broadcast_to(sums, (2, *sums.shape[1:])), memory[first] + memory[second]
 
     def _improve_by_option(self) -> bool:
         """The best of some other ways to shard and place some blocks, if one helps."""
         option = self._others(np.arange(len(self._problem.option_block)))
         if self._devices <= _ALL_LOOKED_AT:
             return self._put_back(option, far=True)
-        # What is now or then on whole hosts changes many devices: it is looked at apart.
-        near = self._site(option) == Site.DEVICE
-        near &= self._site(self._option[self._problem.option_block[option]]) == Site.DEVICE
-        return self._put_back(option[near], far=False) or self._put_back(option[~near], far=True)
+        # What takes up all devices, now or then, is looked at apart.
+        near = self._site(option) != Site.CLUSTER
+        near &= self._site(self._option[self._problem.option_block[option]]) != Site.CLUSTER
+        return any(self._put_back(option[near], far=False) for _ in range(_TRIES)) or self._put_back(
+            option[~near], far=True
+        )
 
     def _site(self, option: Ints) -> Ints:
         return self._problem.option_site[option]
@@ -277,7 +302,7 @@ class _Search:
     def _others(self, option: Ints) -> Ints:
         """The options of those given that would change anything: others than now, or on other hosts."""
         other = self._option[self._problem.option_block[option]] != option
-        return option[other | (self._site(option) == Site.HOST) & (self._local < self._devices)]
+        return np.asarray(option[other | (self._site(option) == Site.HOST) & (self._local < self._devices)])
 
     def _put_back(self, option: Ints, *, far: bool) -> bool:
         """The best of some of the options given, each where it is cheapest, if one helps."""
@@ -285,12 +310,8 @@ class _Search:
             return False
         changes, everywhere = self._changes, np.arange(self._devices)
         most = self._devices if far else 3 * _LIGHTEST
-        if len(option) > (count := max(1, _OPTIONS // most)):
-            option = np.sort(self._rng.choice(option, count, replace=False))
-        if far:
-            pool = np.broadcast_to(everywhere, (len(option), self._devices))
-        else:
-            pool = self._pool(option)
+        option = self._some(option, max(2, _OPTIONS // most))
+        pool = np.broadcast_to(everywhere, (len(option), self._devices)) if far else self._pool(option)
         self.budget -= len(option) * (1 + pool.shape[1] // 2)
         z, fits = self._without(option, pool)
         with_unit = z + self._latents[self._host_kind[pool], self._problem.first_unit[option][:, None]]
@@ -304,21 +325,35 @@ class _Search:
         self._set_option(int(option[best]), pool[best], put[best])
         return True
 
+    def _some(self, option: Ints, count: int) -> Ints:
+        """Some of many options: half of them of blocks on the costliest devices, ascending."""
+        if len(option) <= count:
+            return option
+        costliest = self._changes.costly()[:_COSTLIEST]
+        pressing = (self._unit[:, costliest] >= 0).any(axis=1) & (self._site(self._option) != Site.CLUSTER)
+        urgent = pressing[self._problem.option_block[option]]
+        first = self._rng.permutation(option[urgent])[: count // 2]
+        rest = self._rng.choice(option[~urgent], min(count - len(first), len(option[~urgent])), replace=False)
+        return np.sort(np.concatenate([first, rest]))
+
     def _pool(self, option: Ints) -> Ints:
         """Devices that blocks may be put back on, int[N, M]: those that have them now, and the lightest ones."""
-        problem = self._problem
-        lightest = self._changes.lightest()
-        blocks = problem.option_block[option]
-        size = int((problem.option_units[option] + problem.option_units[self._option[blocks]]).max()) + _LIGHTEST
-        pool = np.empty((len(option), min(size, self._devices)), dtype=np.int64)
-        for row, (block, candidate) in enumerate(zip(blocks, option, strict=True)):
-            now = np.flatnonzero(self._unit[block] >= 0)
-            others = lightest[self._unit[block, lightest] < 0]
-            if problem.option_one_host[candidate]:
-                host = int(self._rng.choice(others[:_LIGHTEST])) // self._local
-                here = others // self._local == host
-                others = np.concatenate([others[here], others[~here]])
-            pool[row] = np.concatenate([now, others])[: pool.shape[1]]
+        problem, pressures = self._problem, self._changes.pressure(self._changes.z)
+        devices = np.argsort(pressures, kind="stable")
+        hosts = np.argsort(pressures.reshape(-1, self._local).sum(axis=1), kind="stable")
+        blocks, units = problem.option_block[option], problem.option_units[option]
+        on_hosts = (self._site(option) == Site.HOST) | problem.option_one_host[option]
+        now = (self._unit[blocks] >= 0).sum(axis=1)
+        size = now + np.where(on_hosts, (units + _LIGHTEST_HOSTS) * self._local, units + _LIGHTEST)
+        pool = np.empty((len(option), min(int(size.max()), self._devices)), dtype=np.int64)
+        for row, block in enumerate(blocks):
+            parts = [np.flatnonzero(self._unit[block] >= 0), devices]
+            if on_hosts[row]:
+                some = hosts[: units[row] + _LIGHTEST_HOSTS, None] * self._local
+                parts.insert(1, (some + np.arange(self._local)).ravel())
+            found = np.concatenate(parts)[: 2 * pool.shape[1]]
+            first = np.sort(np.unique(found, return_index=True)[1])
+            pool[row] = found[first[: pool.shape[1]]]
         return pool
 
     def _without(self, option: Ints, pool: Ints) -> tuple[Floats, Bools]:
@@ -351,31 +386,34 @@ class _Search:
         """
         problem, site = self._problem, self._site(option)
         dislike = dislike.copy()
-        for row in np.flatnonzero(site == Site.HOST):  # a host is as bad as all its devices together
-            dislike[row] = np.repeat(dislike[row].reshape(-1, self._local).sum(axis=1), self._local)
         for row in np.flatnonzero(problem.option_one_host[option]):
             units, host = problem.option_units[option[row]], pool[row] // self._local
             by_host = {h: np.sort(dislike[row, host == h])[:units] for h in np.unique(host)}
-            best = min(by_host, key=lambda h: float(by_host[h].sum()) if len(by_host[h]) == units else np.inf)  # noqa: B023
-            dislike[row, host != best] = np.inf
-        order = dislike.argsort(axis=1, kind="stable")
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(pool.shape[1])[None], axis=1)
-        rank //= problem.site_size[site][:, None]
+            sums = {h: float(least.sum()) if len(least) == units else np.inf for h, least in by_host.items()}
+            dislike[row, host != min(sums, key=sums.__getitem__)] = np.inf
+        rank = np.empty(pool.shape, dtype=np.int64)
+        np.put_along_axis(rank, dislike.argsort(axis=1, kind="stable"), np.arange(pool.shape[1])[None], axis=1)
+        rank[site == Site.CLUSTER] = 0
+        for row in np.flatnonzero(site == Site.HOST):  # a host is as bad as all its devices together
+            host = pool[row] // self._local
+            total = np.bincount(host, dislike[row], minlength=self._devices // self._local)
+            total[np.bincount(host, minlength=len(total)) < self._local] = np.inf
+            dislike[row], rank[row] = total[host], total.argsort(kind="stable").argsort()[host]
         first, counts = problem.first_unit[option][:, None], self._counts[option]
         put = np.where(rank < counts[:, :1], first, first + 1)
         put[rank >= counts.sum(axis=1, keepdims=True)] = -1
-        possible = np.isfinite(np.where(put >= 0, dislike, 0.0)).all(axis=1) & (rank.max(axis=1) + 1 >= counts.sum(axis=1))
-        return put, possible
+        enough = rank.max(axis=1) + 1 >= counts.sum(axis=1)
+        return put, enough & np.isfinite(np.where(put >= 0, dislike, 0.0)).all(axis=1)
 
     def _set_option(self, option: int, devices: Ints, put: Ints) -> None:
         """Shard a block in another way, with units of these kinds on these devices, -1 for none."""
-        block, labels = int(self._problem.option_block[option]), self._problem.labels[int(self._problem.option_block[option])]
+        block = int(self._problem.option_block[option])
         kinds = self._host_kind[devices]
         old = self._unit[block, devices]
         z = self._changes.z[devices] + self._latents[kinds, put] - self._latents[kinds, old]
         self._memory[devices] += self._unit_memory[put] - self._unit_memory[old]
-        self._taken[np.ix_(labels, devices)] += (put >= 0) * 1 - (old >= 0)
+        for label in self._problem.labels[block]:
+            self._taken[label, devices] += (put >= 0) * 1 - (old >= 0)
         self._option[block] = option
         self._unit[block, devices] = put
         changed = (put >= 0) | (old >= 0)

@@ -103,7 +103,7 @@ def even_load_ms(judge: Judge, options: Sequence[int]) -> Floats:
     sizes = problem.site_size[problem.option_site[problem.unit_option[chosen]]]
     share = problem.unit_count[chosen] * sizes / problem.cluster.devices
     by_kind = np.einsum("guk,u->gk", judge.latents[:, chosen], share)
-    return np.maximum(1e-9, judge.phase_ms(by_kind).mean(axis=0))
+    return np.asarray(np.maximum(1e-9, judge.phase_ms(by_kind).mean(axis=0)))
 
 
 def device_features(judge: Judge, z: Floats, memory: Floats | Ints, unit: int, even: Floats, left: float) -> Floats:

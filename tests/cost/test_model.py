@@ -7,19 +7,24 @@ from hypothesis import strategies as st
 
 from shardc.cost.model import PHASES, CostModel, StepCost, shares_sent
 from shardc.cost.roofline import Roofline
-from shardc.problem import Cluster, Collective, Link, Shards
+from shardc.problem import Cluster, Collective, HostKind, Link, ShardingType, Shards
 
-CLUSTER = Cluster(
+KIND = HostKind(
     device="gpu",
-    device_type="cuda",
-    hosts=2,
-    devices_per_host=4,
     memory_bytes=10**10,
     reserve_bytes=0,
     intra_host_bandwidth=4e9,
     inter_host_bandwidth=1e9,
     latency_ms=0.5,
 )
+
+
+def cluster_of(hosts: int = 2, devices_per_host: int = 4, **kind) -> Cluster:
+    kinds = (dataclasses.replace(KIND, **kind),)
+    return Cluster(device_type="cuda", devices_per_host=devices_per_host, kinds=kinds, host_kind=(0,) * hosts)
+
+
+CLUSTER = cluster_of()
 COST = StepCost(Roofline(memory_bandwidth=1e12, cache_bytes=4e7), CLUSTER)
 
 
@@ -38,7 +43,7 @@ def random_shards(seed: int, count: int = 12) -> Shards:
         weight_bytes=rng.choice([2, 4], count),
         output_bytes=rng.choice([2, 4], count),
         optimizer=rng.integers(0, 4, count),
-        type=rng.integers(0, 4, count),
+        type=rng.integers(0, len(ShardingType), count),
     )
 
 
@@ -98,7 +103,7 @@ def test_a_step_is_the_sum_of_the_costliest_device_of_each_phase():
     assert COST.score(z) == pytest.approx(sum(max(column) for column in by_phase.T))
 
 
-TABLE_WISE, COLUMN_WISE, ROW_WISE, DATA_PARALLEL = range(4)
+TABLE_WISE, COLUMN_WISE, TABLE_COLUMN_WISE, ROW_WISE, TABLE_ROW_WISE, GRID_SHARD, DATA_PARALLEL = range(7)
 BAGS, DIM, ROWS = 1000, 32, 500
 INPUTS = BAGS * (2 + 1) * 8  # bytes: two indices and a length a bag
 OUTPUTS = BAGS * DIM * 2
@@ -117,7 +122,7 @@ def talking(ms: dict[str, float]) -> dict[str, float]:
 
 def test_outputs_of_whole_tables_and_columns_travel_by_all_to_all():
     """Eight devices on two hosts: 3/8 of the bytes go to the own host at 4 GB/s, 4/8 to the other at 1 GB/s."""
-    for type in (TABLE_WISE, COLUMN_WISE):
+    for type in (TABLE_WISE, COLUMN_WISE, TABLE_COLUMN_WISE):
         assert talking(phases(COST, type)) == pytest.approx(
             {
                 "input_all_to_all": 3 * 0.5 + 1e3 * INPUTS * 4 / 8 / 1e9,  # sizes, lengths and indices
@@ -153,13 +158,13 @@ def test_messages_of_one_collective_are_added_and_share_its_latency():
 
 
 def test_within_one_host_only_its_links_count():
-    cost = StepCost(COST.compute, dataclasses.replace(CLUSTER, hosts=1, network_latency_ms=9.0))
+    cost = StepCost(COST.compute, cluster_of(hosts=1, network_latency_ms=9.0))
     assert phases(cost, TABLE_WISE)["forward_all_to_all"] == pytest.approx(0.5 + 1e3 * OUTPUTS * 3 / 4 / 4e9)
     assert phases(cost, ROW_WISE)["backward_all_gather"] == pytest.approx(0.5 + 1e3 * OUTPUTS * 3 / 4 / 4e9)
 
 
 def test_crossing_hosts_takes_longer():
-    cost = StepCost(COST.compute, dataclasses.replace(CLUSTER, network_latency_ms=0.25))
+    cost = StepCost(COST.compute, cluster_of(network_latency_ms=0.25))
     near, far = phases(COST, TABLE_WISE), phases(cost, TABLE_WISE)
     assert far["forward_all_to_all"] == pytest.approx(near["forward_all_to_all"] + 0.25)
     assert far["input_all_to_all"] == pytest.approx(near["input_all_to_all"] + 3 * 0.25)
@@ -167,12 +172,11 @@ def test_crossing_hosts_takes_longer():
 
 def test_measured_collectives_count_for_themselves_only():
     """The all-to-all between hosts and the reduce-scatter within one were measured; others are as the links say."""
-    measured = dataclasses.replace(
-        CLUSTER,
-        inter_host={Collective.ALL_TO_ALL: Link(0.1, 0.5e9)},
-        intra_host={Collective.REDUCE_SCATTER: Link(0.2, 1e8), Collective.ALL_TO_ALL: Link(0.3, 1e8)},
-    )
-    both, alone = (StepCost(COST.compute, dataclasses.replace(measured, hosts=hosts)) for hosts in (2, 1))
+    measured = {
+        "inter_host": {Collective.ALL_TO_ALL: Link(0.1, 0.5e9)},
+        "intra_host": {Collective.REDUCE_SCATTER: Link(0.2, 1e8), Collective.ALL_TO_ALL: Link(0.3, 1e8)},
+    }
+    both, alone = (StepCost(COST.compute, cluster_of(hosts, **measured)) for hosts in (2, 1))
     assert phases(both, TABLE_WISE)["forward_all_to_all"] == pytest.approx(0.1 + 1e3 * OUTPUTS * 3 / 8 / 1e8)
     assert phases(both, ROW_WISE)["forward_reduce_scatter"] == pytest.approx(0.5 + 1e3 * OUTPUTS * 7 / 8 / 1e8)
     assert phases(both, ROW_WISE)["backward_all_gather"] == phases(COST, ROW_WISE)["backward_all_gather"]
@@ -195,18 +199,18 @@ def test_what_a_device_sends(collective, hosts, per_host):
         assert per_host * outside >= passes * (hosts - 1) / hosts
 
 
-@pytest.mark.parametrize("type", range(4))
+@pytest.mark.parametrize("type", range(7))
 def test_a_single_device_talks_to_nobody(type):
-    alone = StepCost(COST.compute, dataclasses.replace(CLUSTER, hosts=1, devices_per_host=1))
+    alone = StepCost(COST.compute, cluster_of(hosts=1, devices_per_host=1))
     assert talking(phases(alone, type)) == {}
 
 
 def test_one_device_a_host_uses_only_the_network():
-    cluster = dataclasses.replace(CLUSTER, hosts=8, devices_per_host=1)
     slow, fast = (
-        StepCost(COST.compute, dataclasses.replace(cluster, intra_host_bandwidth=speed)) for speed in (1.0, 1e12)
+        StepCost(COST.compute, cluster_of(hosts=8, devices_per_host=1, intra_host_bandwidth=speed))
+        for speed in (1.0, 1e12)
     )
-    assert phases(slow, *range(4)) == phases(fast, *range(4))
+    assert phases(slow, *range(7)) == phases(fast, *range(7))
 
 
 def test_the_protocol_is_two_methods():

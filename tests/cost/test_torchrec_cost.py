@@ -3,12 +3,13 @@
 Not test_torchrec.py: that is the name of the tests of `shardc.frameworks.torchrec`, and pytest wants distinct ones.
 """
 
-import itertools
+import copy
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
 import pytest
+from brute_force import best_of_all
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchrec", reason="TorchRec is not installed")
@@ -18,17 +19,20 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator  # noqa: E402
 from torchrec.distributed.planner.perf_models import NoopPerfModel  # noqa: E402
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator  # noqa: E402
-from torchrec.distributed.planner.types import ShardingOption  # noqa: E402
+from torchrec.distributed.planner.types import Shard, ShardingOption  # noqa: E402
+from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name  # noqa: E402
 from torchrec.distributed.types import ParameterSharding  # noqa: E402
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig  # noqa: E402
 from torchrec.modules.embedding_modules import EmbeddingBagCollection  # noqa: E402
 
 from shardc.cost.torchrec import VERSION, torchrec_cost  # noqa: E402
+from shardc.diagnostics import DiagnosticError  # noqa: E402
 from shardc.judge import Judge  # noqa: E402
+from shardc.passes.emit import _shards as placed_shards  # noqa: E402
 from shardc.passes.lower import lower  # noqa: E402
-from shardc.pipeline import device_of, load, run  # noqa: E402
+from shardc.pipeline import device_of, devices_of, load, run  # noqa: E402
 from shardc.plan import TablePlan  # noqa: E402
-from shardc.problem import Placement, Problem, ShardingType  # noqa: E402
+from shardc.problem import Placement, Problem  # noqa: E402
 from shardc.spec import SHARDING_TYPES, LoadedSpec  # noqa: E402
 
 # MLPerf's DLRM-DCNv2.
@@ -71,6 +75,8 @@ def random_spec(seed: int) -> LoadedSpec:
                 "pooling": float(rng.choice([0.3, 1.0, 3.7, len(features), 40.0]) * rng.choice([1.0, rng.random()])),
             }
         )
+        if rng.random() < 0.4:  # what is left to a freer type where that is allowed
+            tables[-1]["sharding"] = ["table_wise", "table_column_wise", "table_row_wise", "grid_shard"]
     return load(
         spec_of(
             tables,
@@ -119,44 +125,80 @@ def constraints(loaded: LoadedSpec, width: Callable[[int], int | None] = lambda 
     }
 
 
-Options = dict[tuple[str, str, int], ShardingOption]
+Options = dict[tuple[str, str], ShardingOption]
+IN_COLUMNS = ("column_wise", "table_column_wise", "grid_shard")
 
 
-def estimated(loaded: LoadedSpec, problem: Problem, topology: Topology) -> Options:
-    """TorchRec's options with its estimates, by table, sharding type and number of shards."""
-    cluster = loaded.spec.cluster
-    model, found = collection(loaded), {}
-    for count in sorted(set(map(int, problem.option_units)) - {0}):
-        limits = constraints(loaded, lambda dim, count=count: dim // count if dim % (4 * count) == 0 else None)
-        enumerator = EmbeddingEnumerator(
-            topology,
-            batch_size=loaded.spec.model.global_batch // cluster.devices,
-            constraints=limits,
-            estimator=EmbeddingPerfEstimator(topology, constraints=limits),
-        )
-        for option in enumerator.enumerate(model, [AnySharder()]):
-            found[option.name, option.sharding_type, len(option.shards)] = option
-    return found
+def enumerated(loaded: LoadedSpec, topology: Topology) -> Options:
+    """TorchRec's options with its estimates, by table and sharding type."""
+    limits = constraints(loaded)
+    enumerator = EmbeddingEnumerator(
+        topology,
+        batch_size=loaded.spec.model.global_batch // loaded.spec.cluster.devices,
+        constraints=limits,
+        estimator=EmbeddingPerfEstimator(topology, constraints=limits),
+    )
+    found = enumerator.enumerate(collection(loaded), [AnySharder()])
+    return {(option.name, option.sharding_type): option for option in found}
 
 
-def option_of(problem: Problem, option: int, options: Options) -> ShardingOption:
-    """TorchRec's counterpart of an option."""
-    (table,) = problem.blocks[problem.option_block[option]]
-    units = int(problem.option_units[option]) or problem.cluster.devices
-    return options[problem.tables[table].name, problem.option_type[option], units]
+def estimated(loaded: LoadedSpec, problem: Problem, topology: Topology) -> list[ShardingOption]:
+    """TorchRec's counterpart of every option, with its estimates.
+
+    TorchRec itself would cut columns into blocks of one width and a rest, so those are given to its estimator.
+    """
+    found, limits = enumerated(loaded, topology), constraints(loaded)
+    estimator, sharder = EmbeddingPerfEstimator(topology, constraints=limits), AnySharder()
+    counterparts = []
+    for option, type in enumerate(problem.option_type):
+        (table,) = problem.blocks[problem.option_block[option]]
+        theirs = copy.copy(found[problem.tables[table].name, type])
+        theirs.shards = [Shard(list(shard.size), list(shard.offset), perf=shard.perf) for shard in theirs.shards]
+        if type in IN_COLUMNS:
+            places = tuple(range(int(problem.option_units[option])))
+            pieces = placed_shards(problem, table, option, places)
+            theirs.shards = [Shard(list(piece.shard_sizes), list(piece.shard_offsets)) for piece in pieces]
+            data = build_sharder_data_map({sharder_name(sharder.module_type): sharder})
+            estimator.estimate([theirs], data)
+        counterparts.append(theirs)
+    return counterparts
 
 
-def assert_same_costs(loaded: LoadedSpec, topology: Topology) -> None:
-    problem = lower(loaded, device_of(loaded))
-    cluster = loaded.spec.cluster
+def latent_shards(problem: Problem, option: int) -> list[int]:
+    """The problem's shard that each of TorchRec's shards of an option is, in their order."""
+    on = int(problem.site_size[problem.option_site[option]])
+    return [problem.unit_shards[unit][0] for unit in problem.units_of(option) for _ in range(on)]
+
+
+def assert_same_costs(loaded: LoadedSpec, topology: Topology) -> set[str]:
+    """Hold every option against TorchRec's estimate; the sharding types that there were."""
+    problem = lower(loaded, devices_of(loaded))
+    cluster = loaded.spec.cluster.kinds[0]
     cost = torchrec_cost(problem, intra_host=cluster.intra_bytes_per_s, inter_host=cluster.inter_bytes_per_s)
-    latents, options = cost.encode(problem.shards), estimated(loaded, problem, topology)
-    for option, (shard,) in enumerate(problem.option_shards):
-        for theirs in option_of(problem, option, options).shards:
+    latents = cost.encode(problem.shards)
+    for option, counterpart in enumerate(estimated(loaded, problem, topology)):
+        for shard, theirs in zip(latent_shards(problem, option), counterpart.shards, strict=True):
             perf = theirs.perf
             expected = [perf.fwd_compute + perf.fwd_comms, perf.bwd_compute + perf.bwd_comms]
             assert latents[shard] == pytest.approx(expected, rel=1e-12)
             assert latents[shard].sum() == pytest.approx(perf.total, rel=1e-12)
+    return set(problem.option_type)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("type", SHARDING_TYPES)
+def test_each_type_costs_what_torchrec_estimates(type, hosts):
+    """Widths that divide evenly among two, three and four devices, and some that do not."""
+    tables = [
+        {"name": f"t{dim}", "rows": 10_001, "dim": dim, "pooling": 3.0, "sharding": [type]}
+        for dim in (44, 64, 128, 260)
+    ]
+    loaded = load(spec_of(tables, samples=512, hosts=hosts, local=4, device="h100-80gb", weights="fp16"))
+    if type == "grid_shard" and hosts == 1:
+        with pytest.raises(DiagnosticError, match="SH201"):
+            lower(loaded, devices_of(loaded))
+        return
+    assert assert_same_costs(loaded, topology(loaded)) == {type}
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -170,34 +212,44 @@ def test_bandwidths_of_the_spec_replace_torchrecs():
     more = {"intra_host_bandwidth": "450GB/s", "inter_host_bandwidth": "50GB/s"}
     for hosts in (1, 2):
         loaded = load(spec_of(tables, samples=512, hosts=hosts, local=4, device="h100-80gb", weights="fp32", **more))
-        assert set(lower(loaded, device_of(loaded)).option_type) == set(ShardingType)
-        assert_same_costs(loaded, topology(loaded, intra_host_bw=450e6, inter_host_bw=50e6))
+        assert assert_same_costs(loaded, topology(loaded, intra_host_bw=450e6, inter_host_bw=50e6)) >= {
+            "table_wise",
+            "column_wise",
+            "row_wise",
+            "data_parallel",
+            *(["table_row_wise", "grid_shard"] if hosts > 1 else []),
+        }
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_step_takes_what_torchrec_rates_the_plan(seed):
     loaded, rng = random_spec(100 + seed), np.random.default_rng(seed)
-    problem, machine = lower(loaded, device_of(loaded)), topology(loaded)
+    problem, machine = lower(loaded, devices_of(loaded)), topology(loaded)
     devices = problem.cluster.devices
     cost, options = torchrec_cost(problem), estimated(loaded, problem, machine)
     chosen = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
-    where = [
-        tuple(sorted(map(int, rng.choice(devices, problem.option_units[o], replace=False))))
-        if problem.option_units[o]
-        else ()
-        for o in chosen
-    ]
-    plan = [option_of(problem, option, options) for option in chosen]
-    for theirs, ranks in zip(plan, where, strict=True):
-        for shard, rank in zip(theirs.shards, ranks or range(devices), strict=True):
+    where = [random_places(rng, problem, option) for option in chosen]
+    plan = [options[option] for option in chosen]
+    latents, z = cost.encode(problem.shards), np.zeros((devices, 2))
+    for option, places, theirs in zip(chosen, where, plan, strict=True):
+        ranks = [rank for place in places for rank in range(devices)[problem.devices_of(option, place)]]
+        for number, shard, rank in zip(latent_shards(problem, option), theirs.shards, ranks, strict=True):
             shard.rank = rank
+            z[rank] += latents[number]
     rated = NoopPerfModel(machine).rate(plan)
-    z = np.zeros((devices, 2))
-    for option, ranks in zip(chosen, where, strict=True):
-        z[list(ranks or range(devices))] += cost.encode(problem.shards)[problem.option_shards[option][0]]
     assert cost.score(z) == pytest.approx(rated, rel=1e-9)
     judgement = Judge(problem, cost).judge(Placement(tuple(chosen), tuple(where)))
     assert judgement.step_time_ms == pytest.approx(rated, rel=1e-6, abs=1e-8)  # latents are rounded for the search
+
+
+def random_places(rng: np.random.Generator, problem: Problem, option: int) -> tuple[int, ...]:
+    """Places of an option's units, those of one kind ascending."""
+    first, count = 0, problem.cluster.devices // int(problem.site_size[problem.option_site[option]])
+    if problem.option_one_host[option]:
+        count = problem.cluster.devices_per_host
+        first = count * int(rng.integers(problem.cluster.hosts))
+    places = first + rng.permutation(count)[: problem.option_units[option]]
+    return problem.sorted_places(option, places.tolist())
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -215,10 +267,10 @@ def test_a_plan_is_better_than_the_one_that_torchrecs_planner_makes():
         topology=machine, batch_size=BATCH, constraints=constraints(loaded, sharding_types=types)
     )
     theirs = planner.plan(collection(loaded), [EmbeddingBagCollectionSharder()]).plan["ebc"]
-    options = estimated(loaded, compiled.choice.judge.problem, machine)
+    options = enumerated(loaded, machine)
 
     def rated(plan: Mapping[str, TablePlan | ParameterSharding]) -> float:
-        chosen = [options[name, placed.sharding_type, len(placed.ranks)] for name, placed in plan.items()]
+        chosen = [copy.copy(options[name, placed.sharding_type]) for name, placed in plan.items()]
         for option, placed in zip(chosen, plan.values(), strict=True):
             for shard, rank in zip(option.shards, placed.ranks, strict=True):
                 shard.rank = rank
@@ -240,16 +292,7 @@ def test_the_bound_is_below_the_best_of_all_placements(seed):
     compiled = run(loaded)
     judge = compiled.choice.judge
     problem = judge.problem
-    ways = [
-        [
-            (option, devices)
-            for option in problem.options_of(block)
-            for devices in itertools.combinations(range(3), int(problem.option_units[option]))
-        ]
-        for block in range(len(problem.blocks))
-    ]
-    z = np.stack([judge.loads(Placement(*zip(*way, strict=True)))[0] for way in itertools.product(*ways)])
-    best = float(judge.step_ms(z).min())
+    best, _ = best_of_all(judge)
     assert 0.5 * best < compiled.choice.bound.step_time_ms <= best
     assert compiled.plan.score.step_time_ms == pytest.approx(best, rel=1e-5)
 
@@ -259,6 +302,6 @@ def test_the_formulas_are_those_of_the_installed_version():
 
 
 def test_only_the_problems_own_shards_are_known():
-    first, second = (lower(random_spec(0), device_of(random_spec(0))) for _ in range(2))
+    first, second = (lower(random_spec(0), devices_of(random_spec(0))) for _ in range(2))
     with pytest.raises(ValueError, match="one problem's shards"):
         torchrec_cost(first).encode(second.shards)

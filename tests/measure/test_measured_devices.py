@@ -10,7 +10,7 @@ import torch
 from shardc.cost.roofline import Roofline
 from shardc.hardware import Hardware, Measured
 from shardc.measure import benchmark
-from shardc.measure.plan import device_operators, held_shards, measure_devices
+from shardc.measure.plan import device_operators, measure_devices
 from shardc.measure.workload import Timing, Workload
 from shardc.passes.lower import lower
 from shardc.problem import Placement, Problem, ShardingType
@@ -51,18 +51,18 @@ def problem(tables: Sequence[dict[str, object]] = TABLES, devices: int = 3) -> P
             "table": tables,
         }
     )
-    return lower(loaded, HARDWARE)
+    return lower(loaded, [HARDWARE])
 
 
 def placed(of: Problem, **where: tuple[str, Sequence[int]]) -> Placement:
-    """Every table as its sharding type and devices, none for those that are spread."""
-    options, devices = [], []
+    """Every table as its sharding type and the places of its units."""
+    options, places = [], []
     for block, (index,) in enumerate(of.blocks):
         type, on = where[of.tables[index].name]
         same = (o for o in of.options_of(block) if of.option_type[o] == type and of.option_units[o] == len(on))
         options.append(next(same))
-        devices.append(tuple(on))
-    return Placement(tuple(options), tuple(devices))
+        places.append(tuple(on))
+    return Placement(tuple(options), tuple(places))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def mixed(whole) -> Placement:
         twin_a=(ShardingType.TABLE_WISE, [0]),
         twin_b=(ShardingType.TABLE_WISE, [1]),
         wide=(ShardingType.COLUMN_WISE, [0, 2]),
-        tall=(ShardingType.ROW_WISE, []),
-        tiny=(ShardingType.DATA_PARALLEL, []),
+        tall=(ShardingType.ROW_WISE, [0]),
+        tiny=(ShardingType.DATA_PARALLEL, [0]),
         shared=(ShardingType.TABLE_WISE, [0]),
     )
 
@@ -107,7 +107,7 @@ def seen(monkeypatch) -> list[Workload]:
 
 
 def test_devices_hold_the_shards_of_their_units_and_of_spread_options(whole, mixed):
-    held = held_shards(whole, mixed)
+    held = whole.held(mixed)
     tables = [{whole.tables[whole.shard_table[s]].name for s in np.flatnonzero(device)} for device in held]
     assert tables == [
         {"twin_a", "wide", "tall", "tiny", "shared"},
@@ -117,7 +117,7 @@ def test_devices_hold_the_shards_of_their_units_and_of_spread_options(whole, mix
 
 
 def test_a_device_runs_one_operator_for_each_sharding_type_and_number_of_bags(whole, mixed):
-    operators = device_operators(whole, held_shards(whole, mixed))
+    operators = device_operators(whole, whole.held(mixed))
     assert [{(w.batch, *((t.rows, t.dim) for t in w.tables)) for w in of_device} for of_device in operators] == [
         {(96, (1000, 16)), (192, (300, 16)), (96, (500, 16)), (96, (1334, 16)), (32, (7, 16))},
         {(96, (1000, 16)), (96, (1334, 16)), (32, (7, 16))},
@@ -129,14 +129,14 @@ def test_tables_of_one_type_share_an_operator_whatever_their_order():
     both = problem([*TABLES[:2], {"name": "other", "rows": 50}, {"name": "again", "rows": 50}], devices=2)
     type = ShardingType.TABLE_WISE
     where = placed(both, twin_a=(type, [0]), other=(type, [0]), twin_b=(type, [1]), again=(type, [1]))
-    first, second = device_operators(both, held_shards(both, where))
+    first, second = device_operators(both, both.held(where))
     assert first == second
     assert [len(workload.tables) for workload in first] == [2]
 
 
 def test_a_device_takes_the_sum_of_its_operators_by_the_profiles_clock(whole, mixed, seen):
     calls = []
-    found = measure_devices(whole, held_shards(whole, mixed), HARDWARE, progress=lambda *at: calls.append(at))
+    found = measure_devices(whole, whole.held(mixed), HARDWARE, progress=lambda *at: calls.append(at))
     rows = 1000 + 1334 + 7
     assert found.ms[1] == pytest.approx([2.0 * rows / 1000, 3.0 * rows / 100])
     assert len(seen) == len(set(seen)) == 5  # equal operators, such as those of the twins, are run once
@@ -145,14 +145,14 @@ def test_a_device_takes_the_sum_of_its_operators_by_the_profiles_clock(whole, mi
 
 
 def test_a_device_that_does_not_fit_is_unknown(whole, mixed, seen):
-    found = measure_devices(whole, held_shards(whole, mixed), HARDWARE)
+    found = measure_devices(whole, whole.held(mixed), HARDWARE)
     assert np.isnan(found.ms).tolist() == [[True, True], [False, False], [True, True]]
     assert len(found.timed) == 4
 
 
 def test_an_empty_device_takes_no_time(seen):
     one = problem(TABLES[:1])
-    found = measure_devices(one, held_shards(one, placed(one, twin_a=(ShardingType.TABLE_WISE, [1]))), HARDWARE)
+    found = measure_devices(one, one.held(placed(one, twin_a=(ShardingType.TABLE_WISE, [1]))), HARDWARE)
     assert (found.ms > 0).tolist() == [[False, False], [True, True], [False, False]]
     assert np.isfinite(found.ms).all()
 
@@ -163,7 +163,7 @@ def test_an_empty_device_takes_no_time(seen):
 def test_a_disturbed_operator_is_measured_again(seen, slow, runs, counts):
     one = problem(TABLES[:1], devices=1)
     FakeBench.slow = list(slow)
-    held = held_shards(one, placed(one, twin_a=(ShardingType.TABLE_WISE, [0])))
+    held = one.held(placed(one, twin_a=(ShardingType.TABLE_WISE, [0])))
     found = measure_devices(one, held, HARDWARE)
     assert len(seen) == runs
     assert found.disturbance == pytest.approx(counts)
@@ -172,7 +172,7 @@ def test_a_disturbed_operator_is_measured_again(seen, slow, runs, counts):
 
 def test_without_a_measured_profile_the_reference_of_now_counts(seen):
     one = problem(TABLES[:1], devices=1)
-    held = held_shards(one, placed(one, twin_a=(ShardingType.TABLE_WISE, [0])))
+    held = one.held(placed(one, twin_a=(ShardingType.TABLE_WISE, [0])))
     FakeBench.slow = [4.0]
     found = measure_devices(one, held, replace(HARDWARE, measured=None))
     assert (len(seen), found.disturbance) == (1, 1.0)
@@ -189,7 +189,7 @@ def one_core() -> Iterator[None]:
 
 
 def test_devices_are_really_measured(whole, mixed, one_core):
-    found = measure_devices(whole, held_shards(whole, mixed), replace(HARDWARE, measured=None))
+    found = measure_devices(whole, whole.held(mixed), replace(HARDWARE, measured=None))
     assert np.isfinite(found.ms).all()
     assert (found.ms > 0).all()
     assert len(found.timed) == 6 - 1  # the twins' operators are equal

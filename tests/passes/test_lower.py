@@ -10,7 +10,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import load_hardware
 from shardc.memory import device_bytes_for, shard_bytes
 from shardc.passes.lower import lower
-from shardc.problem import Collective, Link, Optimizer, Problem, ShardingType, Shards
+from shardc.problem import Collective, Link, Optimizer, Problem, ShardingType, Shards, Site
 from shardc.spec import Bins, load_spec, parse_size, parse_spec
 
 
@@ -33,7 +33,7 @@ def spec_of(*tables: dict, devices: int = 8, model: dict | None = None, **cluste
 
 
 def lowered(*tables: dict, **settings) -> Problem:
-    return lower(parse_spec(spec_of(*tables, **settings)), HARDWARE)
+    return lower(parse_spec(spec_of(*tables, **settings)), [HARDWARE])
 
 
 def faults(*tables: dict, **settings) -> list[Diagnostic]:
@@ -49,8 +49,13 @@ def offered(problem: Problem, block: int = 0) -> list[tuple[str, int]]:
 
 def shard(problem: Problem, block: int, type: str, units: int):
     option = problem.options_of(block)[offered(problem, block).index((type, units))]
-    (index,) = problem.option_shards[option]
+    ((index,),) = {problem.unit_shards[unit] for unit in problem.units_of(option)}
     return {name: getattr(problem.shards, name)[index] for name in problem.shards.__slots__}
+
+
+def widths(problem: Problem, option: int) -> list[int]:
+    """The columns of each unit of an option, in their order."""
+    return [int(problem.shards.dim[problem.unit_shards[unit][0]]) for unit in problem.units_of(option)]
 
 
 # --- Options ----------------------------------------------------------------------------------------------------------
@@ -60,23 +65,32 @@ def test_every_type_offers_its_ways():
     assert offered(lowered({})) == [
         ("table_wise", 1),
         ("column_wise", 2),
+        ("column_wise", 3),
         ("column_wise", 4),
+        ("column_wise", 6),
         ("column_wise", 8),
-        ("row_wise", 0),
-        ("data_parallel", 0),
+        ("row_wise", 1),
+        ("data_parallel", 1),
     ]
 
 
 @pytest.mark.parametrize(
-    ("dim", "devices", "counts"),
-    [(4, 8, []), (8, 8, [2]), (12, 8, [3]), (48, 8, [2, 3, 4, 6]), (64, 3, [2]), (20, 8, [5]), (64, 1, [])],
+    ("dim", "devices", "pieces"),
+    [
+        (4, 8, []),
+        (8, 8, [[4, 4]]),
+        (12, 8, [[8, 4], [4, 4, 4]]),
+        (48, 8, [[24, 24], [16, 16, 16], [12, 12, 12, 12], [8, 8, 8, 8, 8, 8]]),
+        (64, 3, [[32, 32], [24, 20, 20]]),
+        (20, 8, [[12, 8], [8, 8, 4], [4, 4, 4, 4, 4]]),
+        (128, 4, [[64, 64], [44, 44, 40], [32, 32, 32, 32]]),
+        (64, 1, []),
+    ],
 )
-def test_column_pieces_are_equal_and_divisible_by_four(dim, devices, counts):
+def test_column_pieces_are_as_equal_as_whole_vectors_of_four_allow(dim, devices, pieces):
+    """The widest come first, and more pieces are offered only where that makes the widest narrower."""
     problem = lowered({"dim": dim, "sharding": ["table_wise", "column_wise"]}, devices=devices)
-    assert offered(problem)[1:] == [("column_wise", count) for count in counts]
-    for count in counts:
-        width = shard(problem, 0, "column_wise", count)["dim"]
-        assert (width % 4, width * count) == (0, dim)
+    assert [widths(problem, option) for option in problem.options_of(0)] == [[dim], *pieces]
 
 
 @given(st.integers(1, 200).map(lambda n: 4 * n), st.integers(1, 40))
@@ -84,28 +98,30 @@ def test_column_widths_are_always_divisible_by_four(dim, devices):
     problem = lowered({"dim": dim}, devices=devices)
     for option in problem.options_of(0):
         if problem.option_type[option] is ShardingType.COLUMN_WISE:
-            width = int(problem.shards.dim[list(problem.option_shards[option])][0])
-            assert width % 4 == 0
-            assert width * problem.option_units[option] == dim
-            assert 2 <= problem.option_units[option] <= devices
+            pieces = widths(problem, option)
+            assert all(width % 4 == 0 for width in pieces)
+            assert sum(pieces) == dim
+            assert pieces == sorted(pieces, reverse=True)
+            assert pieces[0] - pieces[-1] <= 4
+            assert 2 <= len(pieces) == problem.option_units[option] <= devices
 
 
 def test_only_allowed_types_are_offered():
-    assert offered(lowered({"sharding": ["row_wise"]})) == [("row_wise", 0)]
-    assert offered(lowered({"sharding": ["data_parallel", "table_wise"]})) == [("table_wise", 1), ("data_parallel", 0)]
+    assert offered(lowered({"sharding": ["row_wise"]})) == [("row_wise", 1)]
+    assert offered(lowered({"sharding": ["data_parallel", "table_wise"]})) == [("table_wise", 1), ("data_parallel", 1)]
 
 
 def test_a_pin_leaves_no_more_pieces_than_ranks():
     problem = lowered({"pin": [1, 6]})
     assert offered(problem) == [("table_wise", 1), ("column_wise", 2)]
     assert np.flatnonzero(problem.allowed[0]).tolist() == [1, 6]
-    assert ("row_wise", 0) in offered(lowered({"pin": [0, 1]}, devices=2))
+    assert ("row_wise", 1) in offered(lowered({"pin": [0, 1]}, devices=2))
 
 
 def test_tables_kept_apart_are_not_spread_over_all_devices():
     problem = lowered({"apart": "hot"}, {"apart": "hot"}, {})
     assert {type for type, _ in offered(problem, 0)} == {"table_wise", "column_wise"}
-    assert {type for type, _ in offered(problem, 2)} == set(ShardingType)
+    assert {type for type, _ in offered(problem, 2)} == {"table_wise", "column_wise", "row_wise", "data_parallel"}
     common = set(problem.labels[0]) & set(problem.labels[1])
     assert len(common) == 1
     assert not common & set(problem.labels[2])
@@ -118,10 +134,10 @@ def test_a_group_is_one_block_of_whole_tables_on_the_ranks_that_all_allow():
     assert offered(problem, 0) == [("table_wise", 1)]
     assert np.flatnonzero(problem.allowed[0]).tolist() == [2]
     (first,) = problem.options_of(0)
-    assert problem.shards.dim[list(problem.option_shards[first])].tolist() == [64, 8]
+    assert problem.shards.dim[list(problem.unit_shards[problem.first_unit[first]])].tolist() == [64, 8]
     assert len(problem.labels[0]) == 2
     alone = [lowered({"dim": dim}) for dim in (64, 8)]
-    assert problem.option_memory[first] == sum(int(one.option_memory[0]) for one in alone)
+    assert problem.unit_memory[problem.first_unit[first]] == sum(int(one.unit_memory[0]) for one in alone)
 
 
 def test_a_group_of_one_is_a_table_like_any_other():
@@ -140,6 +156,164 @@ def test_the_order_of_listing_has_no_influence():
             assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b, field.name
 
 
+# --- Several hosts ----------------------------------------------------------------------------------------------------
+
+TWO_HOSTS = {"devices": 4, "hosts": 2}
+
+
+def test_two_hosts_offer_rows_within_a_host_and_grids():
+    problem = lowered({}, **TWO_HOSTS)
+    assert offered(problem) == [
+        ("table_wise", 1),
+        *(("column_wise", count) for count in (2, 3, 4, 6, 8)),
+        ("row_wise", 1),
+        ("table_row_wise", 1),
+        ("grid_shard", 2),
+        ("data_parallel", 1),
+    ]
+    sites = {
+        type: {Site(problem.option_site[o]) for o in problem.options_of(0) if problem.option_type[o] == type}
+        for type in problem.option_type
+    }
+    assert sites == {
+        "table_wise": {Site.DEVICE},
+        "column_wise": {Site.DEVICE},
+        "row_wise": {Site.CLUSTER},
+        "table_row_wise": {Site.HOST},
+        "grid_shard": {Site.HOST},
+        "data_parallel": {Site.CLUSTER},
+    }
+
+
+def test_what_a_freer_type_can_do_as_well_is_left_to_that():
+    assert offered(lowered({"sharding": ["table_column_wise"]}, **TWO_HOSTS)) == [
+        ("table_column_wise", count) for count in (2, 3, 4)
+    ]
+    assert {type for type, _ in offered(lowered({"sharding": ["column_wise", "table_column_wise"]}, **TWO_HOSTS))} == {
+        "column_wise"
+    }
+    rows = {"sharding": ["row_wise", "table_row_wise"]}
+    assert offered(lowered(rows)) == [("row_wise", 1)]
+    assert offered(lowered(rows, **TWO_HOSTS)) == [("row_wise", 1), ("table_row_wise", 1)]
+    assert offered(lowered({"sharding": ["table_row_wise"]})) == [("table_row_wise", 1)]
+
+
+def test_only_column_blocks_on_one_host_keep_to_one():
+    problem = lowered({"sharding": ["table_column_wise"]}, {}, **TWO_HOSTS)
+    one_host = {problem.option_type[o] for o in np.flatnonzero(problem.option_one_host)}
+    assert one_host == {"table_column_wise"}
+
+
+@pytest.mark.parametrize(("dim", "hosts", "pieces"), [(64, 2, [[32, 32]]), (20, 3, [[12, 8], [8, 8, 4]]), (4, 2, [])])
+def test_a_grid_has_no_more_column_blocks_than_hosts(dim, hosts, pieces):
+    problem = lowered({"dim": dim, "sharding": ["grid_shard", "table_wise"]}, devices=2, hosts=hosts)
+    assert [widths(problem, option) for option in problem.options_of(0)] == [[dim], *pieces]
+
+
+def test_blocks_of_rows_are_those_of_a_hosts_devices():
+    problem = lowered({"rows": 1001, "pooling": 4.0}, **TWO_HOSTS)
+    whole, rows, grid = (
+        shard(problem, 0, *way) for way in (("table_wise", 1), ("table_row_wise", 1), ("grid_shard", 2))
+    )
+    assert (rows["rows"], rows["dim"], rows["bags"]) == (251, 64, 1000)  # ceil(1001 / 4)
+    assert (grid["rows"], grid["dim"], grid["bags"]) == (251, 32, 1000)
+    for piece in (rows, grid):
+        assert piece["pooling"] == pytest.approx(4 * 251 / 1001)
+        assert piece["unique"] == pytest.approx(whole["unique"] * 251 / 1001)
+
+
+def test_rows_are_not_spread_where_a_device_would_get_none():
+    types = ["table_wise", "row_wise", "table_row_wise", "grid_shard"]
+    tiny, small = (lowered({"rows": rows, "sharding": types}, **TWO_HOSTS) for rows in (5, 7))
+    assert offered(tiny) == [("table_wise", 1)]  # 2 + 2 + 1 + 0
+    assert offered(small) == [("table_wise", 1), ("table_row_wise", 1), ("grid_shard", 2)]  # 2 + 2 + 2 + 1
+
+
+def test_a_pin_leaves_whole_hosts_to_types_that_need_them():
+    types = ["table_column_wise", "table_row_wise", "grid_shard", "row_wise"]
+
+    def left(*ranks: int) -> list[tuple[str, int]]:
+        return offered(lowered({"pin": list(ranks), "sharding": types}, **TWO_HOSTS))
+
+    columns = [("table_column_wise", count) for count in (2, 3, 4)]
+    assert left(4, 5, 6, 7) == [*columns, ("table_row_wise", 1)]
+    assert left(0, 1, 2, 5, 6) == columns[:2]  # three of one host
+    assert left(*range(8)) == [*columns, ("row_wise", 1), ("table_row_wise", 1), ("grid_shard", 2)]
+    (found,) = faults({"pin": [0, 4], "sharding": types}, **TWO_HOSTS)
+    assert (found.code, "pin" in found.message) == ("SH201", True)
+
+
+def test_tables_kept_apart_may_have_a_host_each():
+    problem = lowered({"apart": "hot"}, {"apart": "hot"}, **TWO_HOSTS)
+    assert {type for type, _ in offered(problem)} == {"table_wise", "column_wise", "table_row_wise", "grid_shard"}
+
+
+def test_hosts_and_ranks_have_limits_of_their_own():
+    problem = lowered(
+        {},
+        devices=2,
+        hosts=3,
+        memory="1GB",
+        reserve="10%",
+        host=[{"hosts": [1], "memory": "2GB"}, {"hosts": [2], "reserve": "0.3GB"}],
+        rank=[{"ranks": [0, 3], "memory": "0.5GB"}],
+    )
+    # A rank's own memory changes nothing about what its host keeps free.
+    assert problem.cluster.memory_limit.tolist() == [4 * 10**8, 9 * 10**8, 18 * 10**8, 3 * 10**8, 7 * 10**8, 7 * 10**8]
+    assert problem.cluster.host_kind == (0, 1, 2)
+    assert problem.cluster.kind.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_hosts_that_say_the_same_are_of_one_kind():
+    cluster = lowered({}, devices=1, hosts=3, memory="1GB", host=[{"hosts": [0, 2], "memory": "2GB"}]).cluster
+    assert (len(cluster.kinds), cluster.host_kind) == (2, (0, 1, 0))
+    cluster = lowered({}, devices=1, hosts=3, memory="1GB", host=[{"hosts": [0, 2], "memory": "1GB"}]).cluster
+    assert (len(cluster.kinds), cluster.host_kind) == (1, (0, 0, 0))
+
+
+def test_a_host_has_the_figures_of_its_own_device():
+    spec = spec_of({}, devices=2, hosts=2, reserve="0%", host=[{"hosts": [0], "device": "a100-40gb"}])
+    loaded = parse_spec(spec)
+    assert loaded.spec.cluster.device_names == ("a100-40gb", "h100-80gb")
+    cluster = lower(loaded, [load_hardware(name) for name in loaded.spec.cluster.device_names]).cluster
+    assert [kind.device for kind in cluster.kinds] == ["a100-40gb", "h100-80gb"]
+    assert cluster.memory_limit.tolist() == [40 * 10**9] * 2 + [80 * 10**9] * 2
+    assert cluster.kinds[0].intra_host_bandwidth < cluster.kinds[1].intra_host_bandwidth == 450e9
+
+
+def test_a_cluster_of_cpus_and_gpus_is_refused():
+    loaded = parse_spec(spec_of({}, devices=2, hosts=2, host=[{"hosts": [1], "device": "cpu-epyc"}]))
+    with pytest.raises(DiagnosticError) as caught:
+        lower(loaded, [load_hardware("h100-80gb"), load_hardware("cpu-epyc")])
+    (found,) = caught.value.diagnostics
+    assert found.code == "SH112"
+    assert "cpu" in found.message
+    assert "cuda" in found.message
+
+
+def test_what_fits_only_larger_hosts_or_ranks_is_offered():
+    wide = {"rows": 10**6, "dim": 128}  # 512 MB of weights, 128 on each of four devices, 64 on each of eight
+    small = {"devices": 4, "hosts": 2, "memory": "100MB", "reserve": "1MB"}
+    by_rows = ("row_wise", 1)
+    columns = [("column_wise", count) for count in (7, 8)]
+    assert offered(lowered(wide, **small)) == [*columns, by_rows, ("grid_shard", 2)]
+    larger = lowered(wide, **small, host=[{"hosts": [1], "memory": "200MB"}])
+    assert offered(larger) == [
+        *(("column_wise", count) for count in (3, 4, 5, 6, 7, 8)),
+        by_rows,
+        ("table_row_wise", 1),
+        ("grid_shard", 2),
+    ]
+    # One large device takes the table whole; a unit on a whole host is as large as the least device there allows.
+    one = lowered(wide, **small, rank=[{"ranks": [5], "memory": "1GB"}])
+    assert offered(one)[:2] == [("table_wise", 1), ("column_wise", 2)]
+    assert ("table_row_wise", 1) not in offered(one)
+    # One that is small rules out what is on every device.
+    less = lowered(wide, **small, rank=[{"ranks": [5], "memory": "10MB"}])
+    assert by_rows not in offered(less)
+    assert columns[0] in offered(less)  # seven pieces, on all others
+
+
 # --- Shards -----------------------------------------------------------------------------------------------------------
 
 
@@ -152,33 +326,40 @@ def test_shards_are_what_each_device_gets():
     columns = shard(problem, 0, "column_wise", 4)
     assert (columns["rows"], columns["dim"], columns["pooling"], columns["bags"]) == (1001, 16, 4.0, 1000)
     assert columns["unique"] == whole["unique"]
-    rows = shard(problem, 0, "row_wise", 0)
+    rows = shard(problem, 0, "row_wise", 1)
     assert (rows["rows"], rows["dim"], rows["bags"]) == (126, 64, 1000)  # ceil(1001 / 8)
     assert rows["pooling"] == pytest.approx(4 * 126 / 1001)
     assert rows["unique"] == pytest.approx(whole["unique"] * 126 / 1001)
-    replica = shard(problem, 0, "data_parallel", 0)
+    replica = shard(problem, 0, "data_parallel", 1)
     assert (replica["rows"], replica["dim"], replica["pooling"], replica["bags"]) == (1001, 64, 4.0, 125)
     assert replica["unique"] < whole["unique"]
-    assert [list(ShardingType)[piece["type"]] for piece in (whole, columns, rows, replica)] == list(ShardingType)
+    assert [list(ShardingType)[piece["type"]] for piece in (whole, columns, rows, replica)] == [
+        ShardingType.TABLE_WISE,
+        ShardingType.COLUMN_WISE,
+        ShardingType.ROW_WISE,
+        ShardingType.DATA_PARALLEL,
+    ]
 
 
 def test_measured_bins_replace_the_index_file():
     spec = spec_of({"access": {"indices": "x.pt"}})
     bins = Bins((0.25, 0.75, *[0.0] * 15))
-    problem = lower(parse_spec(spec), HARDWARE, {"t0": bins})
+    problem = lower(parse_spec(spec), [HARDWARE], {"t0": bins})
     assert problem.shards.bins == pytest.approx(np.tile(bins.shares, (len(problem.shards), 1)))
 
 
 def test_the_cluster_is_the_profiles_unless_the_spec_says_otherwise():
     usual = lowered({}, devices=4, hosts=2, reserve="10%").cluster
     assert (usual.hosts, usual.devices_per_host, usual.devices) == (2, 4, 8)
-    assert (usual.memory_bytes, usual.reserve_bytes) == (80 * 10**9, 8 * 10**9)
-    assert (usual.intra_host_bandwidth, usual.inter_host_bandwidth) == (450e9, 50e9)
+    (kind,) = usual.kinds
+    assert (kind.memory_bytes, kind.reserve_bytes) == (80 * 10**9, 8 * 10**9)
+    assert (kind.intra_host_bandwidth, kind.inter_host_bandwidth) == (450e9, 50e9)
+    assert usual.memory_limit.tolist() == [72 * 10**9] * 8
     own = lowered(
         {}, memory="1GiB", reserve="24MiB", intra_host_bandwidth="7GB/s", inter_host_bandwidth="2GB/s"
     ).cluster
-    assert own.memory_limit == 1000 * 2**20
-    assert (own.intra_host_bandwidth, own.inter_host_bandwidth) == (7e9, 2e9)
+    assert own.memory_limit.tolist() == [1000 * 2**20] * 8
+    assert (own.kinds[0].intra_host_bandwidth, own.kinds[0].inter_host_bandwidth) == (7e9, 2e9)
 
 
 def test_a_bandwidth_of_the_spec_replaces_measured_ones_but_not_their_latencies():
@@ -188,7 +369,7 @@ def test_a_bandwidth_of_the_spec_replaces_measured_ones_but_not_their_latencies(
         inter_host={Collective.ALL_TO_ALL: Link(0.05, 1e9)},
     )
     loaded = parse_spec(spec_of({}, intra_host_bandwidth="7GB/s"))
-    usual, own = lower(parse_spec(spec_of({})), measured).cluster, lower(loaded, measured).cluster
+    (usual,), (own,) = (lower(spec, [measured]).cluster.kinds for spec in (parse_spec(spec_of({})), loaded))
     assert (usual.intra_host, usual.inter_host) == (measured.intra_host, measured.inter_host)
     assert own.within_host(Collective.ALL_TO_ALL) == Link(0.03, 7e9)
     assert own.within_host(Collective.ALL_REDUCE) == Link(0.04, 7e9)
@@ -206,10 +387,10 @@ def test_memory_is_counted_by_the_one_function():
     expected = {
         ("table_wise", 1): shard_bytes(1001, 64, bags=1000, pooling=3.0, **common),
         ("column_wise", 2): shard_bytes(1001, 32, bags=1000, pooling=3.0, **common),
-        ("row_wise", 0): shard_bytes(126, 64, bags=1000, pooling=3.0 * 126 / 1001, **common),
-        ("data_parallel", 0): shard_bytes(1001, 64, bags=125, pooling=3.0, dense=True, **common),
+        ("row_wise", 1): shard_bytes(126, 64, bags=1000, pooling=3.0 * 126 / 1001, **common),
+        ("data_parallel", 1): shard_bytes(1001, 64, bags=125, pooling=3.0, dense=True, **common),
     }
-    found = dict(zip(offered(problem), problem.option_memory.tolist(), strict=True))
+    found = dict(zip(offered(problem), problem.unit_memory[problem.first_unit].tolist(), strict=True))
     assert {key: found[key] for key in expected} == expected
 
 
@@ -226,9 +407,13 @@ def test_bytes_of_a_shard_are_those_of_its_parts():
 def test_options_that_fit_no_device_are_left_out():
     wide = {"rows": 10**6, "dim": 128}  # 512 MB of weights
     assert offered(lowered(wide, memory="200MB", reserve="1MB")) == [
+        ("column_wise", 3),
         ("column_wise", 4),
+        ("column_wise", 5),
+        ("column_wise", 6),
+        ("column_wise", 7),
         ("column_wise", 8),
-        ("row_wise", 0),
+        ("row_wise", 1),
     ]
 
 
@@ -306,7 +491,7 @@ pooling = 1
 """
     )
     with pytest.raises(DiagnosticError) as caught:
-        lower(load_spec(path), HARDWARE)
+        lower(load_spec(path), [HARDWARE])
     found = caught.value.diagnostics
     assert [d.code for d in found] == ["SH201", "SH201"]
     assert [d.location.line for d in found if d.location] == [12, 17]
@@ -322,7 +507,7 @@ def test_a_group_that_fits_nowhere_is_named_as_a_group():
 
 
 def test_a_pin_that_no_offered_type_can_keep_says_so():
-    (found,) = faults({"dim": 20, "sharding": ["column_wise"], "pin": [0, 1]})
+    (found,) = faults({"dim": 20, "sharding": ["column_wise"], "pin": [1]})
     assert (found.code, "pin" in found.message, "pin" in found.help) == ("SH201", True, True)
 
 

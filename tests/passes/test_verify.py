@@ -12,7 +12,7 @@ from shardc.diagnostics import Diagnostic
 from shardc.memory import shard_bytes
 from shardc.passes.verify import device_memory, verify
 from shardc.plan import Plan
-from shardc.problem import Cluster
+from shardc.problem import Cluster, HostKind
 from shardc.spec import LoadedSpec, load_spec, parse_spec
 
 BATCH = 64
@@ -73,17 +73,15 @@ rows = 400
 group = "person"
 """
 
-CLUSTER = Cluster(
+KIND = HostKind(
     device="gpu",
-    device_type="cuda",
-    hosts=2,
-    devices_per_host=2,
     memory_bytes=LIMIT + 1000,
     reserve_bytes=1000,
     intra_host_bandwidth=1e9,
     inter_host_bandwidth=1e9,
     latency_ms=0.01,
 )
+CLUSTER = Cluster(device_type="cuda", devices_per_host=2, kinds=(KIND,), host_kind=(0, 0))
 
 
 def placed(sharding_type: str, *shards: tuple[int, tuple[int, int], tuple[int, int]]) -> dict:
@@ -223,9 +221,41 @@ def blocks(*rows: int) -> dict:
     return placed("row_wise", *((rank, (firsts[rank], 0), (size, 16)) for rank, size in enumerate(rows)))
 
 
-def columns(*pieces: tuple[int, int]) -> dict:
+def columns(*pieces: tuple[int, int], kind: str = "column_wise") -> dict:
     firsts = [sum(width for _, width in pieces[:number]) for number in range(len(pieces))]
-    return placed("column_wise", *((rank, (0, firsts[i]), (5000, width)) for i, (rank, width) in enumerate(pieces)))
+    return placed(kind, *((rank, (0, firsts[i]), (5000, width)) for i, (rank, width) in enumerate(pieces)))
+
+
+Piece = tuple[int, int, int, int, int]
+
+
+def by_rows(kind: str, *pieces: Piece) -> dict:
+    """From rank, first row, rows, first column and columns of each shard."""
+    return placed(kind, *((rank, (row, column), (rows, columns)) for rank, row, rows, column, columns in pieces))
+
+
+def grid(first: int, second: int, width: int = 32) -> list[Piece]:
+    """5000 x 64 in two column blocks, on two hosts."""
+    blocks = ((first, 0, width), (second, width, 64 - width))
+    return [(2 * host + i, 2500 * i, 2500, column, wide) for host, column, wide in blocks for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        columns((3, 32), (2, 32), kind="table_column_wise"),
+        columns((3, 24), (0, 20), (1, 20)),
+        by_rows("table_row_wise", (2, 0, 2500, 0, 64), (3, 2500, 2500, 0, 64)),
+        by_rows("grid_shard", *grid(1, 0)),
+        by_rows("grid_shard", *grid(0, 1, 40)),
+    ],
+    ids=lambda item: f"{item['sharding_type']} on {item['ranks']}",
+)
+def test_what_torchrec_runs_has_no_fault_of_its_own(loaded: LoadedSpec, item: dict) -> None:
+    content = document()
+    content["plan"]["ebc"]["item"] = item
+    # What is left is what the table of the same apart set, and the stated memory, have to say.
+    assert {finding.code for finding in check(loaded, content)} <= {"SH308", "SH310"}
 
 
 @pytest.mark.parametrize(
@@ -267,15 +297,15 @@ def columns(*pieces: tuple[int, int]) -> dict:
         (
             replace("item", placed("column_wise", (3, (0, 32), (5000, 32)), (0, (0, 0), (5000, 32)))),
             "SH306",
-            "not the next columns",
+            "shard 0 is not 5000 rows from row 0 and column 0",
         ),
         (
             replace("item", placed("column_wise", (3, (0, 0), (2500, 64)), (0, (2500, 0), (2500, 64)))),
             "SH306",
-            "not the next columns of all rows",
+            "shard 0 is not 5000 rows from row 0 and column 0, as column_wise has them",
         ),
-        (replace("page", blocks(3, 3, 2, 2)), "SH306", "blocks are of 3 rows: shard 2 is not 3 rows from row 6"),
-        (replace("query", blocks(2, 1, 1, 1)), "SH306", "blocks are of 2 rows"),
+        (replace("page", blocks(3, 3, 2, 2)), "SH306", "shard 2 is not 3 rows from row 6"),
+        (replace("query", blocks(2, 1, 1, 1)), "SH306", "shard 1 is not 2 rows from row 2"),
         (replace("page", blocks(5, 5)), "SH306", "one shard on every rank"),
         (
             replace(
@@ -285,8 +315,39 @@ def columns(*pieces: tuple[int, int]) -> dict:
                 ),
             ),
             "SH306",
-            "one shard on every rank, in their order",
+            "one shard on every rank of 4, in their order",
         ),
+        # Column blocks on one host, rows over the devices of a host, and grids: blocks of 2500 rows on two devices.
+        (replace("item", columns((1, 32), (2, 32), kind="table_column_wise")), "SH306", "hosts 0 and 1"),
+        (replace("item", columns((3, 32), (3, 32), kind="table_column_wise")), "SH306", "two shards on rank 3"),
+        (
+            replace("item", by_rows("table_row_wise", (1, 0, 2500, 0, 64), (2, 2500, 2500, 0, 64))),
+            "SH306",
+            "table_row_wise keeps to one host, but has shards on hosts 0 and 1",
+        ),
+        (
+            replace("item", by_rows("table_row_wise", (1, 0, 2500, 0, 64), (0, 2500, 2500, 0, 64))),
+            "SH306",
+            "one shard on every rank of 2, in their order",
+        ),
+        (
+            replace("item", by_rows("table_row_wise", (2, 0, 2600, 0, 64), (3, 2600, 2400, 0, 64))),
+            "SH306",
+            "shard 1 is not 2500 rows from row 2500",
+        ),
+        (
+            replace("item", by_rows("table_row_wise", *grid(1, 0))),
+            "SH306",
+            "table_row_wise has one shard on every rank of 2, not 4",
+        ),
+        (replace("item", by_rows("grid_shard", *grid(1, 1))), "SH306", "two column blocks on the host of rank 2"),
+        (replace("item", by_rows("grid_shard", *grid(1, 0)[:3])), "SH306", "one shard on every rank of 2, not 3"),
+        (
+            replace("item", by_rows("grid_shard", *grid(1, 0)[::2], *grid(1, 0)[1::2])),
+            "SH306",
+            "shard 1 is not 2500 rows from row 2500 and column 0",
+        ),
+        (replace("item", by_rows("grid_shard", *grid(1, 0, 30))), "SH306", "30 columns, not a multiple of 4"),
         (table("country", ranks=[0, 1, 2]), "SH306", "data_parallel is on every rank"),
         (table("country", compute_kernel="fused"), "SH306", "needs the compute kernel dense"),
         (table("country", shards=placed("", (0, (0, 0), (200, 16)))["shards"]), "SH306", "data_parallel has no shards"),
@@ -326,10 +387,11 @@ def test_a_replicated_table_is_apart_from_no_other(loaded: LoadedSpec) -> None:
 
 
 def test_a_device_over_its_limit_is_named_with_its_largest_tables(loaded: LoadedSpec) -> None:
-    small = dataclasses.replace(CLUSTER, memory_bytes=CLUSTER.reserve_bytes + expected_memory()[3] - 1)
+    less = dataclasses.replace(KIND, memory_bytes=KIND.reserve_bytes + expected_memory()[3] - 1)
+    small = dataclasses.replace(CLUSTER, kinds=(less,))
     content = document()
     for device in content["score"]["devices"]:
-        device["memory_limit_bytes"] = small.memory_limit
+        device["memory_limit_bytes"] = expected_memory()[3] - 1
     found = check(loaded, content, small)
     assert [finding.code for finding in found] == ["SH307"] * 2
     assert [finding.message.split(" needs")[0] for finding in found] == ["device 0", "device 3"]

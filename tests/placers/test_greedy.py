@@ -22,7 +22,7 @@ def judge_of(*tables: dict, devices: int = 2, **cluster) -> Judge:
         "defaults": {"rows": 1000, "dim": 16, "pooling": 2.0, "sharding": ["table_wise"]},
         "table": [{"name": f"t{index:02}"} | table for index, table in enumerate(tables)],
     }
-    problem = lower(parse_spec(spec), load_hardware("h100-80gb"))
+    problem = lower(parse_spec(spec), [load_hardware("h100-80gb")])
     return Judge(problem, StepCost(Roofline(3e12, 5e7), problem.cluster))
 
 
@@ -32,7 +32,7 @@ def first_options(judge: Judge) -> list[int]:
 
 def devices_of(judge: Judge, placement) -> list[int]:
     assert placement is not None
-    return [devices[0] for devices in placement.devices]
+    return [places[0] for places in placement.places]
 
 
 def test_loads_are_those_of_the_papers():
@@ -70,7 +70,7 @@ def test_cost_greedy_balances_cost_not_size():
 
 def test_a_full_device_is_passed_over():
     tables = [{"rows": 100_000, "pooling": 1.0}, {"rows": 100_000, "pooling": 1.0}, {"rows": 10, "pooling": 100.0}]
-    one = int(judge_of(*tables).problem.option_memory[0])
+    one = int(judge_of(*tables).problem.unit_memory[0])
     judge = judge_of(*tables, memory=f"{int(one * 1.1)}B", reserve="0%", devices=3)
     for name in HEURISTICS:
         placement = heuristic_greedy(judge, first_options(judge), name)
@@ -80,7 +80,7 @@ def test_a_full_device_is_passed_over():
 
 def test_no_room_is_no_placement():
     tables = [{"rows": 100_000}] * 3
-    one = int(judge_of(*tables).problem.option_memory[0])
+    one = int(judge_of(*tables).problem.unit_memory[0])
     judge = judge_of(*tables, memory=f"{int(one * 1.5)}B", reserve="0%")
     assert cost_greedy(judge, first_options(judge)) is None
     assert all(heuristic_greedy(judge, first_options(judge), name) is None for name in HEURISTICS)
@@ -104,14 +104,14 @@ def test_pieces_of_a_table_go_to_distinct_devices():
     four = next(o for o in judge.problem.options_of(0) if judge.problem.option_units[o] == 4)
     placement = cost_greedy(judge, [four, judge.problem.options_of(1)[0]])
     assert placement is not None
-    assert placement.devices[0] == (0, 1, 2, 3)
+    assert placement.places[0] == (0, 1, 2, 3)
 
 
 def test_spread_options_are_on_every_device_from_the_start():
     judge = judge_of({"sharding": ["row_wise"]}, {"sharding": ["data_parallel"]}, {})
     placement = cost_greedy(judge, first_options(judge))
     assert placement is not None
-    assert placement.devices == ((), (), (0,))
+    assert placement.places == ((0,), (0,), (0,))
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=10, unique=True), st.integers(0, 2**32))

@@ -10,7 +10,7 @@ from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic
 from shardc.passes.lower import lower_cluster
 from shardc.passes.place import Outcome, Why
-from shardc.pipeline import Compiled, device_of, load, run
+from shardc.pipeline import Compiled, devices_of, load, run
 from shardc.plan import Bound, Candidate, Chosen, Plan
 from shardc.render.summary import WHY, summary, table_shares
 
@@ -47,8 +47,7 @@ def compiled(tables: int = 3, devices: int = 2, **extra: object) -> Compiled:
             **extra,
         }
     )
-    hardware = device_of(loaded)
-    return run(loaded, cost=StepCost(Linear(), lower_cluster(loaded, hardware)))
+    return run(loaded, cost=StepCost(Linear(), lower_cluster(loaded, devices_of(loaded))))
 
 
 def shown(of: Compiled, previous: Plan | None = None, *, width: int = 80, color=False, unicode=True) -> str:
