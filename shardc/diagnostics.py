@@ -46,6 +46,7 @@ CODES: dict[str, str] = {
     "SH505": "costs are TorchRec's estimates",
     "SH506": "ranks could not communicate",
     "SH507": "costs have no quantiles",
+    "SH508": "search ended early",
     "SH601": "profile unreadable",
     "SH602": "weights missing or not matching",
     "SH603": "measurements unreadable",

@@ -18,6 +18,7 @@ from shardc.passes.lower import lower
 from shardc.passes.place import Choice, place
 from shardc.passes.profile import Measure, profile
 from shardc.passes.verify import verify
+from shardc.placers.local_search import Watch
 from shardc.placers.policy import Policy, load_policy
 from shardc.plan import Digests, Plan
 from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
@@ -69,6 +70,7 @@ def run(
     seed: int | None = None,
     effort: str | None = None,
     measure: Measure | None = None,
+    watch: Watch = lambda done, step_ms: True,
 ) -> Compiled:
     """The five passes.
 
@@ -78,6 +80,7 @@ def run(
         seed: instead of the spec's.
         effort: instead of the spec's.
         measure: measures the spec's own shards (see `shardc.passes.profile`).
+        watch: told of the search for a placement as it goes on, and may end it.
     """
     seed = loaded.spec.compile.seed if seed is None else seed
     hardware = devices_of(loaded)
@@ -99,7 +102,8 @@ def run(
         model, warnings = cost, ()
         digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
     policy, missing = _policy()
-    choice = place(problem, model, policy=policy, effort=effort or loaded.spec.compile.effort, seed=seed)
+    effort = effort or loaded.spec.compile.effort
+    choice = place(problem, model, policy=policy, effort=effort, seed=seed, watch=watch)
     p90_ms = Judge(problem, pessimistic).judge(choice.placement).step_time_ms if pessimistic else None
     plan = emit(loaded, choice, digests=digests, seed=seed, p90_ms=p90_ms)
     if faults := verify(plan, loaded, problem.cluster):

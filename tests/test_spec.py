@@ -111,7 +111,15 @@ def test_defaults_fill_in_and_tables_are_sorted(folder):
     assert (a.group, a.apart, a.origin) == ("user", "hot", ("table", 1))
     assert (b.features, b.dim, b.pooling, b.access, b.pin) == (("b",), 128, 3.0, Zipf(1.05), None)
     assert type(b.pooling) is float
-    assert b.sharding == ("table_wise", "column_wise", "row_wise", "data_parallel")
+    assert b.sharding == (
+        "table_wise",
+        "column_wise",
+        "table_column_wise",
+        "row_wise",
+        "table_row_wise",
+        "grid_shard",
+        "data_parallel",
+    )
     assert loaded.spec.compile.effort == "balanced"
     assert loaded.spec.model.optimizer == "rowwise_adagrad"
 
@@ -130,15 +138,16 @@ def test_units(folder):
             budget={"gap": "5%"},
         )
     ).spec
-    assert cluster.cluster.memory_bytes == int(72.5 * 2**30)
-    assert cluster.cluster.intra_bytes_per_s == 450e9
-    assert cluster.cluster.inter_bytes_per_s is None
-    assert cluster.cluster.reserve_bytes(80 * 2**30) == 10 * 2**30
+    (kind,) = cluster.cluster.kinds
+    assert kind.memory_bytes == int(72.5 * 2**30)
+    assert kind.intra_bytes_per_s == 450e9
+    assert kind.inter_bytes_per_s is None
+    assert kind.reserve_bytes(80 * 2**30) == 10 * 2**30
     assert (cluster.budget.gap_fraction, cluster.budget.step_time_fraction) == (0.05, 0.02)
     assert cluster.budget.improvement_fraction == pytest.approx(0.001)
     plain = parse_spec(data()).spec
-    assert plain.cluster.reserve_bytes(1000) == 150
-    assert plain.cluster.memory_bytes is None
+    assert plain.cluster.kinds[0].reserve_bytes(1000) == 150
+    assert plain.cluster.kinds[0].memory_bytes is None
     assert plain.budget.gap_fraction is None
 
 
@@ -234,7 +243,7 @@ TABLE_ERRORS = [
     (f"access = {{ bins = {[0.1] * 17} }}", "SH104", str([0.1] * 17), "found a sum of 1.7"),
     (f"access = {{ bins = {[-0.5] + [1.5 / 16] * 16} }}", "SH104", "-0.5", "at least 0"),
     ("sharding = ['row_wize']", "SH104", "'row_wize'", 'did you mean "row_wise"?'),
-    ("sharding = ['row_wise', 'grid_shard']", "SH104", "'grid_shard'", "grid_shard is not supported"),
+    ("sharding = ['row_wise', 'grid']", "SH104", "'grid'", '"table_row_wise", "grid_shard", "data_parallel", found "grid"'),
     ("sharding = ['row_wise', 'row_wise']", "SH105", "'row_wise'", "twice"),
     ("sharding = []", "SH104", "[]", "at least one"),
     ("sharding = [1]", "SH103", "1", "found an integer"),
@@ -316,7 +325,7 @@ REPLACED = [
         "devices_per_host = 4\nreserve = '9GB'\nmemory = '8GB'",
         "SH104",
         "'9GB'",
-        "less than the memory of 8GB",
+        "below the memory of 8GB",
     ),
     (
         "devices_per_host = 4",
@@ -549,7 +558,7 @@ def data(**sections: Any) -> dict[str, Any]:
 
 KNOWN = """
 format model cluster defaults table tables compile budget name module global_batch device hosts devices_per_host reserve
-memory rows dim pooling access zipf bins indices sharding pin group apart seed gap features file
+memory host hosts rank ranks rows dim pooling access zipf bins indices sharding pin group apart seed gap features file
 """
 KEYS = st.sampled_from(KNOWN.split()) | st.text(max_size=5)
 SCALARS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -23,11 +24,20 @@ from shardc.cli.console import (
     tell,
     width,
 )
+from shardc.cli.search import searching
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
     from shardc.pipeline import Compiled
     from shardc.plan import Plan
+
+
+_ENDED_EARLY = Diagnostic(
+    "SH508",
+    "the time limit ended the search: how far it gets in that time differs from run to run, and so may the plan",
+    help="--effort fast searches less, and the same every time",
+    severity="warning",
+)
 
 
 def compile(
@@ -44,9 +54,16 @@ def compile(
     effort: EffortOption = None,
     seed: SpecSeedOption = None,
     measure: MeasureOption = False,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="End the search then, with the best plan so far."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Compile a spec to a sharding plan."""
+    """Compile a spec to a sharding plan.
+
+    Ctrl-C ends the search, and keeps the best plan so far beside the old one.
+    """
     from shardc.files import write_atomic
     from shardc.pipeline import run
     from shardc.plan import default_plan_path, plan_bytes
@@ -59,9 +76,12 @@ def compile(
             Diagnostic("SH902", f"{target} is the spec itself: the plan would replace it"), exit_code=2
         )
     previous = None if target == "-" else _existing_plan(target)
-    with measuring(loaded, measure, quiet) as measured:
-        compiled = run(loaded, seed=seed, effort=effort, measure=measured)
+    with measuring(loaded, measure, quiet) as measured, searching(quiet, time_limit) as watch:
+        compiled = run(loaded, seed=seed, effort=effort, measure=measured, watch=watch)
     content = plan_bytes(compiled.plan)
+    if watch.interrupted:
+        _offer(content, target, compiled.plan)
+        raise typer.Exit(130)
     if target == "-":
         configure(sys.stdout, encoding="utf-8", newline="\n")
         echo(content.decode().removesuffix("\n"))
@@ -69,10 +89,24 @@ def compile(
         write_atomic(target, content)
     if quiet:
         return
-    tell(compiled.warnings)
+    tell((*compiled.warnings, *([_ENDED_EARLY] if watch.timed_out else [])))
     _summarise(compiled, previous, sys.stderr if target == "-" else sys.stdout)
     if target != "-":
         echo(f"\nplan written to {target}")
+
+
+def _offer(content: bytes, target: str, plan: Plan) -> None:
+    """Keep the best plan of an interrupted search in a file of its own, and say how to take it."""
+    from shardc.files import write_atomic
+    from shardc.units import format_ms
+
+    if target == "-":
+        return
+    kept = f"{target}.interrupted"
+    write_atomic(kept, content)
+    step_time = format_ms(plan.score.step_time_ms)
+    echo(f"interrupted: {target} is as it was; the best plan so far ({step_time} a step) is {kept}", sys.stderr)
+    echo(f"to take it: mv {shlex.quote(kept)} {shlex.quote(target)}", sys.stderr)
 
 
 def _summarise(compiled: Compiled, previous: Plan | None, stream: TextIO) -> None:

@@ -16,8 +16,9 @@ from shardc.cost.model import CostModel, PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.memory import device_bytes_for
+from shardc.placers.feasible import Fit, fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
-from shardc.placers.local_search import improve
+from shardc.placers.local_search import Watch, improve
 from shardc.placers.policy import Policy, place_by_policy
 from shardc.problem import Placement, Problem
 from shardc.units import format_bytes
@@ -32,6 +33,7 @@ _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched 
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
+_MEMORY = "memory_search"
 
 
 class Why(StrEnum):
@@ -87,7 +89,13 @@ class Choice:
 
 
 def place(
-    problem: Problem, cost: CostModel, *, policy: Policy | None, effort: str = "balanced", seed: int = 0
+    problem: Problem,
+    cost: CostModel,
+    *,
+    policy: Policy | None,
+    effort: str = "balanced",
+    seed: int = 0,
+    watch: Watch = lambda done, step_ms: True,
 ) -> Choice:
     """Choose a placement.
 
@@ -97,6 +105,7 @@ def place(
         policy: weights of the RL policy; None if there are none.
         effort: how much local search may score, a key of `EVALUATIONS`.
         seed: of every random choice.
+        watch: told of local search as it goes on, and may end it.
 
     Raises:
         DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when no strategy found a placement
@@ -107,21 +116,25 @@ def place(
     bound = None
     if isinstance(cost, PhasedCost):
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
-    proposals = []
-    for options in _sharding_choices(problem, bound):
-        proposals = _propose(judge, options, policy)
-        if any(p.placement for p in proposals):
-            break
+    evaluations = int(EVALUATIONS[effort] * max(1.0, len(problem.blocks) / 100) ** 0.5)
+    choices = _sharding_choices(problem, bound)
+    proposals = _propose(judge, choices[0], policy)
+    if not any(p.placement for p in proposals):
+        found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
+        if found_fit is None or not found_fit.fits:
+            raise DiagnosticError(_none_found(problem, found_fit))
+        proposals.append(_judged(judge, _MEMORY, found_fit.placement))
     start = min(proposals, key=lambda p: p.step_time_ms)
     if start.placement is None:
-        raise DiagnosticError(_none_found(problem))
+        raise ValueError("the placement that fits does not keep the constraints")
     found = improve(
         judge,
         start.placement,
-        evaluations=int(EVALUATIONS[effort] * max(1.0, len(problem.blocks) / 100) ** 0.5),
+        evaluations=evaluations,
         seed=seed,
         targets=bound.phase_ms if bound else None,
         enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
+        watch=watch,
     )
     proposals.append(_judged(judge, f"{start.strategy}+search", found))
     return _choose(judge, proposals, policy, bound)
@@ -211,13 +224,20 @@ def _check_total_memory(problem: Problem) -> None:
     raise DiagnosticError(Diagnostic("SH202", message, help=fix))
 
 
-def _none_found(problem: Problem) -> Diagnostic:
+def _none_found(problem: Problem, best: Fit | None) -> Diagnostic:
+    """Say how close the search came, and what would help."""
+    fix = "allow more sharding types, loosen pins and groups, give devices more memory, or use more devices"
     limit = int(problem.cluster.memory_limit.max())
+    if best is None:
+        message = "no placement keeps every pin, group and exclusion, however much memory devices had"
+        return Diagnostic("SH203", message, help="loosen pins, groups and apart sets, or use more devices")
+    needed = int(np.ceil(best.fullest * limit))
     largest = int(np.argmax(problem.unit_memory[problem.first_unit[list(_smallest_memory(problem))]]))
     names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
     message = (
-        f"no placement that keeps every pin, group and limit was found; a device has {format_bytes(limit)} for tables, "
-        f"and the hardest to place is {names}"
+        f"no placement was found that fits: a device has {format_bytes(limit)} for tables, and the best that was found "
+        f"puts {format_bytes(needed)} on one; the hardest to place is {names}"
     )
-    fix = "allow more sharding types, loosen pins and groups, give devices more memory, or use more devices"
-    return Diagnostic("SH203", message, help=fix)
+    kind = problem.cluster.kinds[0]
+    enough = format_bytes(device_bytes_for(needed, kind.memory_bytes, kind.reserve_bytes))
+    return Diagnostic("SH203", message, help=f"give each device {enough}; or {fix}")

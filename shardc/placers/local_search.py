@@ -9,7 +9,7 @@ result, on any machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import combinations, cycle
 from typing import NamedTuple
@@ -31,6 +31,10 @@ _LIGHTEST, _LIGHTEST_HOSTS = 16, 3  # devices, or hosts, that it looks at beyond
 _TRIES = 4  # steps that look at such options before those of all devices are looked at
 
 
+Watch = Callable[[float, float], bool]
+"""Told what share of its effort a search has spent, and the best step time so far in ms; says whether it may go on."""
+
+
 def improve(
     judge: Judge,
     start: Placement,
@@ -39,6 +43,7 @@ def improve(
     seed: int,
     targets: Floats | None = None,
     enough_ms: float = 0.0,
+    watch: Watch = lambda done, step_ms: True,
 ) -> Placement:
     """The best placement found from a feasible start.
 
@@ -50,17 +55,23 @@ def improve(
         targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). Every
             other descent aims at them.
         enough_ms: step time from which on no better one is looked for.
+        watch: told of the search as it goes on, and may end it.
     """
     search = _Search(judge, start, np.random.default_rng(seed), evaluations)
     best, best_ms = search.state(), search.step_ms
     idle_kicks = 0
     aims = cycle([None] if targets is None else [targets, None])
-    while search.budget > 0 and idle_kicks < _PATIENCE and best_ms > enough_ms:
+
+    def goes_on() -> bool:
+        done = 1.0 - search.budget / max(evaluations, 1)
+        return search.budget > 0 and best_ms > enough_ms and watch(done, best_ms)
+
+    while idle_kicks < _PATIENCE and goes_on():
         for _ in search.descend(next(aims)):
             if search.step_ms < best_ms:
                 best, best_ms, idle_kicks = search.state(), search.step_ms, 0
-                if best_ms <= enough_ms:
-                    break
+            if not goes_on():
+                break
         if search.step_ms > best_ms:
             search.restore(best)
         idle_kicks += 1

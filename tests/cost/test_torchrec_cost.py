@@ -4,7 +4,7 @@ Not test_torchrec.py: that is the name of the tests of `shardc.frameworks.torchr
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -113,11 +113,10 @@ def collection(loaded: LoadedSpec) -> torch.nn.Module:
     return model
 
 
-def constraints(loaded: LoadedSpec, width: Callable[[int], int | None] = lambda dim: None, **more: object) -> dict:
+def constraints(loaded: LoadedSpec, **more: object) -> dict:
     return {
         table.name: ParameterConstraints(
             pooling_factors=[table.pooling / len(table.features)] * len(table.features),
-            min_partition=width(table.dim),
             compute_kernels=["fused", "dense"],
             **more,
         )
@@ -131,7 +130,7 @@ IN_COLUMNS = ("column_wise", "table_column_wise", "grid_shard")
 
 def enumerated(loaded: LoadedSpec, topology: Topology) -> Options:
     """TorchRec's options with its estimates, by table and sharding type."""
-    limits = constraints(loaded)
+    limits = constraints(loaded, sharding_types=list(SHARDING_TYPES))  # a grid is listed only where it is named
     enumerator = EmbeddingEnumerator(
         topology,
         batch_size=loaded.spec.model.global_batch // loaded.spec.cluster.devices,
@@ -291,7 +290,6 @@ def test_the_bound_is_below_the_best_of_all_placements(seed):
     loaded = load(spec_of(tables, samples=512, hosts=1, local=3, device="h100-80gb", weights="fp32"))
     compiled = run(loaded)
     judge = compiled.choice.judge
-    problem = judge.problem
     best, _ = best_of_all(judge)
     assert 0.5 * best < compiled.choice.bound.step_time_ms <= best
     assert compiled.plan.score.step_time_ms == pytest.approx(best, rel=1e-5)

@@ -1,0 +1,57 @@
+"""Watching a search for a placement: its progress, a time limit, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from shardc.cli.console import Advance, progress
+from shardc.units import format_ms
+
+_SHOWN_AFTER_S = 1.0
+_STEPS = 100  # of the progress that is shown
+
+
+class SearchWatch:
+    """Ends a search at a time limit, or at Ctrl-C, and shows how far it is if it takes long.
+
+    Attributes:
+        interrupted: whether Ctrl-C was pressed.
+        timed_out: whether the time limit ended the search.
+    """
+
+    def __init__(self, advance: Advance, time_limit: float | None) -> None:
+        self._advance = advance
+        self._start = time.monotonic()
+        self._end = None if time_limit is None else self._start + time_limit
+        self.interrupted = False
+        self.timed_out = False
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """End the search at its next step; the second time, end everything."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def __call__(self, done: float, step_ms: float) -> bool:
+        """Note how far a search is, and say whether it may go on (see `shardc.placers.local_search.Watch`)."""
+        now = time.monotonic()
+        if now - self._start > _SHOWN_AFTER_S:
+            self._advance("search", min(int(done * _STEPS), _STEPS), _STEPS, format_ms(step_ms))
+        self.timed_out = self.timed_out or (self._end is not None and now >= self._end)
+        return not (self.interrupted or self.timed_out)
+
+
+@contextmanager
+def searching(quiet: bool, time_limit: float | None) -> Iterator[SearchWatch]:
+    """Yield what watches a search; Ctrl-C ends that instead of the process."""
+    with progress(quiet) as advance:
+        watch = SearchWatch(advance, time_limit)
+        before = signal.signal(signal.SIGINT, watch.interrupt)
+        try:
+            yield watch
+        finally:
+            signal.signal(signal.SIGINT, before)
