@@ -83,13 +83,13 @@ def random_cluster(rng: np.random.Generator, memory: float) -> dict:
     return cluster
 
 
-def random_problem(rng: np.random.Generator) -> Problem | None:
-    """A problem of up to four tables; None if the spec contradicts itself or a table fits nowhere."""
+def random_spec(rng: np.random.Generator) -> dict:
+    """A spec of up to four tables, which may contradict itself."""
     tables = random_tables(rng, int(rng.integers(1, 5)), devices=2)
     whole = sum(4.0 * table["rows"] * table["dim"] for table in tables)
     # Memory binds, is large enough for all tables on one device, or anything.
     memory = [max(whole * rng.uniform(0.2, 0.7), 2e4), 10 * whole + 1e9, np.exp(rng.uniform(17, 24))][rng.integers(3)]
-    spec = {
+    return {
         "format": 1,
         "model": {
             "name": "m",
@@ -100,12 +100,21 @@ def random_problem(rng: np.random.Generator) -> Problem | None:
         "cluster": random_cluster(rng, float(memory)),
         "table": tables,
     }
+
+
+def problem_of(spec: dict) -> Problem | None:
+    """The problem of a spec; None if the spec contradicts itself or a table fits nowhere."""
     try:
         loaded = parse_spec(spec)
         return lower(loaded, devices_of(loaded))
     except DiagnosticError as error:
         assert {d.code for d in error.diagnostics} <= {"SH106", "SH201"}
         return None
+
+
+def random_problem(rng: np.random.Generator) -> Problem | None:
+    """The problem of a random spec; None if there is none."""
+    return problem_of(random_spec(rng))
 
 
 def random_weights(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int]:

@@ -3,14 +3,16 @@ import itertools
 
 import numpy as np
 import pytest
+from brute_force import broken, random_cost, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardc.cost.model import StepCost
+from shardc.cost.model import StepCost, step_cost
 from shardc.cost.roofline import Roofline
 from shardc.hardware import load_hardware
 from shardc.judge import LIKELY, Changes, Judge, Partial
 from shardc.passes.lower import lower
+from shardc.pipeline import devices_of
 from shardc.problem import Placement, Problem, Site
 from shardc.spec import parse_spec
 
@@ -155,6 +157,50 @@ def test_memory_pins_and_exclusions_decide_feasibility():
     exact, short = with_memory(limit), with_memory(limit - 1)
     assert feasible(1, 0, 3, 3, judge=exact)
     assert not feasible(1, 0, 3, 3, judge=short)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_what_is_feasible_breaks_no_constraint(seed):
+    """Any option of every table anywhere: on several hosts, pieces together, too much on a rank."""
+    rng = np.random.default_rng(seed)
+    if (problem := random_problem(rng)) is None:
+        return
+    options = tuple(int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks)))
+    places = []
+    for option in options:
+        count = problem.cluster.devices // int(problem.site_size[problem.option_site[option]])
+        chosen = rng.choice(count, problem.option_units[option], replace=rng.random() < 0.1)
+        places.append(problem.sorted_places(option, chosen.tolist()))
+    placement, judge = Placement(options, tuple(places)), Judge(problem, random_cost(rng, problem))
+    assert judge.judge(placement).feasible == (broken(problem, placement) == [])
+
+
+def test_loads_are_those_of_the_hosts_that_units_are_on():
+    """A grid and the rows of a host on hosts that differ, in uneven column blocks."""
+    spec = {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": 4096},
+        "cluster": {
+            "device": "h100-80gb",
+            "hosts": 2,
+            "devices_per_host": 2,
+            "host": [{"hosts": [1], "device": "a100-40gb"}],
+        },
+        "table": [{"name": f"t{i}", "rows": 1000, "dim": 20, "pooling": 2.0} for i in range(2)],
+    }
+    loaded = parse_spec(spec)
+    problem = lower(loaded, devices_of(loaded))
+    judge = Judge(problem, step_cost([Roofline(3e12, 5e7), Roofline(1e12, 4e7)], problem))
+    grid, rows = option(problem, 0, "grid_shard"), option(problem, 1, "table_row_wise")
+    wide, narrow = problem.units_of(grid)
+    (unit,) = problem.units_of(rows)
+    z, memory = judge.loads(Placement((grid, rows), ((1, 0), (1,))))
+    fast, slow = judge.latents
+    expected = [fast[narrow], fast[narrow], slow[wide] + slow[unit], slow[wide] + slow[unit]]
+    assert np.array_equal(z, expected)
+    bytes = problem.unit_memory
+    assert memory.tolist() == [bytes[narrow]] * 2 + [bytes[wide] + bytes[unit]] * 2
 
 
 def test_two_pieces_of_a_table_on_one_device_are_not_feasible():

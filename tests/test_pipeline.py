@@ -100,7 +100,8 @@ def test_recorded_lookups_decide_the_access_distribution(tmp_path):
     compiled = pipeline.run(pipeline.load(path))
     problem = compiled.choice.judge.problem
     cold, hot = (
-        taken(problem.shards, np.array(problem.unit_shards[problem.first_unit[problem.options_of(block)[0]]])) for block in range(2)
+        taken(problem.shards, np.array(problem.unit_shards[problem.first_unit[problem.options_of(block)[0]]]))
+        for block in range(2)
     )
     assert cold.bins[0, 0] == 1  # each row once
     assert hot.bins[0, 10] == 1  # one row 900 times: (512, 1024]

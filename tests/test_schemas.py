@@ -37,14 +37,25 @@ def test_compiled_plans_fit_the_plan_schema():
     spec = {
         "format": 1,
         "model": {"name": "m", "module": "ebc", "global_batch": 1024},
-        "cluster": {"device": "h100-80gb", "devices_per_host": 2},
+        "cluster": {
+            "device": "h100-80gb",
+            "hosts": 2,
+            "devices_per_host": 2,
+            "host": [{"hosts": [1], "device": "a100-40gb"}],
+            "rank": [{"ranks": [1], "memory": "40GB"}],
+        },
         "table": [
             {"name": "whole", "sharding": ["table_wise"], **table},
             {"name": "columns", "sharding": ["column_wise"], **table},
             {"name": "rows", "sharding": ["row_wise"], **table},
             {"name": "replicas", "sharding": ["data_parallel"], **table},
+            {"name": "host_columns", "sharding": ["table_column_wise"], **table},
+            {"name": "host_rows", "sharding": ["table_row_wise"], **table},
+            {"name": "grid", "sharding": ["grid_shard"], **table},
         ],
     }
     plan = run(load(spec), effort="fast").plan
-    assert len({placed.sharding_type for placed in plan.plan["ebc"].values()}) == 4
+    assert len({placed.sharding_type for placed in plan.plan["ebc"].values()}) == 7
+    assert plan.cluster.host_devices == ("h100-80gb", "a100-40gb")
+    jsonschema.validate(spec, committed("spec"), jsonschema.Draft7Validator)
     jsonschema.validate(json.loads(plan_bytes(plan)), committed("plan"), jsonschema.Draft7Validator)

@@ -34,6 +34,22 @@ rows = 100
 dim = 16
 pooling = 2
 """
+TWO_HOSTS = """\
+hosts = 2
+reserve = '10GB'
+memory = '80GB'
+intra_host_bandwidth = '450GB/s'
+inter_host_bandwidth = '50GB/s'
+[[cluster.host]]
+hosts = [1]
+reserve = '5GB'
+memory = '60GB'
+intra_host_bandwidth = '300GB/s'
+inter_host_bandwidth = '20GB/s'
+[[cluster.rank]]
+ranks = [2]
+memory = '40GB'
+"""
 HEAD_LINES = HEAD.count("\n")
 
 
@@ -205,11 +221,53 @@ def test_digest_ignores_order_formatting_and_budget(folder):
         ("pooling = 2", "pooling = 2\ngroup = 'g'"),
         ("pooling = 2", "pooling = 2\naccess = { zipf = 1 }"),
         ("[[table]]", "[compile]\nseed = 1\n[[table]]"),
+        ("[[table]]", "[[cluster.host]]\nhosts = [0]\nmemory = '1TB'\n[[table]]"),
+        ("[[table]]", "[[cluster.host]]\nhosts = [0]\ndevice = 'a100-40gb'\n[[table]]"),
+        ("[[table]]", "[[cluster.rank]]\nranks = [3]\nmemory = '1TB'\n[[table]]"),
     ],
 )
 def test_digest_changes_with_what_decides_the_plan(folder, old, new):
     text = HEAD + tables("a")
     assert folder.load(text).digest() != folder.load(text.replace(old, new)).digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hosts = [1]", "hosts = [0]"),
+        ("hosts = [1]", "hosts = [0, 1]"),
+        ("memory = '60GB'", "memory = '61GB'"),
+        ("reserve = '5GB'", "reserve = '6GB'"),
+        ("intra_host_bandwidth = '300GB/s'", "intra_host_bandwidth = '301GB/s'"),
+        ("inter_host_bandwidth = '20GB/s'", "inter_host_bandwidth = '21GB/s'"),
+        ("ranks = [2]", "ranks = [1]"),
+        ("memory = '40GB'", "memory = '41GB'"),
+    ],
+)
+def test_digest_changes_with_hosts_and_ranks_that_differ(folder, old, new):
+    text = HEAD + TWO_HOSTS + tables("a")
+    assert text.count(old) == 1
+    assert folder.load(text).digest() != folder.load(text.replace(old, new)).digest()
+
+
+def test_digest_ignores_how_hosts_and_ranks_are_listed(folder):
+    digest = folder.load(HEAD + TWO_HOSTS + tables("a")).digest()
+    # The defaults are those of the second host, and the first one differs.
+    swapped = """hosts = 2
+reserve = '5GB'
+memory = '60GB'
+intra_host_bandwidth = '300GB/s'
+inter_host_bandwidth = '20GB/s'
+"""
+    host = """[[cluster.host]]
+hosts = [0]
+reserve = '10GB'
+memory = '80000MB'
+intra_host_bandwidth = '450GB/s'
+inter_host_bandwidth = '50GB/s'
+"""
+    rank = "[[cluster.rank]]\nranks = [2]\nmemory = '40000MB'\n"
+    assert folder.load(HEAD + swapped + rank + host + tables("a")).digest() == digest
 
 
 @given(st.permutations(["a", "b", "c", "d"]))
@@ -243,7 +301,12 @@ TABLE_ERRORS = [
     (f"access = {{ bins = {[0.1] * 17} }}", "SH104", str([0.1] * 17), "found a sum of 1.7"),
     (f"access = {{ bins = {[-0.5] + [1.5 / 16] * 16} }}", "SH104", "-0.5", "at least 0"),
     ("sharding = ['row_wize']", "SH104", "'row_wize'", 'did you mean "row_wise"?'),
-    ("sharding = ['row_wise', 'grid']", "SH104", "'grid'", '"table_row_wise", "grid_shard", "data_parallel", found "grid"'),
+    (
+        "sharding = ['row_wise', 'grid']",
+        "SH104",
+        "'grid'",
+        '"grid_shard", "data_parallel", found "grid"',
+    ),
     ("sharding = ['row_wise', 'row_wise']", "SH105", "'row_wise'", "twice"),
     ("sharding = []", "SH104", "[]", "at least one"),
     ("sharding = [1]", "SH103", "1", "found an integer"),
@@ -547,6 +610,62 @@ def test_a_table_file_without_rows(folder):
 # --- Whatever comes in ------------------------------------------------------------------------------------------------
 
 
+HOST, RANK = "[[cluster.host]]\n", "[[cluster.rank]]\n"
+CLUSTER_ERRORS = [
+    # what follows `hosts = 2`, code, line below the head, marked text, substring of message or help
+    (HOST + "hosts = [2]\nmemory = '1GB'", "SH104", 3, "2", "a host from 0 to 1"),
+    (HOST + "hosts = [-1]\nmemory = '1GB'", "SH104", 3, "-1", "at least 0"),
+    (HOST + "hosts = [1, 1]", "SH105", 3, "1", "twice"),
+    (HOST + "hosts = [1]\n" + HOST + "hosts = [0, 1]", "SH105", 5, "1", "host 1 is in two [[cluster.host]]"),
+    (HOST + "hosts = []", "SH104", 3, "[]", "at least one"),
+    (HOST + "memory = '1GB'", "SH102", 2, "[[cluster.host]]", "add hosts"),
+    (HOST + "hosts = [1]\nmemroy = '1GB'", "SH101", 4, "memroy", 'did you mean "memory"?'),
+    (HOST + "hosts = [1]\ndevice = 3", "SH103", 4, "3", "expected a string"),
+    (HOST + "hosts = [1]\nreserve = '100%'", "SH104", 4, "'100%'", '"15%"'),
+    (HOST + "hosts = [1]\nreserve = '2GB'\nmemory = '1GB'", "SH104", 2, "[[cluster.host]]", "below the memory of 1GB"),
+    (
+        HOST + "hosts = [0]\n" + HOST + "hosts = [1]\nmemory = '1GB'\nreserve = '1GB'",
+        "SH104",
+        4,
+        "[[cluster.host]]",
+        "1GB",
+    ),
+    (RANK + "ranks = [3, 8]\nmemory = '1GB'", "SH104", 3, "8", "a rank from 0 to 7"),
+    (RANK + "ranks = [3, 3]\nmemory = '1GB'", "SH105", 3, "3", "twice"),
+    (
+        RANK + "ranks = [3]\nmemory = '1GB'\n" + RANK + "ranks = [4, 3]\nmemory = '1GB'",
+        "SH105",
+        6,
+        "3",
+        "rank 3 is in two [[cluster.rank]]",
+    ),
+    (RANK + "ranks = [3]", "SH102", 2, "[[cluster.rank]]", "add memory"),
+    (RANK + "memory = '1GB'", "SH102", 2, "[[cluster.rank]]", "add ranks"),
+    (RANK + "ranks = [3]\nmemory = 3", "SH103", 4, "3", '"72GiB"'),
+    (RANK + "ranks = 3\nmemory = '1GB'", "SH103", 3, "3", "expected an array"),
+    (RANK + "ranks = [3]\nmemory = '1GB'\nreserve = '1%'", "SH101", 5, "reserve", "known keys: ranks, memory"),
+    ("[cluster.rank]\nranks = [3]\nmemory = '1GB'", "SH103", 2, "[cluster.rank]", "expected an array"),
+]
+
+
+@pytest.mark.parametrize(("lines", "code", "line", "text", "says"), CLUSTER_ERRORS)
+def test_an_error_of_a_host_or_rank_is_exact(folder, lines, code, line, text, says):
+    found = folder.error(f"{HEAD}hosts = 2\n{lines}\n{tables('x')}")
+    assert (found.code, folder.exit_code) == (code, 1)
+    assert place(found) == (line, text)
+    assert says in f"{found.message} {found.help}"
+
+
+def test_hosts_that_differ_keep_what_they_do_not_say(folder):
+    cluster = folder.load(HEAD + TWO_HOSTS.replace("reserve = '5GB'\n", "") + tables("x")).spec.cluster
+    first, second = (cluster.kinds[kind] for kind in cluster.host_kind)
+    assert (first.memory_bytes, second.memory_bytes) == (80 * 10**9, 60 * 10**9)
+    assert second.device == first.device == "h100-80gb"
+    assert second.reserve_bytes(60 * 10**9) == 10 * 10**9
+    assert (second.intra_bytes_per_s, second.inter_bytes_per_s) == (300e9, 20e9)
+    assert cluster.rank_memory_bytes == {2: 40 * 10**9}
+
+
 def data(**sections: Any) -> dict[str, Any]:
     """Return a valid spec as a dict, with sections merged or replaced."""
     base: dict[str, Any] = tomli.loads(HEAD + tables("x"))
@@ -578,7 +697,9 @@ TABLES = st.fixed_dictionaries(
         "pin": st.lists(st.integers(0, 4), max_size=3),
         "group": st.sampled_from("gh"),
         "apart": st.sampled_from("st"),
-        "sharding": st.lists(st.sampled_from(["table_wise", "column_wise", "row_wise"]), max_size=3),
+        "sharding": st.lists(
+            st.sampled_from(["table_wise", "table_column_wise", "row_wise", "grid_shard"]), max_size=3
+        ),
         "access": VALUES,
     },
 )

@@ -97,7 +97,7 @@ def _time_costs() -> list[bool]:
     task = random_task(0, SHARDING_TYPES, MANY_TABLES)
     task["cluster"] = {"device": "cpu-epyc", "hosts": MANY_HOSTS, "devices_per_host": 8, "memory": "1 TB"}
     loaded = parse_spec(task)
-    hardware = pipeline.device_of(loaded)
+    hardware = pipeline.devices_of(loaded)
     problem = lower(loaded, hardware)
     cost = profile(problem, hardware, loaded).cost
     accesses = [table.access for table in loaded.tables]
@@ -110,7 +110,7 @@ def _time_costs() -> list[bool]:
 
     rng = np.random.default_rng(0)
     judge = Judge(problem, cost)
-    whole = judge.latents[[problem.options_of(block)[0] for block in range(MANY_TABLES)]]
+    whole = judge.latents[0, problem.first_unit[problem.first_option]]
     where = rng.integers(problem.cluster.devices, size=MANY_TABLES)
     z = np.zeros((problem.cluster.devices, whole.shape[1]))
     np.add.at(z, where, whole)
@@ -123,7 +123,7 @@ def _time_costs() -> list[bool]:
     scored = f"score {CANDIDATES:,} candidates that change 2 of {len(z)} devices"
     return [
         _time_call(shards, encode),
-        _time_call(scored, lambda: changes.two_devices(devices, loads)),
+        _time_call(scored, lambda: changes.some_devices(devices, loads)),
     ]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardc.cost.model import PHASES, CostModel, StepCost, shares_sent
+from shardc.cost.model import PHASES, CostModel, MixedCost, StepCost, shares_sent
 from shardc.cost.roofline import Roofline
 from shardc.problem import Cluster, Collective, HostKind, Link, ShardingType, Shards
 
@@ -144,6 +144,39 @@ def test_partial_sums_of_rows_are_reduce_scattered():
     )
 
 
+def test_partial_sums_within_a_host_are_reduce_scattered_there_and_then_cross_hosts():
+    """A ring of four passes 3/4 of the bytes at 4 GB/s; a device's quarter of them goes to the other host by half."""
+    ring, across = 1e3 * OUTPUTS * 3 / 4 / 4e9, 1e3 * OUTPUTS / 4 / 2 / 1e9
+    for type in (TABLE_ROW_WISE, GRID_SHARD):
+        assert talking(phases(COST, type)) == pytest.approx(
+            {
+                "input_all_to_all": 3 * 0.5 + 1e3 * INPUTS * 4 / 8 / 1e9,
+                "forward_host_reduce_scatter": 0.5 + ring,
+                "forward_cross_host_all_to_all": 0.5 + across,
+                "backward_cross_host_all_to_all": 0.5 + across,
+                "backward_host_all_gather": 0.5 + ring,
+            }
+        )
+
+
+def test_rows_within_the_only_host_cross_nothing():
+    cost = StepCost(COST.compute, cluster_of(hosts=1, network_latency_ms=9.0))
+    assert talking(phases(cost, TABLE_ROW_WISE)) == pytest.approx(
+        {
+            "input_all_to_all": 3 * 0.5 + 1e3 * INPUTS * 3 / 4 / 4e9,
+            "forward_host_reduce_scatter": 0.5 + 1e3 * OUTPUTS * 3 / 4 / 4e9,
+            "backward_host_all_gather": 0.5 + 1e3 * OUTPUTS * 3 / 4 / 4e9,
+        }
+    )
+
+
+def test_rows_on_hosts_of_one_device_are_summed_by_nobody():
+    cost = StepCost(COST.compute, cluster_of(hosts=8, devices_per_host=1))
+    rows, whole = (talking(phases(cost, type)) for type in (TABLE_ROW_WISE, TABLE_WISE))
+    assert set(rows) == {"input_all_to_all", "forward_cross_host_all_to_all", "backward_cross_host_all_to_all"}
+    assert rows["forward_cross_host_all_to_all"] == pytest.approx(whole["forward_all_to_all"])
+
+
 def test_gradients_of_replicas_are_all_reduced():
     ring = 1e3 * 2 * 7 / 8 * ROWS * DIM * 4 / 4e9  # there and back
     assert talking(phases(COST, DATA_PARALLEL)) == pytest.approx({"all_reduce": 0.5 + ring})
@@ -211,6 +244,44 @@ def test_one_device_a_host_uses_only_the_network():
         for speed in (1.0, 1e12)
     )
     assert phases(slow, *range(7)) == phases(fast, *range(7))
+
+
+FAST = dataclasses.replace(KIND, intra_host_bandwidth=40e9, inter_host_bandwidth=10e9, latency_ms=0.1)
+BOTH = Cluster(device_type="cuda", devices_per_host=4, kinds=(KIND, FAST), host_kind=(0, 1))
+
+
+def mixed(seed: int) -> tuple[MixedCost, np.ndarray]:
+    """A cost of hosts of two kinds, and latents float[2, 12, K] of shards on either."""
+    costs = (StepCost(Roofline(1e12, 4e7), BOTH, 0), StepCost(Roofline(3e12, 5e7), BOTH, 1))
+    shards = random_shards(seed)
+    cost = MixedCost(costs, tuple(one.encode(shards).shape[1] for one in costs))
+    return cost, np.stack([cost.encode_on(kind, shards) for kind in range(2)])
+
+
+@given(st.integers(0, 10**6))
+def test_a_device_takes_what_its_own_kind_of_host_does(seed):
+    cost, latents = mixed(seed)
+    shards = random_shards(seed)
+    for kind, own in enumerate(cost.costs):
+        assert cost.device_ms(latents[kind]) == pytest.approx(own.device_ms(own.encode(shards)))
+        assert cost.passes(latents[kind]) == pytest.approx(own.passes(own.encode(shards)))
+    z = np.concatenate([latents[0, :4], latents[1, 4:8]])
+    by_device = np.concatenate([cost.device_ms(latents[0, :4]), cost.device_ms(latents[1, 4:8])])
+    assert cost.score(z) == pytest.approx(by_device.max(axis=0).sum())
+    assert cost.device_ms(np.zeros_like(z)).max() == 0
+
+
+@given(st.integers(0, 10**6))
+def test_heads_of_hosts_that_differ_are_convex_and_never_above_the_time(seed):
+    """What the lower bound rests on."""
+    cost, latents = mixed(seed)
+    rng = np.random.default_rng(seed)
+    a, b = (rng.random(12) ** 3 @ latents[kind] for kind in (0, 1))
+    tolerance = 1e-9 * (1 + cost.heads(a + b).sum())
+    assert (cost.heads(b) >= cost.heads(a) + cost.slopes(a) @ (b - a) - tolerance).all()
+    assert (cost.heads((a + b) / 2) <= (cost.heads(a) + cost.heads(b)) / 2 + tolerance).all()
+    for z in (a, b):
+        assert (cost.heads(z) + cost.constants * cost.present(z) <= cost.device_ms(z) + tolerance).all()
 
 
 def test_the_protocol_is_two_methods():

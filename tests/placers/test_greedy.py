@@ -114,6 +114,40 @@ def test_spread_options_are_on_every_device_from_the_start():
     assert placement.places == ((0,), (0,), (0,))
 
 
+HOSTS = {"devices": 2, "hosts": 2}
+
+
+def test_units_of_whole_hosts_go_to_the_least_loaded_host():
+    judge = judge_of(*({"dim": dim, "sharding": ["table_row_wise"]} for dim in (28, 24, 20, 16, 8)), **HOSTS)
+    for name in ("dim", "lookup"):
+        assert devices_of(judge, heuristic_greedy(judge, first_options(judge), name)) == [0, 1, 1, 0, 0]
+    by_cost = cost_greedy(judge, first_options(judge))
+    assert {len({places[0] for places in by_cost.places})} == {2}
+
+
+def test_blocks_of_a_grid_go_to_distinct_hosts_the_widest_first():
+    judge = judge_of(*({"dim": dim, "sharding": ["grid_shard"]} for dim in (44, 20)), **HOSTS)
+    placement = heuristic_greedy(judge, first_options(judge), "dim")
+    assert placement is not None
+    assert placement.places == ((0, 1), (1, 0))  # 24 and 20 columns, then 12 and 8
+
+
+def test_pieces_that_keep_to_one_host_do():
+    """Two of the first host's devices are free enough for two pieces, one of the second host's is not."""
+    tables = [{"rows": 100_000, "dim": 64, "sharding": ["table_column_wise"]}, {"rows": 100_000, "dim": 32, "pin": [2]}]
+    half = int(judge_of(*tables, **HOSTS).problem.unit_memory[0])
+    judge = judge_of(*tables, **HOSTS, memory=f"{int(1.2 * half)}B", reserve="0%")
+    for placement in (cost_greedy(judge, first_options(judge)), heuristic_greedy(judge, first_options(judge), "dim")):
+        assert placement is not None
+        assert placement.places == ((0, 1), (2,))
+        assert judge.judge(placement).feasible
+
+
+def test_the_ranks_that_are_smaller_are_passed_over():
+    judge = judge_of(*[{"rows": 100_000}] * 3, rank=[{"ranks": [0], "memory": "1MB"}])
+    assert devices_of(judge, cost_greedy(judge, first_options(judge))) == [1, 1, 1]
+
+
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=10, unique=True), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_the_order_of_listing_does_not_matter(rows, seed):
