@@ -214,7 +214,7 @@ class PhasedChanges(Changes):
         self._cost = cost
         self._targets = targets
         self.z = z.copy()
-        self._ms = cost.heads(z)  # [D, P]
+        self._ms = cost.varying_ms(z)  # [D, P]
         self._slopes: dict[int, Floats] = {}
         self._rate = _SHARPNESS / max(float(self._ms.max(axis=0).sum()), 1e-9)  # 1/ms
         self._summarise()
@@ -227,7 +227,7 @@ class PhasedChanges(Changes):
 
     def pressure(self, z: Floats) -> Floats:
         """The share of the soft maxima that a device would have, float[...] for float[..., K]."""
-        return np.asarray((self._power(self._cost.heads(z)) / self._share).sum(axis=-1))
+        return np.asarray((self._power(self._cost.varying_ms(z)) / self._share).sum(axis=-1))
 
     def some_devices(self, devices: Ints, loads: Floats) -> Floats:
         """Guide of candidates, float[N], in which devices int[N, M] hold loads float[N, M, K] instead."""
@@ -237,11 +237,11 @@ class PhasedChanges(Changes):
             others = np.ones((len(lost), len(self.z)))
             np.put_along_axis(others, devices[lost], 0.0, axis=1)
             rest[lost] = (others[..., None] * self._powers).sum(axis=1)
-        return self._guide(rest + self._power(self._cost.heads(loads)).sum(axis=1)) + self._fixed
+        return self._guide(rest + self._power(self._cost.varying_ms(loads)).sum(axis=1)) + self._fixed
 
     def whole(self, z: Floats) -> Floats:
         """Guide of whole placements, float[N], from summed latents float[N, D, K]."""
-        return self._guide(self._power(self._cost.heads(z)).sum(axis=1)) + self._fixed_ms(z)
+        return self._guide(self._power(self._cost.varying_ms(z)).sum(axis=1)) + self._fixed_ms(z)
 
     def likely(
         self, pair: Ints, given: Floats, taken: Floats, possible: Bools | None, rng: np.random.Generator
@@ -275,7 +275,7 @@ class PhasedChanges(Changes):
     def put(self, devices: Ints, loads: Floats) -> None:
         """Change the placement: devices int[M] hold loads float[M, K] from now on."""
         self.z[devices] = loads
-        self._ms[devices] = self._cost.heads(loads)
+        self._ms[devices] = self._cost.varying_ms(loads)
         for device in map(int, devices):
             self._slopes.pop(device, None)
         self._summarise()

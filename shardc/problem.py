@@ -124,14 +124,14 @@ class Cluster:
         devices_per_host: devices of each host.
         kinds: the G kinds of hosts.
         host_kind: for each host its kind.
-        rank_memory: bytes of memory of single ranks that differ from their kind's.
+        rank_limit: bytes that tables may take of single ranks that differ from their kind's.
     """
 
     device_type: str
     devices_per_host: int
     kinds: tuple[HostKind, ...]
     host_kind: tuple[int, ...]
-    rank_memory: Mapping[int, int] = field(default_factory=dict)
+    rank_limit: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def hosts(self) -> int:
@@ -152,8 +152,8 @@ class Cluster:
     def memory_limit(self) -> Ints:
         """int[D], bytes of each device that embedding tables may take."""
         limits = np.array([max(0, kind.memory_bytes - kind.reserve_bytes) for kind in self.kinds])[self.kind]
-        for rank, memory in self.rank_memory.items():
-            limits[rank] = max(0, memory - self.kinds[self.kind[rank]].reserve_bytes)
+        for rank, limit in self.rank_limit.items():
+            limits[rank] = limit
         return limits
 
 

@@ -267,6 +267,11 @@ class ClusterSpec(_Section):
             if memory is not None and settings.reserve_bytes(memory) >= memory:
                 at: Path = ("host", number - 1) if number else ("reserve",)
                 _reject(f"expected a reserve below the memory of {settings.memory}, found {settings.reserve}", at=at)
+        limits = self.rank_limit_bytes
+        for number, section in enumerate(self.rank):
+            if too_small := [rank for rank in section.ranks if limits[rank] <= 0]:
+                complaint = f"expected more memory than the reserve of rank {too_small[0]}, found {section.memory}"
+                _reject(complaint, at=("rank", number, "memory"))
         return self
 
     def _check_numbers(self, section: str, key: str, count: int) -> None:
@@ -303,9 +308,14 @@ class ClusterSpec(_Section):
         return tuple(dict.fromkeys(kind.device for kind in self.kinds))
 
     @property
-    def rank_memory_bytes(self) -> dict[int, int]:
-        """Bytes of the devices that differ from their host's others, by rank."""
-        return {which: parse_size(entry.memory) or 0 for entry in self.rank for which in entry.ranks}
+    def rank_limit_bytes(self) -> dict[int, int]:
+        """Bytes that tables may take of the devices that differ from their host's others, by rank."""
+        limits, settings = {}, self._of_hosts
+        for entry in self.rank:
+            memory = parse_size(entry.memory) or 0
+            for rank in entry.ranks:
+                limits[rank] = memory - settings[rank // self.devices_per_host].reserve_bytes(memory)
+        return limits
 
     @property
     def _of_hosts(self) -> list[HostSettings]:
@@ -590,7 +600,7 @@ class LoadedSpec:
                     }
                     for kind in cluster.kinds
                 ],
-                "ranks": sorted(cluster.rank_memory_bytes.items()),
+                "ranks": sorted(cluster.rank_limit_bytes.items()),
             },
             "compile": self.spec.compile.model_dump(),
             "tables": tables,
@@ -743,8 +753,8 @@ class _Reader:
         else:
             path += context.get("at", ())
             code, complaint, advice = _complaint(kind, value, context)
-            if path == ("table",) and isinstance(value, dict):
-                advice = "write [[table]], with two brackets"
+            if path in (("table",), ("cluster", "host"), ("cluster", "rank")) and isinstance(value, dict):
+                advice = f"write [[{_dotted(path)}]], with two brackets"
             message = f"{self._label(path)}: {complaint}"
         self.findings.append(Diagnostic(code, message, self.sources.locate(path, key=key), advice))
 

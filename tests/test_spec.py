@@ -663,7 +663,7 @@ def test_hosts_that_differ_keep_what_they_do_not_say(folder):
     assert second.device == first.device == "h100-80gb"
     assert second.reserve_bytes(60 * 10**9) == 10 * 10**9
     assert (second.intra_bytes_per_s, second.inter_bytes_per_s) == (300e9, 20e9)
-    assert cluster.rank_memory_bytes == {2: 40 * 10**9}
+    assert cluster.rank_limit_bytes == {2: 30 * 10**9}
 
 
 def data(**sections: Any) -> dict[str, Any]:

@@ -83,7 +83,11 @@ class PhasedCost(ABC):
 
     def device_ms(self, z: Floats) -> Floats:
         """Time of every device by phase, float[..., P] ms, from summed latents float[..., K]."""
-        return self.heads(z) + self.constants * self.present(z)
+        return self.varying_ms(z) + self.constants * self.present(z)
+
+    def varying_ms(self, z: Floats) -> Floats:
+        """Time of every device by phase beyond the constants, float[..., P] ms; `heads` at least."""
+        return self.heads(z)
 
     def score(self, z: Floats) -> Floats:
         """Step time in ms, float[...], from float[..., D, K]: the sum over phases of the costliest device."""
@@ -330,9 +334,10 @@ class MixedCost(PhasedCost):
         """1.0 where a device takes part in a phase, float[..., P]."""
         return np.asarray(np.max([cost.present(part) for cost, part in self._parts(z)], axis=0))
 
-    def device_ms(self, z: Floats) -> Floats:
-        """Time of every device by phase, float[..., P] ms, with the constants of its own kind."""
-        return np.asarray(sum(cost.device_ms(part) for cost, part in self._parts(z)))
+    def varying_ms(self, z: Floats) -> Floats:
+        """Time of every device by phase beyond the constants, with what its own kind's are more than the least."""
+        more = ((cost.constants - self.constants) * cost.present(part) for cost, part in self._parts(z))
+        return np.asarray(self.heads(z) + sum(more))
 
     def passes(self, z: Floats) -> Floats:
         """The operator's forward and backward time on every device, without communication, float[..., 2] ms."""

@@ -7,7 +7,7 @@ sharding type is one function in `_WAYS`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +56,9 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
     units = [unit for options in offered for option in options for unit in option.units]
     memory = iter(_memory(units, model).tolist())
     needed = [[[next(memory) for _ in option.units] for option in options] for options in offered]
-    room = [_room(cluster, devices) for devices in allowed]
+    room = [_Room.of(cluster, devices) for devices in allowed]
     fitting = [
-        [(option, bytes) for option, bytes in zip(options, of_options, strict=True) if bytes[0] <= space[option.site]]
+        [(option, sizes) for option, sizes in zip(options, of_options, strict=True) if space.takes(option, sizes)]
         for options, of_options, space in zip(offered, needed, room, strict=True)
     ]
     too_large = [block for block, options in enumerate(fitting) if not options]
@@ -87,7 +87,7 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
         unit_option=np.repeat(np.arange(len(options)), [len(option.units) for option in options]),
         unit_count=np.array([unit.number for option in options for unit in option.units]),
         unit_shards=tuple(tuple(number[piece] for piece in u.pieces) for option in options for u in option.units),
-        unit_memory=np.array([size for of_block in fitting for _, bytes in of_block for size in bytes]),
+        unit_memory=np.array([size for of_block in fitting for _, sizes in of_block for size in sizes]),
         allowed=allowed,
         labels=_labels(loaded.tables, blocks),
     )
@@ -111,7 +111,7 @@ def lower_cluster(loaded: LoadedSpec, hardware: Sequence[Hardware]) -> Cluster:
         devices_per_host=spec.devices_per_host,
         kinds=kinds,
         host_kind=spec.host_kind,
-        rank_memory=spec.rank_memory_bytes,
+        rank_limit=spec.rank_limit_bytes,
     )
 
 
@@ -290,11 +290,33 @@ def _respects(table: Table, option: _Option, cluster: Cluster) -> bool:
     )
 
 
-def _room(cluster: Cluster, allowed: Bools) -> dict[Site, int]:
-    """The most bytes that a unit may take of each of its devices, by what it takes up."""
-    limits = np.where(allowed, cluster.memory_limit, -1)
-    by_host = limits.reshape(cluster.hosts, -1).min(axis=1)
-    return {Site.DEVICE: int(limits.max()), Site.HOST: int(by_host.max()), Site.CLUSTER: int(limits.min())}
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Bytes that the units of a block may take of each of their devices.
+
+    Attributes:
+        of_site: by what a unit takes up, the room at every place, descending; -1 where the block may not go.
+        of_host: int[hosts, devices], the same for devices of one host.
+    """
+
+    of_site: Mapping[Site, Ints]
+    of_host: Ints
+
+    @staticmethod
+    def of(cluster: Cluster, allowed: Bools) -> _Room:
+        """The room on the devices that are allowed, bool[D]."""
+        limits = np.where(allowed, cluster.memory_limit, -1)
+        by_host = limits.reshape(cluster.hosts, -1)
+        places = {Site.DEVICE: limits, Site.HOST: by_host.min(axis=1), Site.CLUSTER: limits.min(keepdims=True)}
+        descending = {site: -np.sort(-room) for site, room in places.items()}
+        return _Room(descending, -np.sort(-by_host, axis=1))
+
+    def takes(self, option: _Option, sizes: Sequence[int]) -> bool:
+        """Whether there is room for all units of an option, each kind of so many bytes, largest first."""
+        one_host = option.type is ShardingType.TABLE_COLUMN_WISE
+        rooms = self.of_host if one_host else self.of_site[option.site][None]
+        last = np.cumsum([unit.number for unit in option.units]) - 1
+        return bool((rooms[:, last] >= sizes).all(axis=1).any()) if last[-1] < rooms.shape[1] else False
 
 
 def _memory(units: Sequence[_Unit], model: ModelSpec) -> Ints:
@@ -382,7 +404,7 @@ def _fits_nowhere(
     members: tuple[int, ...],
     offered: Sequence[_Option],
     needed: Sequence[Sequence[int]],
-    room: Mapping[Site, int],
+    room: _Room,
     cluster: Cluster,
 ) -> Diagnostic:
     """Name the table (or group), the least memory that any allowed option needs, and the least change that helps."""
@@ -396,7 +418,7 @@ def _fits_nowhere(
         message = f"{what}: no allowed sharding type has a way{keeping} on {cluster.devices} devices"
         return Diagnostic("SH201", message, loaded.at_table(first, field), help=f"allow table_wise{more}")
     least = min(range(len(offered)), key=lambda i: needed[i][0])
-    limit = room[offered[least].site]
+    limit = int(room.of_site[offered[least].site][0])
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "
         f"{format_bytes(needed[least][0])} ({offered[least].type}), and a device has {format_bytes(limit)} for tables"
@@ -417,9 +439,9 @@ def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, clus
     free = replace(table, sharding=tuple(ShardingType))
     for way, change in (("allow {}", free), ("allow {} and remove the pin", replace(free, pin=None))):
         pinned = np.isin(np.arange(cluster.devices), change.pin) if change.pin else np.ones(cluster.devices, dtype=bool)
-        room, options = _room(cluster, pinned), list(_options(index, change, model, cluster))
-        needed = _memory([option.units[0] for option in options], model).tolist() if options else []
-        fits = [(size, i) for i, size in enumerate(needed) if size <= room[options[i].site]]
+        room, options = _Room.of(cluster, pinned), list(_options(index, change, model, cluster))
+        sizes = [_memory(option.units, model).tolist() for option in options]
+        fits = [(of_option[0], i) for i, of_option in enumerate(sizes) if room.takes(options[i], of_option)]
         if fits:
             return way.format(options[min(fits)[1]].type)
     return None

@@ -68,7 +68,7 @@ def fit(problem: Problem, choices: Iterable[Sequence[int]], *, evaluations: int,
 def _without_limits(problem: Problem) -> Problem:
     """The problem, if memory were no limit."""
     kinds = tuple(replace(kind, memory_bytes=_ANY_MEMORY, reserve_bytes=0) for kind in problem.cluster.kinds)
-    return replace(problem, cluster=replace(problem.cluster, kinds=kinds, rank_memory={}))
+    return replace(problem, cluster=replace(problem.cluster, kinds=kinds, rank_limit={}))
 
 
 class _Fill(PhasedCost):

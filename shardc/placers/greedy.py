@@ -93,6 +93,7 @@ def placing_order(judge: Judge, options: Sequence[int], size: Floats) -> list[in
     pinned = choices < problem.cluster.devices
     apart = np.array([len(labels) > 1 for labels in problem.labels])
     constrained = np.where(pinned, choices, np.where(apart, problem.cluster.devices, problem.cluster.devices + 1))
-    constrained = np.where(site == Site.HOST, 0, constrained)
+    by_host = problem.allowed.reshape(len(site), problem.cluster.hosts, -1)
+    constrained = np.where(site == Site.HOST, by_host.all(axis=2).sum(axis=1) - problem.cluster.hosts, constrained)
     order = np.lexsort((-size[problem.first_unit[chosen]], constrained))
     return [int(block) for block in order if site[block] != Site.CLUSTER]
