@@ -285,10 +285,16 @@ def report(estimate: Floats, largest: Floats, actual: Floats, *, trained_on: int
 
 def noise(measurements: Sequence[Measurement]) -> Floats:
     """Mean relative difference of two measurements of one set, float[2]."""
+    first, again = measured_twice(measurements)
+    return np.asarray(np.abs(first / again - 1).mean(axis=0)) if len(first) else np.zeros(2)
+
+
+def measured_twice(measurements: Sequence[Measurement]) -> tuple[Floats, Floats]:
+    """Ratios of the sets that were measured twice, float[M, 2] each: the first time, and again."""
     by_index = {m.index: m for m in measurements}
     pairs = [(by_index.get(repeated(i)), m) for i, m in by_index.items() if is_repeat(i)]
-    twice = [ratios([a, b]) for a, b in pairs if a is not None]
-    return np.mean([np.abs(a / b - 1) for a, b in twice], axis=0) if twice else np.zeros(2)
+    both = [(first, again) for first, again in pairs if first is not None]
+    return ratios([first for first, _ in both]), ratios([again for _, again in both])
 
 
 def kendall_tau(predicted: Floats, actual: Floats) -> float:
