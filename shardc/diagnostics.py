@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "SH506": "ranks could not communicate",
     "SH507": "costs have no quantiles",
     "SH508": "search ended early",
+    "SH509": "communication assumed, not measured",
     "SH601": "profile unreadable",
     "SH602": "weights missing or not matching",
     "SH603": "measurements unreadable",

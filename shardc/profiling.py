@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shardc.measure.benchmark import LocalDevice
 
 MINIMUM_SETS = 100
+_CAMPAIGN = "campaign.json"
 
 
 class Progress(Protocol):
@@ -94,6 +95,9 @@ def add_measurements(folder: Path, timed: Sequence[tuple[Workload, Timing]], *, 
     from shardc.measure.benchmark import local_device
 
     document, device = read_profile(folder), local_device()
+    if not (folder / _CAMPAIGN).exists():
+        message = f"{folder} does not say which campaign its measurements are of: {_CAMPAIGN} is missing"
+        raise DiagnosticError(Diagnostic("SH603", message, help="restore the file, or profile anew"), exit_code=2)
     _same_campaign(folder, _identity(document.measured.seed))
     append(folder, timed)
     return _fit(folder, document.name, device, seed=document.measured.seed, progress=progress)
@@ -162,7 +166,7 @@ def _identity(seed: int) -> dict[str, Any]:
 
 def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse to mix measurements of two devices, versions or designs in one folder."""
-    path = folder / "campaign.json"
+    path = folder / _CAMPAIGN
     if not path.exists():
         write_atomic(path, json.dumps(identity, indent=2, sort_keys=True).encode() + b"\n")
         return

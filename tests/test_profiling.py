@@ -83,6 +83,15 @@ def test_sets_of_a_plan_are_added(folder):
     assert load_hardware(str(folder)).measured == document.measured
 
 
+def test_sets_are_not_added_to_a_profile_that_does_not_say_what_it_measured(folder):
+    (folder / "campaign.json").unlink()
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    own = Workload((Load(1000, 16, 2.0, Zipf(1.0)),), 128)
+    with pytest.raises(DiagnosticError, match=r"SH603.*campaign\.json"):
+        add_measurements(folder, [(own, Timing(9, 1.0, 1.0, 0.0, 0.0, 0.6, 1.2))], progress=silent)
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "other columns"])
 def test_a_damaged_parquet_file_is_named_and_the_profile_left_alone(folder, damage):
     import pyarrow

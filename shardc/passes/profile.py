@@ -136,7 +136,23 @@ def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, mea
             fix = f"measured: {', '.join(seen[key])}"
             found.append(Diagnostic("SH502", message, loaded.at("model", key), help=fix, severity="warning"))
     found += _out_of_range(hardware.name, hardware.measured, problem, loaded)
+    found += _assumed_links(hardware, problem, loaded)
     return found
+
+
+def _assumed_links(hardware: Hardware, problem: Problem, loaded: LoadedSpec) -> list[Diagnostic]:
+    """A warning if communication rests on nothing but what such devices usually reach."""
+    cluster, spec = problem.cluster, loaded.spec.cluster
+    links = {
+        "devices of a host": (cluster.devices_per_host, hardware.intra_host, spec.intra_host_bandwidth),
+        "hosts": (cluster.hosts, hardware.inter_host, spec.inter_host_bandwidth),
+    }
+    assumed = [between for between, (count, measured, given) in links.items() if count > 1 and not (measured or given)]
+    if not assumed:
+        return []
+    message = f"{hardware.name} has no measured collectives between {' and '.join(assumed)}: their bandwidth is assumed"
+    fix = "measure them with `shardc profile --collectives`, or give the bandwidths under [cluster]"
+    return [Diagnostic("SH509", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
 
 
 def _out_of_range(name: str, measured: Measured, problem: Problem, loaded: LoadedSpec) -> list[Diagnostic]:

@@ -7,7 +7,7 @@ from shardc.pipeline import run
 from shardc.spec import parse_spec
 
 
-def spec(*, rows=5000, dim=16, pooling=2.0, batch=1024, device="cpu-epyc", **compile_):
+def spec(*, rows=5000, dim=16, pooling=2.0, batch=1024, device="cpu-epyc", cluster=None, **compile_):
     tables = [
         {"name": f"t{i}", "features": [f"f{i}"], "rows": rows + i, "dim": dim, "pooling": pooling} for i in range(6)
     ]
@@ -15,7 +15,7 @@ def spec(*, rows=5000, dim=16, pooling=2.0, batch=1024, device="cpu-epyc", **com
         {
             "format": 1,
             "model": {"name": "m", "module": "ebc", "global_batch": batch},
-            "cluster": {"device": device, "devices_per_host": 2},
+            "cluster": {"device": device, "devices_per_host": 2} | (cluster or {}),
             "table": tables,
             "compile": compile_,
         }
@@ -42,6 +42,13 @@ def test_a_spec_like_what_was_measured_gets_no_warning():
 def test_a_spec_beyond_what_was_measured_is_told_which_tables_and_features(changed, words):
     warnings = [message for code, message in codes(run(spec(**changed))) if code == "SH502"]
     assert any(all(word in message for word in words) for message in warnings), warnings
+
+
+def test_links_that_nobody_measured_are_told_of_unless_the_spec_knows_them():
+    (found,) = codes(run(spec(cluster={"hosts": 2})))
+    assert found[0] == "SH509"
+    assert "between hosts" in found[1]
+    assert codes(run(spec(cluster={"hosts": 2, "inter_host_bandwidth": "10GB/s"}))) == []
 
 
 def test_a_quantile_makes_a_plan_pessimistic():
