@@ -52,6 +52,7 @@ CODES: dict[str, str] = {
     "SH602": "weights missing or not matching",
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
+    "SH605": "process group is not the plan's",
     "SH901": "internal error",
     "SH902": "wrong usage",
     "SH903": "cannot write to stdout",

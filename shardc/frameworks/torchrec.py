@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.plan import Plan, PlanShard, TablePlan, read_plan
+from shardc.problem import ShardingType
 
 if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan
@@ -23,7 +24,8 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
             on as many CPU processes, for a test or a debugger.
 
     Raises:
-        DiagnosticError: SH604 when TorchRec is not installed, and everything that `read_plan` raises.
+        DiagnosticError: SH604 when TorchRec is not installed, SH605 when the process group's ranks are not those of the
+            plan, and everything that `read_plan` raises.
     """
     document = plan if isinstance(plan, Plan) else read_plan(plan)
     try:
@@ -31,6 +33,9 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
     except ImportError as error:
         message = f"loading a plan for TorchRec needs torchrec: {error}"
         raise DiagnosticError(Diagnostic("SH604", message, help=_INSTALL), exit_code=2) from error
+
+    if found := _other_ranks(document):
+        raise DiagnosticError(found, exit_code=2)
 
     def placement(shard: PlanShard) -> str:
         match device_type:
@@ -58,3 +63,25 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
         for module, tables in document.plan.items()
     }
     return types.ShardingPlan(modules)
+
+
+def _other_ranks(plan: Plan) -> Diagnostic | None:
+    """What keeps the ranks of the process group, if there is one yet, from being those of the plan.
+
+    TorchRec reads from the environment which ranks are of one host. Told otherwise than the plan was, it sends the
+    pieces of table_row_wise and grid_shard elsewhere, and crashes, hangs, or returns outputs of another shape.
+    """
+    from torch import distributed
+    from torchrec.distributed.comm import get_topology_group_world_size
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    ranks, local = plan.cluster.devices, plan.cluster.devices_per_host
+    if (world := distributed.get_world_size()) != ranks:
+        return Diagnostic("SH605", f"the plan is for {ranks} ranks, the process group has {world}")
+    by_host = {ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD}
+    types = {table.sharding_type for tables in plan.plan.values() for table in tables.values()}
+    if types & by_host and (found := get_topology_group_world_size(world)) != local:
+        message = f"the plan is for hosts of {local} ranks, TorchRec takes {found} ranks for a host"
+        return Diagnostic("SH605", message, help=f"start with torchrun, or set LOCAL_WORLD_SIZE={local}")
+    return None

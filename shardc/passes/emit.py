@@ -94,7 +94,7 @@ def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -
 def _shards(problem: Problem, table: int, option: int, places: tuple[int, ...]) -> Iterator[PlanShard]:
     """Column block by column block; one on several devices is in blocks of rows there.
 
-    Those are as TorchRec has them: of equal size in the order of ranks, the last short or empty.
+    Those are as TorchRec has them: of equal size in the order of ranks, the last maybe short.
     """
     rows, column = problem.tables[table].rows, 0
     for unit, place in zip(problem.units_of(option), places, strict=True):

@@ -232,7 +232,8 @@ def _in_columns(
 def _rows_of_block(rows: int, devices: int) -> int:
     """Rows of all blocks but the last; 0 if the last device would get none.
 
-    TorchRec fails on a device that holds empty blocks only.
+    On CPUs, FBGEMM's backward pass takes a block without rows for a part of the next table, which then trains wrong;
+    and TorchRec fails on a device that holds no other blocks.
     """
     block = -(-rows // devices)
     return 0 if block * (devices - 1) >= rows and devices > 1 else block

@@ -199,6 +199,8 @@ def _block_faults(table: Table, placed: TablePlan, spread: Mapping[str, int]) ->
             yield f"shard {start} has {width} columns, not a multiple of 4"
         for number in range(start, start + count):
             shard, first = placed.shards[number], min((number - start) * block, table.rows)
+            if first == table.rows:
+                yield f"shard {number} has no rows, as {table.rows} are too few for {count} ranks"
             if shard.shard_offsets != (first, column) or shard.shard_sizes != (min(block, table.rows - first), width):
                 wanted = f"{min(block, table.rows - first)} rows from row {first} and column {column}"
                 yield f"shard {number} is not {wanted}, as {kind} has them"

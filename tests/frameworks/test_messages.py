@@ -1,153 +1,220 @@
 """What the cost model charges for communication is what TorchRec sends, byte for byte."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 
+torch = pytest.importorskip("torch")
 pytest.importorskip("torchrec", reason="TorchRec is not installed")
 
-import shardc
-from shardc.cost.model import PHASES, StepCost
-from shardc.cost.roofline import Roofline
-from shardc.hardware import load_hardware
-from shardc.passes.lower import lower
-from shardc.plan import plan_bytes
-from shardc.problem import Cluster, ShardingType
-from shardc.spec import parse_spec
+from fbgemm_gpu.split_embedding_configs import EmbOptimType  # noqa: E402
+from ranks import run_ranks  # noqa: E402
+from torch import distributed as dist  # noqa: E402
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor  # noqa: E402
+from torchrec.distributed import DistributedModelParallel  # noqa: E402
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: E402
 
-BATCH, ROWS, DIM = 32, 100, 8  # of one rank
-TYPES = ["table_wise", "table_wise", "table_wise", "column_wise", "row_wise", "row_wise", "data_parallel"]
+from shardc import pipeline  # noqa: E402
+from shardc.cost.model import PHASES, StepCost  # noqa: E402
+from shardc.cost.roofline import Roofline  # noqa: E402
+from shardc.frameworks.torchrec import load_plan  # noqa: E402
+from shardc.plan import plan_bytes, read_plan  # noqa: E402
+from shardc.problem import Cluster, HostKind, ShardingType  # noqa: E402
 
-# One step of two ranks. Every sample looks up the first and the last row: each rank gets half of a row-wise table's.
-PROGRAM = """
-import json, os, socket, sys
-import torch
-from torch import distributed as dist
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from shardc.frameworks.torchrec import load_plan
+HOSTS, LOCAL, BATCH, ROWS, DIM = 2, 2, 32, 100, 20  # the batch is of one rank
+RANKS = HOSTS * LOCAL
+# Of each table its type, its number of features, and the ranks it is pinned to.
+TABLES = [
+    ("table_wise", 1, [0]),
+    ("table_wise", 1, [3]),
+    ("table_wise", 2, [3]),
+    ("column_wise", 2, [0, 3]),
+    ("table_column_wise", 1, [2, 3]),
+    ("row_wise", 1, None),
+    ("row_wise", 2, None),
+    ("table_row_wise", 1, [0, 1]),
+    ("table_row_wise", 2, [2, 3]),
+    ("table_row_wise", 1, [2, 3]),
+    ("grid_shard", 1, None),
+    ("grid_shard", 2, None),
+    ("data_parallel", 1, None),
+]
+FEATURES = [[f"f{feature}_t{table}" for feature in range(count)] for table, (_, count, _) in enumerate(TABLES)]
+# Each rank gets one lookup of a row-wise table in each bag, and two of one in rows of a host.
+BAG = [0, ROWS // 4, ROWS // 2, ROWS - 1]
 
-plan, tables, batch, rows, dim = sys.argv[1], *map(int, sys.argv[2:6])
-log = []
-
-def logged(name):
-    function = getattr(dist, name)
-    def call(output, input, *arguments, **options):
-        log.append((name, output.is_floating_point(), output.nbytes, input.nbytes))
-        return function(output, input, *arguments, **options)
-    setattr(dist, name, call)
 
 class Model(torch.nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        names = [(f"t{i}", f"f{i}") for i in range(tables)]
-        configs = [EmbeddingBagConfig(rows, dim, name=table, feature_names=[feature]) for table, feature in names]
-        self.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
-    def forward(self, features):
+        tables = [
+            EmbeddingBagConfig(name=f"t{i}", num_embeddings=ROWS, embedding_dim=DIM, feature_names=features)
+            for i, features in enumerate(FEATURES)
+        ]
+        self.ebc = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+
+    def forward(self, features: KeyedJaggedTensor) -> "torch.Tensor":
         return self.ebc(features).values()
 
-def run(rank):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo")
+
+def record(rank: int, folder: Path) -> None:
+    """One rank: train a step, and write down the collectives of embeddings that it takes part in."""
+    log: list[dict] = []
+
+    def logged(name: str) -> None:
+        function = getattr(dist, name)
+
+        def call(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
+            ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+
+            def by_rank(tensor, splits):
+                each = splits or [tensor.numel() // len(ranks)] * len(ranks)
+                sizes = dict.fromkeys(range(RANKS), 0) | dict(zip(ranks, each, strict=True))
+                return [size * tensor.element_size() for size in sizes.values()]
+
+            log.append(
+                {
+                    "collective": name,
+                    "ranks": ranks,
+                    "outputs": output.is_floating_point(),
+                    "even": output_split_sizes is None,
+                    "received": by_rank(output, output_split_sizes),
+                    "sent": by_rank(input, input_split_sizes),
+                    "message": max(output.nbytes, input.nbytes),
+                }
+            )
+            splits = (output_split_sizes, input_split_sizes) if name == "all_to_all_single" else ()
+            return function(output, input, *splits, group=group, async_op=async_op)
+
+        setattr(dist, name, call)
+
     for name in ("all_to_all_single", "reduce_scatter_tensor", "all_gather_into_tensor"):
         logged(name)
-    sharder = EmbeddingBagCollectionSharder({"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.1})
-    device = torch.device("cpu")
-    model = DistributedModelParallel(Model(), device=device, plan=load_plan(plan, "cpu"), sharders=[sharder])
-    lengths = torch.full((tables * batch,), 2)
-    values = torch.tensor([0, rows - 1]).repeat(len(lengths))
-    features = KeyedJaggedTensor(keys=[f"f{i}" for i in range(tables)], values=values, lengths=lengths)
+    model = DistributedModelParallel(
+        Model(),
+        device=torch.device("cpu"),
+        plan=load_plan(read_plan(folder / "plan.json"), "cpu"),
+        sharders=[EmbeddingBagCollectionSharder({"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.1})],
+    )
+    keys = [feature for features in FEATURES for feature in features]
+    lengths = torch.full((len(keys) * BATCH,), len(BAG))
+    features = KeyedJaggedTensor(keys, torch.tensor(BAG).repeat(len(lengths)), lengths=lengths)
     for _ in range(2):
         log.clear()  # the first step also sets things up
         model(features).sum().backward()
-    print(json.dumps(log), flush=True)
-    os._exit(0)
-
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-for rank in range(2):
-    reader, writer = os.pipe()
-    if not (child := os.fork()):
-        os.dup2(writer, 1)
-        run(rank)
-    os.close(writer)
-    children = [*(children if rank else []), (child, reader)]
-print(json.dumps([json.load(os.fdopen(reader)) for _, reader in children]))
-"""
+    (folder / f"{rank}.json").write_text(json.dumps(log))
 
 
 @pytest.fixture(scope="module")
-def problem_and_plan():
+def compiled() -> pipeline.Compiled:
     spec = {
         "format": 1,
-        "model": {"name": "m", "module": "ebc", "global_batch": 2 * BATCH, "optimizer": "sgd"},
-        "cluster": {"device": "h100-80gb", "devices_per_host": 2},
-        "defaults": {"rows": ROWS, "dim": DIM, "pooling": 2.0, "access": "uniform"},
+        "model": {"name": "m", "module": "ebc", "global_batch": RANKS * BATCH, "optimizer": "sgd"},
+        "cluster": {"device": "h100-80gb", "hosts": HOSTS, "devices_per_host": LOCAL},
+        "defaults": {"rows": ROWS, "dim": DIM, "access": "uniform"},
         "table": [
-            {"name": f"t{i}", "features": [f"f{i}"], "sharding": [type]} | ({"pin": [0]} if i < 3 else {})
-            for i, type in enumerate(TYPES)
+            {"name": f"t{i}", "features": features, "sharding": [type], "pooling": float(len(BAG) * len(features))}
+            | ({"pin": pin} if pin else {})
+            for i, (features, (type, _, pin)) in enumerate(zip(FEATURES, TABLES, strict=True))
         ],
     }
-    return lower(parse_spec(spec), load_hardware("h100-80gb")), shardc.compile(spec)
+    return pipeline.run(pipeline.load(spec))
 
 
 @pytest.fixture(scope="module")
-def messages(problem_and_plan, tmp_path_factory) -> list[list[tuple[str, bool, int, int]]]:
-    """For each rank: collective, whether it carries outputs (else indices), bytes received and sent."""
-    path = tmp_path_factory.mktemp("messages") / "plan.json"
-    path.write_bytes(plan_bytes(problem_and_plan[1]))
-    command = [sys.executable, "-c", PROGRAM, str(path), *map(str, (len(TYPES), BATCH, ROWS, DIM))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def messages(compiled, tmp_path_factory) -> list[list[dict]]:
+    """The collectives of each rank, in their order."""
+    folder = tmp_path_factory.mktemp("messages")
+    (folder / "plan.json").write_bytes(plan_bytes(compiled.plan))
+    run_ranks(record, (folder,), hosts=HOSTS, devices=LOCAL, folder=folder)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 
-@pytest.fixture(scope="module")
-def charged(problem_and_plan) -> list[dict[str, float]]:
-    """Bytes by phase and rank: ms on links that take one for each byte that is charged."""
-    problem, plan = problem_and_plan
-    cluster = Cluster("d", "cpu", 1, 2, 2**30, 0, 500.0, 500.0, 0.0)  # half of a message leaves a device
-    cost = StepCost(Roofline(1e12, 1e6), cluster)
-    latents = cost.encode(problem.shards)
-    z = np.zeros((2, latents.shape[1]))
-    for option, shards in enumerate(problem.option_shards):
-        table = f"t{problem.option_block[option]}"
-        z[sorted(set(plan.plan["ebc"][table].ranks))] += latents[list(shards)].sum(axis=0)
+def charged(compiled: pipeline.Compiled, *, within: bool) -> list[dict[str, float]]:
+    """By rank and phase, the bytes charged for the links of a host, or for those between hosts.
+
+    They are the ms that phases take where one kind of link takes one for each byte, and the other none.
+    """
+    slow, fast = 1e3, float("inf")
+    kind = HostKind("d", 2**30, 0, slow if within else fast, fast if within else slow, 0.0)
+    cost = StepCost(Roofline(1e12, 1e6), Cluster("cpu", LOCAL, (kind,), (0,) * HOSTS))
+    choice = compiled.choice
+    z = choice.judge.problem.held(choice.placement).astype(float) @ cost.encode(choice.judge.problem.shards)
     return [dict(zip(PHASES, ms, strict=True)) for ms in cost.device_ms(z)]
 
 
-def test_every_table_has_one_way(problem_and_plan):
-    assert list(map(ShardingType, TYPES)) == list(problem_and_plan[0].option_type)
+def over(sizes: list[int], rank: int, *, within: bool) -> int:
+    """What of the bytes for each rank goes to the other ranks of one rank's host, or to those of other hosts."""
+    return sum(size for to, size in enumerate(sizes) if to != rank and (to // LOCAL == rank // LOCAL) == within)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_what_is_charged_is_what_is_sent(messages, charged, rank):
-    exchanges = [(outputs, *sizes) for name, outputs, *sizes in messages[rank] if name == "all_to_all_single"]
-    sizes = 3 * 2 * 8  # bytes: how much will come of each of three tensors, from each of two ranks
-    indices = [received for outputs, received, _ in exchanges if not outputs and received != sizes]
-    # TorchRec has an all-to-all for whole tables and another one for columns; a rank sends its outputs, and gets their
-    # gradients back.
-    forward, backward = (
-        [message for outputs, *message in exchanges if outputs][half] for half in (slice(0, 2), slice(2, 4))
+def ring(logs: list[dict], *, within: bool) -> float:
+    """Bytes that a rank sends in a ring of all ranks; the devices of a host share those to other hosts."""
+    count = {len(log["ranks"]) for log in logs}.pop()
+    sent = sum(log["message"] for log in logs) * (count - 1) / count
+    return sent if within else sent / LOCAL * (count > LOCAL)
+
+
+def test_tables_have_the_ways_they_are_held_to(compiled):
+    problem = compiled.choice.judge.problem
+    chosen = [problem.option_type[option] for option in compiled.choice.placement.option]
+    order = [f"t{i}" for i in range(len(TABLES))]
+    assert [chosen[[t.name for t in problem.tables].index(name)] for name in order] == [
+        ShardingType(type) for type, _, _ in TABLES
+    ]
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["within hosts", "between hosts"])
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_what_is_charged_is_what_is_sent(messages, compiled, rank, within):
+    everyone = list(range(RANKS))
+    host = [other for other in everyone if other // LOCAL == rank // LOCAL]
+    cross = [other for other in everyone if other % LOCAL == rank % LOCAL]
+
+    def of(collective: str, ranks: list[int], *, outputs: bool = True) -> list[dict]:
+        logs = [log for log in messages[rank] if log["collective"] == collective and log["ranks"] == ranks]
+        return [log for log in logs if log["outputs"] == outputs]
+
+    def halves(logs: list[dict]) -> tuple[int, int]:
+        # A rank sends its outputs, and gets their gradients back. Each sharding type has an all-to-all of its own.
+        middle = len(logs) // 2
+        return (
+            sum(over(log["sent"], rank, within=within) for log in logs[:middle]),
+            sum(over(log["received"], rank, within=within) for log in logs[middle:]),
+        )
+
+    # Beside indices and lengths the ranks tell each other how many will come.
+    inputs = [log for log in of("all_to_all_single", everyone, outputs=False) if not log["even"]]
+    sent = {"input_all_to_all": sum(over(log["received"], rank, within=within) for log in inputs)}
+    sent["forward_all_to_all"], sent["backward_all_to_all"] = halves(of("all_to_all_single", everyone))
+    sent["forward_cross_host_all_to_all"], sent["backward_cross_host_all_to_all"] = halves(
+        of("all_to_all_single", cross)
     )
-    ms = charged[rank]
-    assert ms["input_all_to_all"] == sum(indices)
-    assert ms["forward_all_to_all"] == sum(sent for _, sent in forward)
-    assert ms["backward_all_to_all"] == sum(received for received, _ in backward)
-    others = {name: (received, sent) for name, _, received, sent in messages[rank] if name != "all_to_all_single"}
-    assert set(others) == {"reduce_scatter_tensor", "all_gather_into_tensor"}
-    assert ms["forward_reduce_scatter"] == others["reduce_scatter_tensor"][1]
-    assert ms["backward_all_gather"] == others["all_gather_into_tensor"][0]
+    for phase, collective, ranks in (
+        ("forward_reduce_scatter", "reduce_scatter_tensor", everyone),
+        ("forward_host_reduce_scatter", "reduce_scatter_tensor", host),
+        ("backward_host_all_gather", "all_gather_into_tensor", host),
+        ("backward_all_gather", "all_gather_into_tensor", everyone),
+    ):
+        sent[phase] = ring(of(collective, ranks), within=within)
+    ms = charged(compiled, within=within)[rank]
+    assert sent == {phase: ms[phase] for phase in sent}
+    assert set(PHASES) - set(sent) == {"forward", "backward", "all_reduce"}
+    # Nothing is sent between other ranks.
+    assert {tuple(log["ranks"]) for log in messages[rank]} == {tuple(everyone), tuple(host), tuple(cross)}
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["within hosts", "between hosts"])
+def test_every_phase_of_communication_is_charged_for(compiled, within):
+    sent = {phase for ms in charged(compiled, within=within) for phase, size in ms.items() if size > 0}
+    other = {"forward_host_reduce_scatter", "backward_host_all_gather"}
+    if within:
+        other = {"forward_cross_host_all_to_all", "backward_cross_host_all_to_all"}
+    assert sent - {"forward", "backward"} == set(PHASES) - {"forward", "backward"} - other
 
 
 def test_indices_take_three_collectives_for_each_sharding_type(messages):
     for log in messages:
-        exchanges = [outputs for name, outputs, *_ in log if name == "all_to_all_single"]
-        assert exchanges.count(False) == 3 * len({"table_wise", "column_wise", "row_wise"})
+        exchanges = [entry["outputs"] for entry in log if entry["collective"] == "all_to_all_single"]
+        assert exchanges.count(False) == 3 * len({type for type, _, _ in TABLES} - {"data_parallel"})

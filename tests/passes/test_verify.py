@@ -1,6 +1,7 @@
 """Each rule is broken in turn by editing a valid plan; the finding has to name it."""
 
 import dataclasses
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +60,7 @@ pooling = 0.7
 
 [[table]]
 name = "query"
-rows = 5
+rows = 7
 
 [[table]]
 name = "user"
@@ -119,12 +120,12 @@ def document() -> dict:
                 "ads": placed("table_wise", (2, (0, 0), (1000, 16))),
                 "country": replicas(),
                 "item": placed("column_wise", (3, (0, 0), (5000, 32)), (0, (0, 32), (5000, 32))),
-                # What TorchRec itself writes for 10 and for 5 rows on four ranks: a short, and an empty last block.
+                # What TorchRec itself writes for 10 and for 7 rows on four ranks: a short last block.
                 "page": placed(
                     "row_wise", (0, (0, 0), (3, 16)), (1, (3, 0), (3, 16)), (2, (6, 0), (3, 16)), (3, (9, 0), (1, 16))
                 ),
                 "query": placed(
-                    "row_wise", (0, (0, 0), (2, 16)), (1, (2, 0), (2, 16)), (2, (4, 0), (1, 16)), (3, (5, 0), (0, 16))
+                    "row_wise", (0, (0, 0), (2, 16)), (1, (2, 0), (2, 16)), (2, (4, 0), (2, 16)), (3, (6, 0), (1, 16))
                 ),
                 "user": placed("table_wise", (1, (0, 0), (3000, 16))),
                 "visit": placed("table_wise", (1, (0, 0), (400, 16))),
@@ -166,7 +167,7 @@ def expected_memory() -> list[int]:
 
     everywhere = size(200, 16, 2.0, batch=BATCH // 4, dense=True)
     page = [size(rows, 16, 0.7 * rows / 10) for rows in (3, 3, 3, 1)]
-    query = [size(rows, 16, 2.0 * rows / 5) for rows in (2, 2, 1, 0)]
+    query = [size(rows, 16, 2.0 * rows / 7) for rows in (2, 2, 2, 1)]
     half_item = size(5000, 32, 2.0)
     alone = [half_item, size(3000, 16, 2.0) + size(400, 16, 2.0), size(1000, 16, 2.0), half_item]
     return [sum(sizes) + everywhere for sizes in zip(alone, page, query, strict=True)]
@@ -185,6 +186,18 @@ def check(loaded: LoadedSpec, content: dict, cluster: Cluster = CLUSTER) -> list
 
 def test_a_valid_plan_has_no_findings(loaded: LoadedSpec) -> None:
     assert check(loaded, document()) == []
+
+
+def test_a_block_without_rows_is_refused() -> None:
+    content = document()
+    content["plan"]["ebc"]["query"] = placed(
+        "row_wise", (0, (0, 0), (2, 16)), (1, (2, 0), (2, 16)), (2, (4, 0), (1, 16)), (3, (5, 0), (0, 16))
+    )
+    (finding,) = check(parse_spec(tomllib.loads(SPEC.replace("rows = 7", "rows = 5"))), content)
+    assert (finding.code, finding.message) == (
+        "SH306",
+        'table "query": shard 3 has no rows, as 5 are too few for 4 ranks',
+    )
 
 
 def test_memory_counts_every_shard_and_replica(loaded: LoadedSpec) -> None:
@@ -311,7 +324,7 @@ def test_what_torchrec_runs_has_no_fault_of_its_own(loaded: LoadedSpec, item: di
             replace(
                 "query",
                 placed(
-                    "row_wise", (1, (0, 0), (2, 16)), (0, (2, 0), (2, 16)), (2, (4, 0), (1, 16)), (3, (5, 0), (0, 16))
+                    "row_wise", (1, (0, 0), (2, 16)), (0, (2, 0), (2, 16)), (2, (4, 0), (2, 16)), (3, (6, 0), (1, 16))
                 ),
             ),
             "SH306",
