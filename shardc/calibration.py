@@ -18,8 +18,8 @@ from shardc.check.checks import changes, misfits, placement_of, restate
 from shardc.cost.calibrated import calibrate_devices
 from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.measure.own import measure_shards, require_device
-from shardc.measure.plan import DISTURBED, MeasuredDevices, measure_devices
+from shardc.measure.own import DISTURBED, measure_shards, require_device
+from shardc.measure.plan import MeasuredDevices, measure_devices
 from shardc.measure.workload import Timing, Workload
 from shardc.pipeline import device_of, place_again, run
 from shardc.plan import Plan

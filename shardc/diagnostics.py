@@ -48,6 +48,7 @@ CODES: dict[str, str] = {
     "SH507": "costs have no quantiles",
     "SH508": "search ended early",
     "SH509": "communication assumed, not measured",
+    "SH510": "device profile inexact",
     "SH601": "profile unreadable",
     "SH602": "weights missing or not matching",
     "SH603": "measurements unreadable",

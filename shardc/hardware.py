@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from shardc.cost.fused import FusedCost, fits, operator_kind
 from shardc.cost.model import ComputeCost
@@ -47,9 +48,12 @@ class Errors(BaseModel):
     mean_absolute_error_ms: tuple[float, float]
     total_relative_error: float = Field(description="Of forward plus backward time.")
     kendall_tau: float = Field(description="Rank correlation of forward plus backward time.")
-    noise: tuple[float, float] = Field(description="Mean relative difference of two measurements of one set.")
-    margins: dict[float, tuple[float, float]] = Field(
-        description="By quantile: factors on the largest of the models' predictions that so many sets stay below."
+    noise: tuple[float, float] | None = Field(
+        description="Mean relative difference of two measurements of one set; null if none was measured twice."
+    )
+    margins: dict[float, tuple[PositiveFloat, PositiveFloat]] = Field(
+        min_length=1,
+        description="By quantile: factors on the largest of the models' predictions that so many sets stay below.",
     )
 
 
@@ -70,7 +74,7 @@ class Measured(BaseModel):
     pooling: tuple[float, float]
     weights: tuple[str, ...]
     optimizers: tuple[str, ...]
-    reference_ms: tuple[float, float] = Field(description="The reference set's own time.")
+    reference_ms: tuple[PositiveFloat, PositiveFloat] = Field(description="The reference set's own time.")
     errors: Errors
 
 
@@ -196,11 +200,12 @@ def hardware_names() -> list[str]:
 def save_profile(folder: Path, document: dict[str, Any], arrays: dict[str, Floats]) -> ProfileDocument:
     """Write a measured profile: the weights first, then the document that names their digest.
 
-    Collectives that the folder's profile was measured with on the same device stay part of it.
+    Collectives that the folder's profile was measured with on the same device stay part of it; one that cannot be read
+    is replaced.
     """
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     checked = ProfileDocument(**document, weights_digest=_sha256(weights))
-    if (folder / _DOCUMENT).exists():
+    with suppress(DiagnosticError):
         previous = read_profile(folder)
         if previous.measured.device == checked.measured.device:
             for measured in filter(None, (previous.intra_host, previous.inter_host)):

@@ -15,6 +15,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import make_folder, read_text, write_atomic
 from shardc.hardware import ProfileDocument, read_profile, save_profile
 from shardc.measure.campaign import (
+    JOURNALS,
     PARQUET,
     RETRIES,
     Share,
@@ -85,22 +86,39 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
     return _fit(folder, name, device, seed=seed, sets=sets, progress=progress)
 
 
-def add_measurements(folder: Path, timed: Sequence[tuple[Workload, Timing]], *, progress: Progress) -> ProfileDocument:
-    """Add measured sets, such as what a plan puts on its devices, to a profile of the local device, and fit it again.
+def require_campaign(folder: Path) -> ProfileDocument:
+    """The profile of a folder that has its measurements too, of the local device and these versions.
 
     Raises:
-        DiagnosticError: SH601 and SH603 for a folder that holds no profile or no campaign of this device and version.
+        DiagnosticError: SH601 and SH603 for any other folder.
+        ModuleNotFoundError: without torch, FBGEMM and pyarrow.
+    """
+    document = read_profile(folder)
+    _same_campaign(folder, _identity(document.measured.seed))
+    if len(missing_sets(folder, MINIMUM_SETS)) == MINIMUM_SETS:
+        message = f"{folder} does not hold the measurements that its profile was learned from"
+        raise DiagnosticError(Diagnostic("SH603", message, help="restore them, or profile anew"), exit_code=2)
+    return document
+
+
+def add_measurements(
+    folder: Path, timed: Sequence[tuple[Workload, Timing]], *, progress: Progress
+) -> tuple[ProfileDocument, int]:
+    """Add measured sets, such as what a plan puts on its devices, to a profile of the local device, and fit it again.
+
+    Returns:
+        The profile, and how many of the sets it is learned from: those that nothing disturbed.
+
+    Raises:
+        DiagnosticError: as of `require_campaign`.
         ModuleNotFoundError: without torch, FBGEMM and pyarrow.
     """
     from shardc.measure.benchmark import local_device
 
-    document, device = read_profile(folder), local_device()
-    if not (folder / _CAMPAIGN).exists():
-        message = f"{folder} does not say which campaign its measurements are of: {_CAMPAIGN} is missing"
-        raise DiagnosticError(Diagnostic("SH603", message, help="restore the file, or profile anew"), exit_code=2)
-    _same_campaign(folder, _identity(document.measured.seed))
-    append(folder, timed)
-    return _fit(folder, document.name, device, seed=document.measured.seed, progress=progress)
+    document = require_campaign(folder)
+    added = set(append(folder, timed))
+    used = sum(m.index in added and not m.disturbed for m in read_campaign(folder))
+    return _fit(folder, document.name, local_device(), seed=document.measured.seed, progress=progress), used
 
 
 def _fit(
@@ -167,6 +185,9 @@ def _identity(seed: int) -> dict[str, Any]:
 def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse to mix measurements of two devices, versions or designs in one folder."""
     path = folder / _CAMPAIGN
+    if not path.exists() and ((folder / PARQUET).exists() or any(folder.glob(JOURNALS))):
+        message = f"{folder} does not say which campaign its measurements are of: {_CAMPAIGN} is missing"
+        raise DiagnosticError(Diagnostic("SH603", message, help="restore it, or use a new folder"), exit_code=2)
     if not path.exists():
         write_atomic(path, json.dumps(identity, indent=2, sort_keys=True).encode() + b"\n")
         return

@@ -141,14 +141,16 @@ def test_updating_a_profile(shardc_, monkeypatch):
         assert [timing.forward_ratio for _, timing in timed] == [1.0, 1.0]
         progress("fit", 1, 1, "")
         errors = SimpleNamespace(mean_relative_error=(0.041, 0.052))
-        return SimpleNamespace(measured=SimpleNamespace(errors=errors))
+        return SimpleNamespace(measured=SimpleNamespace(errors=errors)), 1
 
     monkeypatch.setattr(shardc.profiling, "add_measurements", add_measurements)
-    monkeypatch.setattr("shardc.hardware.read_profile", lambda folder: None)
+    monkeypatch.setattr(shardc.profiling, "require_campaign", lambda folder: None)
     done = shardc_("measure", "model.plan.json", "--update", "gpu")
     assert done.code == 0
     assert done.out.endswith(
-        "\ngpu: 2 measured sets added, learned again\nmean error on held-out sets: 4.1% forward, 5.2% backward\n"
+        "\ngpu: 2 measured sets added, learned again\n"
+        "1 of them left out: something else slowed the device down meanwhile\n"
+        "mean error on held-out sets: 4.1% forward, 5.2% backward\n"
     )
     assert done.err.splitlines()[-1] == "fit 1/1"
     assert shardc_("measure", "-q", "model.plan.json", "--update", "gpu").out == ""

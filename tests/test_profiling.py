@@ -74,20 +74,23 @@ def test_sets_of_a_plan_are_added(folder):
     own = Workload((Load(1000, 16, 2.0, Zipf(1.0)),), 128)
     before = len(read_campaign(folder))
     for count in (1, 2):
-        document = add_measurements(folder, [(own, Timing(9, 1.0, 1.0, 0.0, 0.0, 0.6, 1.2))], progress=silent)
+        document, used = add_measurements(folder, [(own, Timing(9, 1.0, 1.0, 0.0, 0.0, 0.6, 1.2))], progress=silent)
         added = [m for m in read_campaign(folder) if is_own(m.index)]
         assert [m.index for m in added] == [FIRST_OWN + i for i in range(count)]
         assert {m.workload for m in added} == {own}
+        assert used == sum(not m.disturbed for m in added[-1:])
         assert len(read_campaign(folder)) == before + count
     assert document.name == "test"
     assert load_hardware(str(folder)).measured == document.measured
 
 
-def test_sets_are_not_added_to_a_profile_that_does_not_say_what_it_measured(folder):
-    (folder / "campaign.json").unlink()
+@pytest.mark.parametrize("missing", ["campaign.json", "measurements*"])
+def test_sets_are_not_added_to_a_profile_without_its_campaign(folder, missing):
+    for path in folder.glob(missing):
+        path.unlink()
     before = {each.name: each.read_bytes() for each in folder.iterdir()}
     own = Workload((Load(1000, 16, 2.0, Zipf(1.0)),), 128)
-    with pytest.raises(DiagnosticError, match=r"SH603.*campaign\.json"):
+    with pytest.raises(DiagnosticError, match="SH603"):
         add_measurements(folder, [(own, Timing(9, 1.0, 1.0, 0.0, 0.0, 0.6, 1.2))], progress=silent)
     assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
 
@@ -111,6 +114,20 @@ def test_a_damaged_parquet_file_is_named_and_the_profile_left_alone(folder, dama
     assert (found.code, caught.value.exit_code) == ("SH603", 2)
     assert str(path) in found.message
     assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+
+
+def test_a_profile_that_cannot_be_read_is_made_again_from_its_measurements(folder, monkeypatch):
+    monkeypatch.setattr("shardc.profiling.disturbed_sets", lambda folder, sets: [])
+    before = (folder / "profile.json").read_bytes()
+    (folder / "profile.json").write_bytes(before[:100])
+    make_profile(folder, name="test", sets=MINIMUM_SETS, seed=0, progress=silent)
+    assert (folder / "profile.json").read_bytes() == before
+
+
+def test_measurements_of_an_unknown_campaign_are_not_taken_over(folder):
+    (folder / "campaign.json").unlink()
+    with pytest.raises(DiagnosticError, match=r"SH603.*campaign\.json is missing"):
+        make_profile(folder, name="test", sets=MINIMUM_SETS, seed=5, progress=silent)
 
 
 def test_another_campaign_is_not_mixed_in(folder):

@@ -22,7 +22,7 @@ def measure(
     ] = None,
     update: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Add what was measured to this profile, and learn its cost model again."),
+        typer.Option(metavar="FOLDER", help="Add what was measured to the profile in this folder, and learn it again."),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -31,7 +31,6 @@ def measure(
     The device has to be of the plan's kind. Also says what a new compile would change if costs were as measured.
     """
     from shardc.calibration import calibrate_plan
-    from shardc.hardware import read_profile
     from shardc.plan import default_spec_path, read_plan
     from shardc.spec import load_spec
 
@@ -41,7 +40,9 @@ def measure(
         raise DiagnosticError(Diagnostic("SH902", message, help="name the spec: --spec SPEC"), exit_code=2)
     read, loaded = read_plan(plan), load_spec(path)
     if update:
-        read_profile(update)  # refused before minutes are spent on measuring
+        from shardc.profiling import require_campaign
+
+        require_campaign(update)  # refused before minutes are spent on measuring
     with progress(quiet) as advance:
         found = calibrate_plan(read, loaded, progress=advance)
     if not quiet:
@@ -63,8 +64,10 @@ def _update(folder: Path, found: Calibration, quiet: bool) -> None:
     from shardc.profiling import add_measurements
 
     with progress(quiet) as advance:
-        measured = add_measurements(folder, found.timed, progress=advance).measured
+        document, used = add_measurements(folder, found.timed, progress=advance)
     if not quiet:
-        forward, backward = measured.errors.mean_relative_error
+        forward, backward = document.measured.errors.mean_relative_error
         echo(f"\n{folder}: {count(len(found.timed), 'measured set')} added, learned again")
+        if left_out := len(found.timed) - used:
+            echo(f"{left_out} of them left out: something else slowed the device down meanwhile")
         echo(f"mean error on held-out sets: {forward:.1%} forward, {backward:.1%} backward")

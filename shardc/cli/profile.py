@@ -50,8 +50,10 @@ def profile(
     if measured.disturbed:
         echo(f"{count(measured.disturbed, 'set')} left out: something else slowed the device down meanwhile")
     echo(f"on {count(errors.test_sets, 'held-out set')} (rank correlation {errors.kendall_tau:.3f}):")
-    for phase, error, noise in zip(("forward", "backward"), errors.mean_relative_error, errors.noise, strict=True):
-        echo(f"  {phase:<9} mean error {error:5.1%}   two measurements of one set differ by {noise:5.1%}")
+    for phase, error in zip(("forward", "backward"), errors.mean_relative_error, strict=True):
+        noise = errors.noise and errors.noise[phase == "backward"]
+        again = f"   two measurements of one set differ by {noise:5.1%}" if noise is not None else ""
+        echo(f"  {phase:<9} mean error {error:5.1%}{again}")
     echo(f"  {'both':<9} mean error {errors.total_relative_error:5.1%}")
 
 

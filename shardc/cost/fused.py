@@ -100,7 +100,8 @@ def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
     shapes = {name: array.shape for name, array in weights.items()} == expected
     finite = all(np.isfinite(array).all() for array in weights.values())
     # Without these signs the heads are not convex and non-decreasing, and no bound would hold.
-    return shapes and finite and all(bool((weights[name] >= 0).all()) for name in ("scale", "pieces", "fixed"))
+    signs = all(bool((weights[name] >= 0).all()) for name in ("scale", "pieces", "fixed"))
+    return shapes and finite and signs and bool((weights["std"] > 0).all())
 
 
 @dataclass(frozen=True)

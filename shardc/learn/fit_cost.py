@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shardc.access import histograms
 from shardc.cost.fused import BASES, FEATURES, FusedCost, bases, features, operator_kind
+from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.measure.campaign import Measurement
 from shardc.measure.design import is_held_out, is_own, is_repeat, repeated
 from shardc.measure.workload import Workload
@@ -26,6 +27,7 @@ EPOCHS = 60
 QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _LATENTS, _HIDDEN, _GROUPS, _PIECES = 8, 64, 8, 4
 _BATCH, _RATE, _DECAY = 128, 1e-2, 0.03
+_LEAST_TRAIN, _LEAST_TEST = 10, 3  # sets; errors on so few are large, and compiling with such a profile says so
 _OWN_WEIGHT = 10  # times that a set of a user's own plan is trained on where others are once
 
 
@@ -40,7 +42,7 @@ class FitReport:
         total_relative_error: the same of forward plus backward time.
         mean_absolute_error_ms: mean of |predicted - measured|.
         kendall_tau: rank correlation of forward plus backward time.
-        noise: mean relative difference of two measurements of one set.
+        noise: mean relative difference of two measurements of one set; None if none was measured twice.
         margins: for each of `QUANTILES` the factors on the largest of all models' predictions that this share of the
             held-out sets stays below.
     """
@@ -51,7 +53,7 @@ class FitReport:
     total_relative_error: float
     mean_absolute_error_ms: tuple[float, float]
     kendall_tau: float
-    noise: tuple[float, float]
+    noise: tuple[float, float] | None
     margins: tuple[tuple[float, float], ...]
 
 
@@ -167,11 +169,18 @@ def fit_cost(
 
     Returns:
         The weights of a `FusedCost`, and their errors on held-out sets.
+
+    Raises:
+        DiagnosticError: SH510 when too few sets are undisturbed to learn from and to test on.
     """
     steady = [m for m in measurements if not m.disturbed]
     first = [m for m in steady if not is_repeat(m.index)]
     held_out = np.array([is_held_out(m.index) for m in first])
     own = np.array([is_own(m.index) for m in first])
+    if held_out.sum() < _LEAST_TEST or (~held_out).sum() < _LEAST_TRAIN:
+        message = f"of {len(measurements)} measured sets {len(steady)} are undisturbed: too few to learn from"
+        fix = "run the same command when nothing else runs here, with more --sets; what is measured is kept"
+        raise DiagnosticError(Diagnostic("SH510", message, help=fix), exit_code=2)
     train = np.concatenate([np.flatnonzero(~held_out), np.repeat(np.flatnonzero(own), _OWN_WEIGHT - 1)])
     sets = as_sets(first)
     mean, std = scaling(sets, train)
@@ -268,7 +277,7 @@ def ratios(measurements: Sequence[Measurement]) -> Floats:
     return np.array([(m.timing.forward_ratio, m.timing.backward_ratio) for m in measurements])
 
 
-def report(estimate: Floats, largest: Floats, actual: Floats, *, trained_on: int, differ: Floats) -> FitReport:
+def report(estimate: Floats, largest: Floats, actual: Floats, *, trained_on: int, differ: Floats | None) -> FitReport:
     """Compare predictions with what was measured, float[M, 2] ms each."""
     total = estimate.sum(axis=1), actual.sum(axis=1)
     return FitReport(
@@ -278,23 +287,24 @@ def report(estimate: Floats, largest: Floats, actual: Floats, *, trained_on: int
         total_relative_error=float(np.abs(total[0] / total[1] - 1).mean()),
         mean_absolute_error_ms=_pair(np.abs(estimate - actual).mean(axis=0)),
         kendall_tau=kendall_tau(*total),
-        noise=_pair(differ),
+        noise=None if differ is None else _pair(differ),
         margins=tuple(_pair(margin) for margin in np.quantile(actual / largest, QUANTILES, axis=0)),
     )
 
 
-def noise(measurements: Sequence[Measurement]) -> Floats:
-    """Mean relative difference of two measurements of one set, float[2]."""
-    first, again = measured_twice(measurements)
-    return np.asarray(np.abs(first / again - 1).mean(axis=0)) if len(first) else np.zeros(2)
+def noise(measurements: Sequence[Measurement]) -> Floats | None:
+    """Mean relative difference of two measurements of one set, float[2]; None if none was measured twice."""
+    if not (pairs := measured_twice(measurements)):
+        return None
+    first, again = (ratios(times) for times in zip(*pairs, strict=True))
+    return np.asarray(np.abs(first / again - 1).mean(axis=0))
 
 
-def measured_twice(measurements: Sequence[Measurement]) -> tuple[Floats, Floats]:
-    """Ratios of the sets that were measured twice, float[M, 2] each: the first time, and again."""
+def measured_twice(measurements: Sequence[Measurement]) -> list[tuple[Measurement, Measurement]]:
+    """The two measurements of every set that was measured twice."""
     by_index = {m.index: m for m in measurements}
     pairs = [(by_index.get(repeated(i)), m) for i, m in by_index.items() if is_repeat(i)]
-    both = [(first, again) for first, again in pairs if first is not None]
-    return ratios([first for first, _ in both]), ratios([again for _, again in both])
+    return [(first, again) for first, again in pairs if first is not None]
 
 
 def kendall_tau(predicted: Floats, actual: Floats) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from shardc.files import write_atomic
 from shardc.measure.design import FIRST_OWN, Range, draw_workload
 from shardc.measure.parquet import read_parquet
 from shardc.measure.workload import Load, Timing, Workload
-from shardc.problem import ACCESS_BINS
+from shardc.problem import ACCESS_BINS, BYTES_PER_ELEMENT, Optimizer
 from shardc.spec import Bins, Zipf
 
 if TYPE_CHECKING:
@@ -96,18 +96,17 @@ def run_campaign(
 
 
 def missing_sets(folder: Path, sets: int) -> list[int]:
-    """Numbers of the first `sets` sets that the folder has neither measured nor skipped."""
-    done = {entry["index"] for entry, _ in _read_entries(folder)}
+    """Numbers of the first `sets` sets that the folder has no measurement of: those that were skipped, too."""
+    done = {measurement.index for measurement in _read_measurements(folder)}
     return [index for index in range(sets) if index not in done]
 
 
 def disturbed_sets(folder: Path, sets: int) -> list[int]:
     """Numbers of the first `sets` sets that were measured only while disturbed, `RETRIES` + 1 times at most."""
-    tries: dict[int, list[float]] = {}
-    for entry, disturbance in _read_entries(folder):
-        if "skipped" not in entry:
-            tries.setdefault(entry["index"], []).append(disturbance)
-    return [i for i, found in sorted(tries.items()) if i < sets and min(found) > _DISTURBED and len(found) <= RETRIES]
+    tries: dict[int, list[bool]] = {}
+    for measurement in _read_measurements(folder):
+        tries.setdefault(measurement.index, []).append(measurement.disturbed)
+    return [i for i, found in sorted(tries.items()) if i < sets and all(found) and len(found) <= RETRIES]
 
 
 def read_campaign(folder: Path) -> list[Measurement]:
@@ -116,59 +115,55 @@ def read_campaign(folder: Path) -> list[Measurement]:
     Raises:
         DiagnosticError: SH603 when a line other than the last of a journal, or the Parquet file, is damaged.
     """
-    entries = [(disturbance, entry) for entry, disturbance in _read_entries(folder) if "skipped" not in entry]
-    best = {entry["index"]: (entry, found) for found, entry in sorted(entries, key=lambda each: each[0], reverse=True)}
-    try:
-        return [_from_entry(*best[index]) for index in sorted(best)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(str(folder), f"a measurement lacks or has a wrong {error}") from error
+    measurements = sorted(_read_measurements(folder), key=lambda m: m.disturbance, reverse=True)
+    best = {measurement.index: measurement for measurement in measurements}
+    return [best[index] for index in sorted(best)]
 
 
-def append(folder: Path, timed: Sequence[tuple[Workload, Timing]]) -> None:
-    """Add sets that are not of the design to a campaign, in a journal of their own."""
-    known = [entry["index"] for entry, _ in _read_entries(folder)]
-    number = max([FIRST_OWN - 1, *known]) + 1
+def append(folder: Path, timed: Sequence[tuple[Workload, Timing]]) -> list[int]:
+    """Add sets that are not of the design to a campaign, in a journal of their own; returns their numbers."""
+    known = [measurement.index for measurement in _read_measurements(folder)]
+    first = max([FIRST_OWN - 1, *known]) + 1
+    numbers = list(range(first, first + len(timed)))
     lines = [
-        json.dumps(to_entry(Measurement(number + i, *each)), separators=(",", ":")) for i, each in enumerate(timed)
+        json.dumps(to_entry(Measurement(number, *each)), separators=(",", ":"))
+        for number, each in zip(numbers, timed, strict=True)
     ]
     journal = folder / JOURNALS.replace("*", ".own")
     before = journal.read_text(encoding="utf-8") if journal.exists() else ""
-    write_atomic(journal, "".join([before, *(f"{line}\n" for line in lines)]).encode())
+    whole = before[: before.rfind("\n") + 1]
+    write_atomic(journal, "".join([whole, *(f"{line}\n" for line in lines)]).encode())
+    return numbers
 
 
-def _read_entries(folder: Path) -> list[tuple[dict[str, Any], float]]:
-    """All entries, each with the reference's time relative to its quiet time in this campaign; 1 for a skipped set."""
-    entries = read_parquet(folder / PARQUET)
+def _read_measurements(folder: Path) -> list[Measurement]:
+    """All measurements, each with the reference's time relative to its quiet time in this campaign."""
+    path = folder / PARQUET
+    measurements = [_from_entry(row, f"{path}: set {row['index']}") for row in read_parquet(path)]
     for journal in sorted(folder.glob(JOURNALS)):
-        entries += _read_lines(journal)
+        measurements += _read_lines(journal)
     least: dict[int, float] = {}
-    try:
-        for entry in entries:
-            if "skipped" not in entry:
-                least[entry["index"]] = min(_reference_ms(entry), least.get(entry["index"], np.inf))
-        quiet = float(np.percentile(list(least.values()), _QUIET)) if least else 1.0
-        return [(entry, 1.0 if "skipped" in entry else _reference_ms(entry) / quiet) for entry in entries]
-    except (KeyError, TypeError) as error:
-        raise _damaged(str(folder / JOURNALS), f"a measurement lacks or has a wrong {error}") from error
+    for measurement in measurements:
+        least[measurement.index] = min(measurement.timing.reference_ms, least.get(measurement.index, np.inf))
+    quiet = float(np.percentile(list(least.values()), _QUIET)) if least else 1.0
+    return [replace(m, disturbance=m.timing.reference_ms / quiet) for m in measurements]
 
 
-def _reference_ms(entry: dict[str, Any]) -> float:
-    return float(entry["reference_forward_ms"] + entry["reference_backward_ms"])
-
-
-def _read_lines(journal: Path) -> list[dict[str, Any]]:
-    entries = []
+def _read_lines(journal: Path) -> list[Measurement]:
+    measurements = []
     for number, line in enumerate(journal.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break  # torn by a crash while it was written: measured again
+        where = f"{journal}:{number}"
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise _damaged(f"{journal}:{number}", f"not a measurement: {error}") from error
+            raise _damaged(where, f"not a measurement: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("index"), int):
-            raise _damaged(f"{journal}:{number}", "not a measurement: it has no index")
-        entries.append(entry)
-    return entries
+            raise _damaged(where, "not a measurement: it has no index")
+        if "skipped" not in entry:
+            measurements.append(_from_entry(entry, where))
+    return measurements
 
 
 def _damaged(where: str, reason: str) -> DiagnosticError:
@@ -195,13 +190,29 @@ def to_entry(measurement: Measurement) -> dict[str, Any]:
     return {**head, "optimizer": workload.optimizer, "tables": tables, **asdict(measurement.timing)}
 
 
-def _from_entry(entry: dict[str, Any], disturbance: float) -> Measurement:
-    tables = tuple(
-        Load(t["rows"], t["dim"], t["pooling"], Bins(tuple(t["bins"])) if t.get("bins") else Zipf(t["zipf"]))
-        for t in entry["tables"]
-    )
-    if any(isinstance(t.access, Bins) and len(t.access.shares) != ACCESS_BINS for t in tables):
-        raise ValueError(f"bins: {ACCESS_BINS} shares are expected")
-    timing = Timing(**{name: entry[name] for name in Timing.__dataclass_fields__})
-    workload = Workload(tables, entry["batch"], entry["weights"], entry["optimizer"])
-    return Measurement(entry["index"], workload, timing, disturbance)
+def _from_entry(entry: dict[str, Any], where: str) -> Measurement:
+    """The measurement that a line or a row holds.
+
+    Raises:
+        DiagnosticError: SH603 when a value is missing, or none that can be measured.
+    """
+    try:
+        tables = tuple(
+            Load(t["rows"], t["dim"], t["pooling"], Bins(tuple(t["bins"])) if t.get("bins") else Zipf(t["zipf"]))
+            for t in entry["tables"]
+        )
+        timing = Timing(**{name: entry[name] for name in Timing.__dataclass_fields__})
+        workload = Workload(tables, entry["batch"], entry["weights"], entry["optimizer"])
+        sound = (
+            bool(tables)
+            and all(len(t.access.shares) == ACCESS_BINS for t in tables if isinstance(t.access, Bins))
+            and workload.weights in BYTES_PER_ELEMENT
+            and workload.optimizer in list(Optimizer)
+            and all(0 < value < np.inf for t in tables for value in (t.rows, t.dim, t.pooling, workload.batch))
+            and all(0 < value < np.inf for value in (timing.forward_ratio, timing.backward_ratio, timing.reference_ms))
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(where, f"the measurement lacks or has a wrong {error}") from error
+    if not sound:
+        raise _damaged(where, "no such set or times can be measured")
+    return Measurement(entry["index"], workload, timing)

@@ -19,23 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardc.hardware import Hardware
-from shardc.measure.campaign import RETRIES
-from shardc.measure.own import milliseconds, workload_of
+from shardc.measure.own import disturbance, milliseconds, time_undisturbed, workload_of
 from shardc.measure.workload import Timing, Workload
 from shardc.problem import Bools, Floats, Problem
-
-if TYPE_CHECKING:
-    from shardc.measure.benchmark import Bench
-
-DISTURBED = 1.1
-"""Times what the reference set took when the device was profiled, from which on something else slows it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +84,7 @@ def measure_devices(
     timings: dict[Workload, Timing] = {}
     for done, workload in enumerate(distinct, start=1):
         with suppress(MemoryError):
-            timings[workload] = _time(bench, workload, hardware)
+            timings[workload] = time_undisturbed(bench, workload, hardware)
         progress(done, len(distinct))
     times = {workload: milliseconds(timing, hardware) for workload, timing in timings.items()}
     unknown = (np.nan, np.nan)
@@ -101,21 +92,5 @@ def measure_devices(
         np.sum([times.get(workload, unknown) for workload in of_device] or [(0.0, 0.0)], axis=0)
         for of_device in operators
     ]
-    disturbance = max((_disturbance(timing, hardware) for timing in timings.values()), default=1.0)
-    return MeasuredDevices(np.array(ms), tuple(timings.items()), disturbance)
-
-
-def _time(bench: Bench, workload: Workload, hardware: Hardware) -> Timing:
-    """The timing that was disturbed least, of `RETRIES` + 1 at most."""
-    timing = bench.time(workload, seed=0)
-    for _ in range(RETRIES):
-        if _disturbance(timing, hardware) <= DISTURBED:
-            break
-        timing = min(timing, bench.time(workload, seed=0), key=partial(_disturbance, hardware=hardware))
-    return timing
-
-
-def _disturbance(timing: Timing, hardware: Hardware) -> float:
-    if hardware.measured is None:
-        return 1.0
-    return (timing.reference_forward_ms + timing.reference_backward_ms) / sum(hardware.measured.reference_ms)
+    worst = max((disturbance(timing, hardware) for timing in timings.values()), default=1.0)
+    return MeasuredDevices(np.array(ms), tuple(timings.items()), worst)

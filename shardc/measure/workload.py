@@ -54,3 +54,8 @@ class Timing:
     backward_spread: float
     reference_forward_ms: float
     reference_backward_ms: float
+
+    @property
+    def reference_ms(self) -> float:
+        """The reference set's own forward and backward time."""
+        return self.reference_forward_ms + self.reference_backward_ms

@@ -24,6 +24,7 @@ from shardc.spec import LoadedSpec
 
 _PESSIMISTIC = 0.9
 _NAMED = 3  # tables in a warning
+_INEXACT = 0.1  # mean relative error on held-out sets
 
 Measure = Callable[[Shards], Floats]
 """Measures S shards one by one: forward and backward ms, float[S, 2]; NaN for a shard that could not be measured."""
@@ -135,6 +136,7 @@ def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, mea
             message = f'{hardware.name} was not measured with {key} "{value}": costs are extrapolated'
             fix = f"measured: {', '.join(seen[key])}"
             found.append(Diagnostic("SH502", message, loaded.at("model", key), help=fix, severity="warning"))
+    found += _inexact(hardware.name, hardware.measured, loaded)
     found += _out_of_range(hardware.name, hardware.measured, problem, loaded)
     found += _assumed_links(hardware, problem, loaded)
     return found
@@ -155,6 +157,16 @@ def _assumed_links(hardware: Hardware, problem: Problem, loaded: LoadedSpec) -> 
     return [Diagnostic("SH509", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
 
 
+def _inexact(name: str, measured: Measured, loaded: LoadedSpec) -> list[Diagnostic]:
+    """A warning if the profile predicts badly what it never saw."""
+    forward, backward = measured.errors.mean_relative_error
+    if max(forward, backward) <= _INEXACT:
+        return []
+    message = f"{name} predicts held-out sets with a mean error of {forward:.0%} forward and {backward:.0%} backward"
+    fix = "profile the device again with more --sets, when nothing else runs there"
+    return [Diagnostic("SH510", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
+
+
 def _out_of_range(name: str, measured: Measured, problem: Problem, loaded: LoadedSpec) -> list[Diagnostic]:
     """Warnings that name tables beyond what was measured, one for each feature; costs are extrapolated there."""
     found = []
@@ -164,11 +176,17 @@ def _out_of_range(name: str, measured: Measured, problem: Problem, loaded: Loade
         message = f"{name} was measured with batches of {measured.batch[0]} to {measured.batch[1]}, here they are"
         at = loaded.at("model", "global_batch")
         found.append(Diagnostic("SH502", f"{message} {asked_for}: extrapolated", at, severity="warning"))
+    each, most = len(loaded.tables) / problem.cluster.devices, measured.tables_per_set[1]
+    if each > most:
+        message = f"{name} was measured with {most} tables on a device at most, here they are {each:.0f} on average"
+        found.append(Diagnostic("SH502", f"{message}: extrapolated", loaded.at("cluster"), severity="warning"))
     for key, (low, high) in (("rows", measured.rows), ("dim", measured.dim), ("pooling", measured.pooling)):
         beyond = [t for t in loaded.tables if not low <= getattr(t, key) <= high]
         if beyond:
             some = ", ".join(f"{t.name} ({getattr(t, key):g})" for t in beyond[:_NAMED])
             more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
-            message = f"{name} was measured with {key} of {low:g} to {high:g}, here they are beyond: {some}{more}"
+            message = (
+                f"{name} was measured with {key} of {low:,.10g} to {high:,.10g}, here they are beyond: {some}{more}"
+            )
             found.append(Diagnostic("SH502", message, loaded.at_table(beyond[0], key), severity="warning"))
     return found

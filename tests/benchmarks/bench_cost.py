@@ -30,6 +30,7 @@ from shardc.learn.fit_cost import (
     as_sets,
     kendall_tau,
     measured_twice,
+    ratios,
     reference_ms,
     scaling,
     train_network,
@@ -133,16 +134,18 @@ def main() -> None:
     sets = as_sets(first)
     held_out = np.array([is_held_out(m.index) for m in first])
     small = np.array([len(m.workload.tables) <= SMALL for m in first])
-    before, again = (ratios * reference_ms(steady) for ratios in measured_twice(steady))
-    print(f"{folder.name}: {len(steady)} undisturbed measurements, of which {len(before)} are of sets measured before")
-    for title, train, test in (
-        ("sets of unseen tables", ~held_out, held_out),
-        (f"trained on sets of {SMALL} tables and fewer, tested on larger ones", ~held_out & small, held_out & ~small),
+    twice = measured_twice(steady)
+    print(f"{folder.name}: {len(steady)} undisturbed measurements, of which {len(twice)} are of sets measured before")
+    larger = [pair for pair in twice if len(pair[0].workload.tables) > SMALL]
+    extrapolated = f"trained on sets of {SMALL} tables and fewer, tested on larger ones"
+    for title, train, test, pairs in (
+        ("sets of unseen tables", ~held_out, held_out, twice),
+        (extrapolated, ~held_out & small, held_out & ~small, larger),
     ):
         train, test = np.flatnonzero(train), np.flatnonzero(test)
         print(f"\n{title}: {len(train)} training sets, {len(test)} test sets")
         print(f"  {'':<15}{'forward':>8}{'backward':>10}{'both':>10}{'MAE fwd, bwd ms':>18}{'tau':>9}")
-        show("measured again", before, again)
+        show("measured again", *(ratios(times) * reference_ms(steady) for times in zip(*pairs, strict=True)))
         certified = trained(Network, sets, train, 1e-2)
         actual = sets.times[test]
         show("certified", predictions(certified, sets, test), actual)

@@ -35,7 +35,7 @@ class FakeBench:
         self.seen.append(seed)
         if seed in self.refused:
             raise MemoryError("5 MiB do not fit in the 4 MiB that are free")
-        return Timing(9, 0.1 * seed, len(workload.tables) / 3, 0.01, 0.02, 1.5, 2.5)
+        return Timing(9, 0.1 + seed, len(workload.tables) / 3, 0.01, 0.02, 1.5, 2.5)
 
 
 def run(folder, sets, bench=None, seed=0):
@@ -147,12 +147,34 @@ def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_overwritten(tmp_pa
     assert journal.read_bytes() == before
 
 
-def test_what_does_not_fit_is_skipped_once_and_said(tmp_path):
+def test_what_does_not_fit_is_skipped_and_said_and_tried_when_there_may_be_room(tmp_path):
     results, _ = run(tmp_path, 4, FakeBench(refused=(2,)))
     assert [isinstance(result, str) for result in results] == [False, False, True, False]
     assert results[2] == "set 2 skipped: 5 MiB do not fit in the 4 MiB that are free"
     assert [m.index for m in read_campaign(tmp_path)] == [0, 1, 3]
+    assert run(tmp_path, 4)[1].seen == [2]
     assert run(tmp_path, 4)[1].seen == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"forward_ratio": -1.0},
+        {"backward_ratio": float("nan")},
+        {"reference_forward_ms": None},
+        {"forward_ratio": "fast"},
+        {"batch": 0},
+        {"optimizer": "magic"},
+        {"tables": []},
+    ],
+)
+def test_what_nobody_can_have_measured_is_named_with_its_line(tmp_path, damage):
+    run(tmp_path, 3)
+    lines = (tmp_path / JOURNAL).read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | damage)
+    (tmp_path / JOURNAL).write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(DiagnosticError, match=rf"SH603 {tmp_path / JOURNAL}:2"):
+        read_campaign(tmp_path)
 
 
 def test_each_measurement_is_on_disk_before_the_next_begins(tmp_path):

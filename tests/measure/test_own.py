@@ -12,6 +12,7 @@ from shardc.cost.roofline import Roofline
 from shardc.diagnostics import DiagnosticError
 from shardc.hardware import Hardware, Measured
 from shardc.measure import benchmark, own
+from shardc.measure.campaign import RETRIES
 from shardc.measure.workload import Timing, Workload
 from shardc.problem import Optimizer, Shards
 
@@ -52,13 +53,15 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
 
 class FakeBench:
     seen: ClassVar[list[Workload]] = []
+    disturbed: ClassVar[int] = 0
 
     def time(self, workload: Workload, *, seed: int) -> Timing:
         self.seen.append(workload)
         (table,) = workload.tables
         if table.rows == 666:
             raise MemoryError
-        return Timing(6, table.rows / 100, table.rows / 10, 0.0, 0.0, 50.0, 60.0)
+        slower = 1.0 if len(self.seen) > self.disturbed else 1.5
+        return Timing(6, table.rows / 100, table.rows / 10, 0.0, 0.0, 2.1 * slower, 3.1 * slower)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +91,16 @@ def test_ratios_become_times_by_the_profiles_own_clock(seen):
 
 
 def test_without_a_measured_profile_the_reference_of_now_counts():
-    assert own.measure_shards(shards((100,)), dataclasses.replace(HARDWARE, measured=None)).tolist() == [[50, 600]]
+    assert own.measure_shards(shards((100,)), dataclasses.replace(HARDWARE, measured=None)).tolist() == [[2.1, 31]]
+
+
+def test_what_was_disturbed_is_measured_again_and_kept_only_if_that_helped(seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeBench, "disturbed", 1)
+    own.measure_shards(shards((100,)), HARDWARE)
+    assert (len(seen), len(entries(tmp_path))) == (2, 1)
+    monkeypatch.setattr(FakeBench, "disturbed", 100)
+    assert np.isfinite(own.measure_shards(shards((200,)), HARDWARE)).all()
+    assert (len(seen), len(entries(tmp_path))) == (2 + 1 + RETRIES, 1)
 
 
 def test_nothing_is_measured_twice(seen):
@@ -121,8 +133,8 @@ def test_what_decides_a_time_decides_where_it_is_cached(seen, changed):
 def test_another_device_version_or_clock_is_measured_again(seen, monkeypatch):
     one = shards((100,))
     assert own.measure_shards(one, HARDWARE).tolist() == [[2, 30]]
-    faster = dataclasses.replace(HARDWARE, measured=MEASURED.model_copy(update={"reference_ms": (1.0, 1.0)}))
-    assert own.measure_shards(one, faster).tolist() == [[1, 10]]
+    faster = dataclasses.replace(HARDWARE, measured=MEASURED.model_copy(update={"reference_ms": (1.9, 3.0)}))
+    assert own.measure_shards(one, faster).tolist() == [[1.9, 30]]
     monkeypatch.setattr(benchmark, "versions", lambda: {"torch": "99"})
     own.measure_shards(one, HARDWARE)
     monkeypatch.setattr(benchmark, "local_device", lambda: dataclasses.replace(HERE, name="other"))

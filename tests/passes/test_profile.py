@@ -1,8 +1,13 @@
 """The cost-profiling pass: what a plan is judged by, and how far to trust it."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from shardc.diagnostics import DiagnosticError
+from shardc.hardware import PROFILES
 from shardc.pipeline import run
 from shardc.spec import parse_spec
 
@@ -49,6 +54,24 @@ def test_links_that_nobody_measured_are_told_of_unless_the_spec_knows_them():
     assert found[0] == "SH509"
     assert "between hosts" in found[1]
     assert codes(run(spec(cluster={"hosts": 2, "inter_host_bandwidth": "10GB/s"}))) == []
+
+
+def test_a_profile_that_predicts_badly_is_said_to(tmp_path):
+    folder = shutil.copytree(PROFILES / "cpu-epyc", tmp_path / "bad")
+    document = json.loads((folder / "profile.json").read_text())
+    document["measured"]["errors"]["mean_relative_error"] = [0.05, 0.4]
+    (folder / "profile.json").write_text(json.dumps(document))
+    ((code, message),) = codes(run(spec(device=str(folder))))
+    assert code == "SH510"
+    assert "40% backward" in message
+
+
+def test_more_tables_on_a_device_than_were_measured_are_told_of():
+    many = spec(cluster={"devices_per_host": 1})
+    tables = tuple(replace(many.tables[0], name=f"t{i:03}", features=(f"f{i}",)) for i in range(100))
+    (found,) = codes(run(replace(many, tables=tables)))
+    assert found[0] == "SH502"
+    assert "64 tables on a device" in found[1]
 
 
 def test_a_quantile_makes_a_plan_pessimistic():
