@@ -364,7 +364,7 @@ def compare(
     results, warnings = [], {}
     for name, loaded in specs:
         hardware = pipeline.devices_of(loaded)
-        problem = lower(loaded, hardware, pipeline._read_accesses(loaded))
+        problem = lower(loaded, hardware, pipeline.read_recorded_accesses(loaded))
         profiled = profile(problem, hardware, loaded)
         warnings.update({warning.code: warning for warning in profiled.warnings if warning.code not in warnings})
         how = loaded.spec.compile

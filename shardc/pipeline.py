@@ -84,7 +84,7 @@ def run(
     """
     seed = loaded.spec.compile.seed if seed is None else seed
     hardware = devices_of(loaded)
-    recorded = _read_accesses(loaded)
+    recorded = read_recorded_accesses(loaded)
     problem = lower(loaded, hardware, recorded)
     pessimistic: CostModel | None = None
     if cost is None:
@@ -164,7 +164,7 @@ def _policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:
         return None, (Diagnostic(first.code, first.message, help=first.help, severity="warning"),)
 
 
-def _read_accesses(loaded: LoadedSpec) -> dict[str, Bins]:
+def read_recorded_accesses(loaded: LoadedSpec) -> dict[str, Bins]:
     """Bins of the tables whose accesses are recorded in an index file."""
     if not any(isinstance(table.access, IndexFile) for table in loaded.tables):
         return {}

@@ -12,7 +12,7 @@ from shardc.problem import ShardingType
 if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan
 
-_INSTALL = "pip install --no-deps torchrec==1.9.2 && pip install tensordict torchmetrics==1.0.3 pyre-extensions tqdm"
+INSTALL = "pip install --no-deps torchrec==1.9.2 && pip install tensordict torchmetrics==1.0.3 pyre-extensions tqdm"
 
 
 def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", "cpu"] | None = None) -> ShardingPlan:
@@ -32,7 +32,7 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
         from torchrec.distributed import types
     except ImportError as error:
         message = f"loading a plan for TorchRec needs torchrec: {error}"
-        raise DiagnosticError(Diagnostic("SH604", message, help=_INSTALL), exit_code=2) from error
+        raise DiagnosticError(Diagnostic("SH604", message, help=INSTALL), exit_code=2) from error
 
     if found := _other_ranks(document):
         raise DiagnosticError(found, exit_code=2)
