@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
 
 from shardc.cost.fused import FusedCost, fits, operator_kind
 from shardc.cost.model import ComputeCost
@@ -44,14 +44,14 @@ class Errors(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     test_sets: int = Field(description="Held-out sets of tables.")
-    mean_relative_error: tuple[float, float]
+    mean_relative_error: tuple[NonNegativeFloat, NonNegativeFloat]
     mean_absolute_error_ms: tuple[float, float]
     total_relative_error: float = Field(description="Of forward plus backward time.")
     kendall_tau: float = Field(description="Rank correlation of forward plus backward time.")
     noise: tuple[float, float] | None = Field(
         description="Mean relative difference of two measurements of one set; null if none was measured twice."
     )
-    margins: dict[float, tuple[PositiveFloat, PositiveFloat]] = Field(
+    margins: dict[Annotated[float, Field(gt=0, lt=1)], tuple[PositiveFloat, PositiveFloat]] = Field(
         min_length=1,
         description="By quantile: factors on the largest of the models' predictions that so many sets stay below.",
     )

@@ -126,12 +126,8 @@ def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choi
 def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
     """The hardware profiles that a spec names, in the order of their first host."""
     base = os.path.dirname(loaded.path or "")
-    given: dict[str, tuple[str | int, ...]] = {loaded.spec.cluster.device: ("device",)}
-    for number, host in enumerate(loaded.spec.cluster.host):
-        if host.device is not None:
-            given.setdefault(host.device, ("host", number, "device"))
     names = loaded.spec.cluster.device_names
-    return tuple(load_hardware(name, base=base, at=loaded.at("cluster", *given[name])) for name in names)
+    return tuple(load_hardware(name, base=base, at=loaded.at_device(name)) for name in names)
 
 
 def device_of(loaded: LoadedSpec) -> Hardware:

@@ -94,10 +94,10 @@ def require_campaign(folder: Path) -> ProfileDocument:
         ModuleNotFoundError: without torch, FBGEMM and pyarrow.
     """
     document = read_profile(folder)
-    _same_campaign(folder, _identity(document.measured.seed))
-    if len(missing_sets(folder, MINIMUM_SETS)) == MINIMUM_SETS:
+    if not (folder / _CAMPAIGN).exists() or len(missing_sets(folder, MINIMUM_SETS)) == MINIMUM_SETS:
         message = f"{folder} does not hold the measurements that its profile was learned from"
         raise DiagnosticError(Diagnostic("SH603", message, help="restore them, or profile anew"), exit_code=2)
+    _same_campaign(folder, _identity(document.measured.seed))
     return document
 
 

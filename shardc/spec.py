@@ -571,6 +571,15 @@ class LoadedSpec:
         """Return where a table, or one of its fields, is given; None without a file."""
         return self._sources.locate_field(table.origin, name) if name else self._sources.locate(table.origin)
 
+    def at_device(self, name: str) -> Location | None:
+        """Return where a hardware profile is named, for the cluster or first for some of its hosts."""
+        cluster = self.spec.cluster
+        if name != cluster.device:
+            for number, host in enumerate(cluster.host):
+                if name == host.device:
+                    return self.at("cluster", "host", number, "device")
+        return self.at("cluster", "device")
+
     def resolve(self, path: str) -> str:
         """Return a path that the spec gives relative to its own folder."""
         return os.path.join(os.path.dirname(self.path or ""), path)

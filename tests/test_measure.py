@@ -141,7 +141,7 @@ def test_updating_a_profile(shardc_, monkeypatch):
         assert [timing.forward_ratio for _, timing in timed] == [1.0, 1.0]
         progress("fit", 1, 1, "")
         errors = SimpleNamespace(mean_relative_error=(0.041, 0.052))
-        return SimpleNamespace(measured=SimpleNamespace(errors=errors)), 1
+        return SimpleNamespace(name="gpu", measured=SimpleNamespace(errors=errors)), 1
 
     monkeypatch.setattr(shardc.profiling, "add_measurements", add_measurements)
     monkeypatch.setattr(shardc.profiling, "require_campaign", lambda folder: None)

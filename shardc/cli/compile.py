@@ -105,7 +105,8 @@ def _offer(content: bytes, target: str, plan: Plan) -> None:
     kept = f"{target}.interrupted"
     write_atomic(kept, content)
     step_time = format_ms(plan.score.step_time_ms)
-    echo(f"interrupted: {target} is as it was; the best plan so far ({step_time} a step) is {kept}", sys.stderr)
+    old = f"{target} is as it was; " if os.path.exists(target) else ""
+    echo(f"interrupted: {old}the best plan so far ({step_time} a step) is {kept}", sys.stderr)
     echo(f"to take it: mv {shlex.quote(kept)} {shlex.quote(target)}", sys.stderr)
 
 

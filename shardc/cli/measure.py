@@ -61,6 +61,7 @@ def _show(found: Calibration) -> None:
 
 
 def _update(folder: Path, found: Calibration, quiet: bool) -> None:
+    from shardc.passes.profile import inexact
     from shardc.profiling import add_measurements
 
     with progress(quiet) as advance:
@@ -71,3 +72,4 @@ def _update(folder: Path, found: Calibration, quiet: bool) -> None:
         if left_out := len(found.timed) - used:
             echo(f"{left_out} of them left out: something else slowed the device down meanwhile")
         echo(f"mean error on held-out sets: {forward:.1%} forward, {backward:.1%} backward")
+        tell(inexact(document.name, document.measured, None))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, SeedOption, count, echo, progress
+from shardc.cli.console import QuietOption, SeedOption, count, echo, progress, tell
 
 
 def profile(
@@ -26,6 +26,7 @@ def profile(
     if collectives:
         _collectives(output, quiet)
         return
+    from shardc.passes.profile import inexact
     from shardc.profiling import make_profile
 
     skipped: list[str] = []
@@ -55,6 +56,7 @@ def profile(
         again = f"   two measurements of one set differ by {noise:5.1%}" if noise is not None else ""
         echo(f"  {phase:<9} mean error {error:5.1%}{again}")
     echo(f"  {'both':<9} mean error {errors.total_relative_error:5.1%}")
+    tell(inexact(document.name, measured, None))
 
 
 def _collectives(folder: Path, quiet: bool) -> None:

@@ -101,7 +101,7 @@ def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
     finite = all(np.isfinite(array).all() for array in weights.values())
     # Without these signs the heads are not convex and non-decreasing, and no bound would hold.
     signs = all(bool((weights[name] >= 0).all()) for name in ("scale", "pieces", "fixed"))
-    return shapes and finite and signs and bool((weights["std"] > 0).all())
+    return members > 0 and shapes and finite and signs and bool((weights["std"] > 0).all())
 
 
 @dataclass(frozen=True)

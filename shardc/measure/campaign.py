@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 JOURNALS, PARQUET = "measurements*.jsonl", "measurements.parquet"
 _DISTURBED = 1.1  # times the reference's quiet time: with less, two measurements of a set differ by half as much
 _QUIET = 10  # percentile of the reference's times in the campaign
+_MOST = 2**63  # of any amount that is written down
 RETRIES = 2  # more measurements of a disturbed set at most
 
 
@@ -130,9 +131,9 @@ def append(folder: Path, timed: Sequence[tuple[Workload, Timing]]) -> list[int]:
         for number, each in zip(numbers, timed, strict=True)
     ]
     journal = folder / JOURNALS.replace("*", ".own")
-    before = journal.read_text(encoding="utf-8") if journal.exists() else ""
-    whole = before[: before.rfind("\n") + 1]
-    write_atomic(journal, "".join([whole, *(f"{line}\n" for line in lines)]).encode())
+    before = journal.read_bytes() if journal.exists() else b""
+    whole = before[: before.rfind(b"\n") + 1]
+    write_atomic(journal, whole + "".join(f"{line}\n" for line in lines).encode())
     return numbers
 
 
@@ -157,9 +158,9 @@ def _read_lines(journal: Path) -> list[Measurement]:
         where = f"{journal}:{number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged(where, f"not a measurement: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("index"), int):
+        if not isinstance(entry, dict) or type(entry.get("index")) is not int or entry["index"] < 0:
             raise _damaged(where, "not a measurement: it has no index")
         if "skipped" not in entry:
             measurements.append(_from_entry(entry, where))
@@ -203,16 +204,39 @@ def _from_entry(entry: dict[str, Any], where: str) -> Measurement:
         )
         timing = Timing(**{name: entry[name] for name in Timing.__dataclass_fields__})
         workload = Workload(tables, entry["batch"], entry["weights"], entry["optimizer"])
-        sound = (
-            bool(tables)
-            and all(len(t.access.shares) == ACCESS_BINS for t in tables if isinstance(t.access, Bins))
-            and workload.weights in BYTES_PER_ELEMENT
-            and workload.optimizer in list(Optimizer)
-            and all(0 < value < np.inf for t in tables for value in (t.rows, t.dim, t.pooling, workload.batch))
-            and all(0 < value < np.inf for value in (timing.forward_ratio, timing.backward_ratio, timing.reference_ms))
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(where, f"the measurement lacks or has a wrong {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(where, "the measurement lacks a value, or has one of another kind") from error
+    times = timing.forward_ratio, timing.backward_ratio, timing.reference_forward_ms, timing.reference_backward_ms
+    sound = (
+        len(tables) > 0
+        and all(map(_is_load, tables))
+        and _is_count(workload.batch)
+        and workload.weights in BYTES_PER_ELEMENT
+        and workload.optimizer in list(Optimizer)
+        and all(_is_amount(value) and value > 0 for value in times)
+    )
     if not sound:
         raise _damaged(where, "no such set or times can be measured")
     return Measurement(entry["index"], workload, timing)
+
+
+def _is_load(load: Load) -> bool:
+    access = load.access.shares if isinstance(load.access, Bins) else (load.access.exponent,)
+    sound = all(map(_is_amount, access)) and (isinstance(load.access, Zipf) or len(access) == ACCESS_BINS)
+    some = isinstance(load.access, Zipf) or (sound and sum(access) > 0)
+    return (
+        sound
+        and some
+        and _is_count(load.rows)
+        and _is_count(load.dim)
+        and _is_amount(load.pooling)
+        and load.pooling > 0
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST

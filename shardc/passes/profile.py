@@ -17,7 +17,7 @@ import numpy as np
 from shardc.cost.calibrated import calibrate
 from shardc.cost.model import ComputeCost, PhasedCost, step_cost
 from shardc.cost.torchrec import ASSUMPTIONS, VERSION, torchrec_cost
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.hardware import Hardware, Measured
 from shardc.problem import Floats, HostKind, Problem, Shards
 from shardc.spec import LoadedSpec
@@ -72,11 +72,11 @@ def profile(
         raise DiagnosticError(Diagnostic("SH507", message, loaded.at("compile", "quantile"), help=fix))
     if loaded.spec.compile.cost == "torchrec":
         return _torchrec(problem, hardware, loaded, measuring=measure is not None)
-    warnings = [
-        found for each in hardware for found in _unmeasured(each, problem, loaded, measuring=measure is not None)
-    ]
-    digest = hardware[0].digest if len(hardware) == 1 else _sha256(json.dumps([each.digest for each in hardware]))
     by_name = dict(zip(loaded.spec.cluster.device_names, hardware, strict=True))
+    warnings: list[Diagnostic] = []
+    for name, device in by_name.items():
+        warnings += _unmeasured(device, problem, loaded, loaded.at_device(name), measuring=measure is not None)
+    digest = hardware[0].digest if len(hardware) == 1 else _sha256(json.dumps([each.digest for each in hardware]))
 
     def compute(kind: HostKind, quantile: float | None) -> ComputeCost:
         return by_name[kind.device].compute(problem.optimizer, problem.weights, quantile)
@@ -120,14 +120,16 @@ def _sha256(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, measuring: bool) -> list[Diagnostic]:
-    """Warnings about what the profile never saw."""
+def _unmeasured(
+    hardware: Hardware, problem: Problem, loaded: LoadedSpec, at: Location | None, *, measuring: bool
+) -> list[Diagnostic]:
+    """Warnings about what the profile, named at a place of the spec, never saw."""
     if hardware.measured is None:
         if measuring:
             return []
         message = f"costs of {hardware.name} are computed from its data sheet, not measured"
         fix = "run `shardc profile` on such a device and name the folder it makes"
-        return [Diagnostic("SH501", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
+        return [Diagnostic("SH501", message, at, help=fix, severity="warning")]
     found = []
     seen = {"optimizer": hardware.measured.optimizers, "weights": hardware.measured.weights, "outputs": ("fp32",)}
     asked = {"optimizer": str(problem.optimizer), "weights": problem.weights, "outputs": problem.outputs}
@@ -136,13 +138,13 @@ def _unmeasured(hardware: Hardware, problem: Problem, loaded: LoadedSpec, *, mea
             message = f'{hardware.name} was not measured with {key} "{value}": costs are extrapolated'
             fix = f"measured: {', '.join(seen[key])}"
             found.append(Diagnostic("SH502", message, loaded.at("model", key), help=fix, severity="warning"))
-    found += _inexact(hardware.name, hardware.measured, loaded)
+    found += inexact(hardware.name, hardware.measured, at)
     found += _out_of_range(hardware.name, hardware.measured, problem, loaded)
-    found += _assumed_links(hardware, problem, loaded)
+    found += _assumed_links(hardware, problem, loaded, at)
     return found
 
 
-def _assumed_links(hardware: Hardware, problem: Problem, loaded: LoadedSpec) -> list[Diagnostic]:
+def _assumed_links(hardware: Hardware, problem: Problem, loaded: LoadedSpec, at: Location | None) -> list[Diagnostic]:
     """A warning if communication rests on nothing but what such devices usually reach."""
     cluster, spec = problem.cluster, loaded.spec.cluster
     links = {
@@ -154,17 +156,17 @@ def _assumed_links(hardware: Hardware, problem: Problem, loaded: LoadedSpec) -> 
         return []
     message = f"{hardware.name} has no measured collectives between {' and '.join(assumed)}: their bandwidth is assumed"
     fix = "measure them with `shardc profile --collectives`, or give the bandwidths under [cluster]"
-    return [Diagnostic("SH509", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
+    return [Diagnostic("SH509", message, at, help=fix, severity="warning")]
 
 
-def _inexact(name: str, measured: Measured, loaded: LoadedSpec) -> list[Diagnostic]:
+def inexact(name: str, measured: Measured, at: Location | None) -> list[Diagnostic]:
     """A warning if the profile predicts badly what it never saw."""
     forward, backward = measured.errors.mean_relative_error
     if max(forward, backward) <= _INEXACT:
         return []
     message = f"{name} predicts held-out sets with a mean error of {forward:.0%} forward and {backward:.0%} backward"
     fix = "profile the device again with more --sets, when nothing else runs there"
-    return [Diagnostic("SH510", message, loaded.at("cluster", "device"), help=fix, severity="warning")]
+    return [Diagnostic("SH510", message, at, help=fix, severity="warning")]
 
 
 def _out_of_range(name: str, measured: Measured, problem: Problem, loaded: LoadedSpec) -> list[Diagnostic]:

@@ -195,7 +195,10 @@ class _Search:
         return moved > 0
 
     def _kick_option(self) -> bool:
-        for block in map(int, self._rng.permutation(len(self._option))[: 4 * _KICK]):
+        # Costly blocks more often, but not only them.
+        weight = np.sqrt(self._judge.single_ms[self._problem.first_unit[self._option]]) + _LEAST_GAIN
+        some = self._rng.choice(len(weight), min(4 * _KICK, len(weight)), replace=False, p=weight / weight.sum())
+        for block in map(int, some):
             others = self._others(np.array(self._problem.options_of(block)))
             if not len(others):
                 continue

@@ -166,6 +166,11 @@ def test_what_does_not_fit_is_skipped_and_said_and_tried_when_there_may_be_room(
         {"batch": 0},
         {"optimizer": "magic"},
         {"tables": []},
+        {"index": -1},
+        {"reference_backward_ms": -1.0},
+        {"tables": [{"rows": 5, "dim": 4, "pooling": 1.0, "zipf": "steep"}]},
+        {"tables": [{"rows": 5.5, "dim": 4, "pooling": 1.0, "zipf": 1.0}]},
+        {"tables": [{"rows": 5, "dim": 4, "pooling": 1.0, "bins": [0] * 17}]},
     ],
 )
 def test_what_nobody_can_have_measured_is_named_with_its_line(tmp_path, damage):
