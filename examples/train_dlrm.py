@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 examples/train_dlrm.py --plan examples/dlrm-small.pl
 """
 
 import argparse
+import gc
 import os
 import time
 from collections import Counter
@@ -97,6 +98,10 @@ def main() -> None:
         print("tables:", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
         print(f"loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
         print(f"speed: {arguments.steps / seconds:.1f} steps/s")
+    # The model holds process groups: they have to end, on all ranks, before the interpreter does.
+    del model, optimizer, dense_parameters, loss
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
