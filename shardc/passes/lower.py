@@ -179,21 +179,13 @@ def _table_column_wise(index: int, table: Table, model: ModelSpec, cluster: Clus
 
 
 def _row_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
-    """A block of ceil(rows / devices) rows on every device, charged as full where the last one is short."""
-    type = ShardingType.ROW_WISE
-    if rows := _rows_of_block(table.rows, cluster.devices):
-        pooling = _pooling(table) * rows / table.rows
-        block = _Piece(type, index, rows, table.dim, pooling, _bags(table, model.global_batch))
-        yield _Option(type, Site.CLUSTER, (_Unit(1, (block,)),))
+    """A block of rows on every device."""
+    yield from _in_rows(ShardingType.ROW_WISE, Site.CLUSTER, index, table, model, cluster.devices)
 
 
 def _table_row_wise(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
     """A block of rows on every device of one host."""
-    type = ShardingType.TABLE_ROW_WISE
-    if rows := _rows_of_block(table.rows, cluster.devices_per_host):
-        pooling = _pooling(table) * rows / table.rows
-        block = _Piece(type, index, rows, table.dim, pooling, _bags(table, model.global_batch))
-        yield _Option(type, Site.HOST, (_Unit(1, (block,)),))
+    yield from _in_rows(ShardingType.TABLE_ROW_WISE, Site.HOST, index, table, model, cluster.devices_per_host)
 
 
 def _grid_shard(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
@@ -207,6 +199,16 @@ def _data_parallel(index: int, table: Table, model: ModelSpec, cluster: Cluster)
     type, samples = ShardingType.DATA_PARALLEL, -(-model.global_batch // cluster.devices)
     replica = _Piece(type, index, table.rows, table.dim, _pooling(table), _bags(table, samples))
     yield _Option(type, Site.CLUSTER, (_Unit(1, (replica,)),))
+
+
+def _in_rows(
+    type: ShardingType, site: Site, index: int, table: Table, model: ModelSpec, devices: int
+) -> Iterator[_Option]:
+    """A block of ceil(rows / devices) rows on each of so many devices, charged as full where the last one is short."""
+    if rows := _rows_of_block(table.rows, devices):
+        pooling = _pooling(table) * rows / table.rows
+        block = _Piece(type, index, rows, table.dim, pooling, _bags(table, model.global_batch))
+        yield _Option(type, site, (_Unit(1, (block,)),))
 
 
 def _in_columns(

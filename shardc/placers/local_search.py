@@ -110,7 +110,7 @@ class _Search:
         self._latents = np.append(judge.latents, np.zeros((len(judge.latents), 1, judge.latents.shape[2])), axis=1)
         self._unit_memory = np.append(problem.unit_memory, 0)
         self._free = np.append(problem.option_site[problem.unit_option] == Site.DEVICE, False)
-        # What a unit takes up is told by the last kinds of an option, so that two are enough.
+        # Units of an option are of two kinds at most: columns in pieces differ by one vector.
         counts = np.zeros((len(problem.option_block), 2), dtype=np.int64)
         counts[:, 0] = problem.unit_count[problem.first_unit]
         counts[:, 1] = problem.option_units - counts[:, 0]
