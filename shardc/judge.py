@@ -82,6 +82,13 @@ class Judge:
         """float[U]: step time if nothing but one unit were on one device, of the first kind of hosts."""
         return self.device_ms(self.latents[0])
 
+    @cached_property
+    def option_ms(self) -> Floats:
+        """float[O]: single costs of all units of an option, each on all its devices, added up."""
+        problem = self.problem
+        work = self.single_ms * problem.unit_count * problem.site_size[problem.option_site][problem.unit_option]
+        return np.add.reduceat(work, problem.first_unit)
+
     def device_ms(self, z: Floats) -> Floats:
         """What loads cost a device, float[...] ms for float[..., K]: the step time if it were the only device."""
         return self.step_ms(z[..., None, :])
@@ -109,14 +116,11 @@ class Judge:
     def loads(self, placement: Placement) -> tuple[Floats, Ints]:
         """Summed latents float[D, K] and memory int[D] of every device."""
         problem = self.problem
-        kind = problem.cluster.kind
+        _, unit, device = problem.holdings(placement)
         z = np.zeros((problem.cluster.devices, self.latents.shape[2]))
+        np.add.at(z, device, self.latents[problem.cluster.kind[device], unit])
         memory = np.zeros(problem.cluster.devices, dtype=np.int64)
-        for option, places in zip(placement.option, placement.places, strict=True):
-            for unit, place in zip(problem.units_of(option), places, strict=True):
-                devices = problem.devices_of(option, place)
-                z[devices] += self.latents[kind[devices], unit]
-                memory[devices] += problem.unit_memory[unit]
+        np.add.at(memory, device, problem.unit_memory[unit])
         return z, memory
 
     def judge(self, placement: Placement) -> Judgement:
@@ -126,17 +130,16 @@ class Judge:
         return Judgement(float(self.step_ms(z)), feasible, z, memory)
 
     def _keeps_constraints(self, placement: Placement) -> bool:
-        problem = self.problem
-        taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
-        for block, (option, places) in enumerate(zip(placement.option, placement.places, strict=True)):
-            if problem.option_one_host[option] and len({p // problem.cluster.devices_per_host for p in places}) > 1:
-                return False
-            for place in places:
-                devices = problem.devices_of(option, place)
-                if not problem.allowed[block, devices].all() or taken[problem.labels[block], devices].any():
-                    return False
-                taken[problem.labels[block], devices] = True
-        return True
+        problem, local = self.problem, self.problem.cluster.devices_per_host
+        holdings = problem.holdings(placement)
+        block, unit, device = holdings
+        if not problem.allowed[block, device].all():
+            return False
+        one_host = problem.option_one_host[problem.unit_option[unit]]
+        hosts = np.unique(np.stack([block, device // local])[:, one_host], axis=1)
+        if len(np.unique(hosts[0])) < hosts.shape[1]:
+            return False
+        return bool((problem.labelled(holdings) <= 1).all())
 
 
 class Changes(ABC):
@@ -361,8 +364,7 @@ class Partial:
         self.memory = np.zeros(problem.cluster.devices, dtype=np.int64)
         self.places: list[list[int]] = [[] for _ in options]
         self._taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
-        work = judge.single_ms * problem.unit_count * problem.site_size[problem.option_site][problem.unit_option]
-        self._ahead = np.add.reduceat(work, problem.first_unit)[list(self.options)]
+        self._ahead = judge.option_ms[list(self.options)]
         for block, option in enumerate(self.options):
             if problem.option_site[option] == Site.CLUSTER:
                 self.add(block, int(problem.first_unit[option]), 0)

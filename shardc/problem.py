@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -274,6 +276,11 @@ class Problem:
         return np.searchsorted(self.unit_option, np.arange(len(self.option_block)))
 
     @cached_property
+    def _stop_unit(self) -> Ints:
+        """int[O], the kind of unit after the last of each option."""
+        return np.append(self.first_unit[1:], len(self.unit_option))
+
+    @cached_property
     def option_units(self) -> Ints:
         """int[O], number of units of each option."""
         return np.add.reduceat(self.unit_count, self.first_unit)
@@ -295,8 +302,7 @@ class Problem:
 
     def units_of(self, option: int) -> Ints:
         """The kind of each unit of an option, those of one kind next to each other."""
-        first = int(self.first_unit[option])
-        kinds = np.arange(first, np.searchsorted(self.unit_option, option, side="right"))
+        kinds = np.arange(self.first_unit[option], self._stop_unit[option])
         return np.repeat(kinds, self.unit_count[kinds])
 
     def devices_of(self, option: int, place: int) -> slice:
@@ -304,17 +310,52 @@ class Problem:
         size = int(self.site_size[self.option_site[option]])
         return slice(place * size, (place + 1) * size)
 
+    def holdings(self, placement: Placement) -> Holdings:
+        """What each device holds."""
+        option = np.array(placement.option)
+        first = self.first_unit[option]
+        kinds = _ranges(first, self._stop_unit[option] - first)
+        unit = np.repeat(kinds, self.unit_count[kinds])
+        place = np.fromiter(chain.from_iterable(placement.places), dtype=np.int64)
+        size = self.site_size[self.option_site[self.unit_option[unit]]]
+        block = np.repeat(self.option_block[self.unit_option[unit]], size)
+        return Holdings(block, np.repeat(unit, size), _ranges(place * size, size))
+
+    def labelled(self, holdings: Holdings) -> Ints:
+        """int[labels, D]: units with each exclusion label on each device; more than one are not allowed."""
+        count = np.array([len(labels) for labels in self.labels])
+        each = count[holdings.block]
+        label = np.concatenate(self.labels)[_ranges((np.cumsum(count) - count)[holdings.block], each)]
+        units = np.zeros((self.label_count, self.cluster.devices), dtype=np.int64)
+        np.add.at(units, (label, np.repeat(holdings.device, each)), 1)
+        return units
+
     def held(self, placement: Placement) -> Bools:
         """bool[D, S]: the shards that each device holds."""
         held = np.zeros((self.cluster.devices, len(self.shards)), dtype=bool)
-        for option, places in zip(placement.option, placement.places, strict=True):
-            for unit, place in zip(self.units_of(option), places, strict=True):
-                held[self.devices_of(option, place), list(self.unit_shards[unit])] = True
+        for _, unit, device in zip(*self.holdings(placement), strict=True):
+            held[device, list(self.unit_shards[unit])] = True
         return held
 
     def sorted_places(self, option: int, places: Sequence[int]) -> tuple[int, ...]:
         """Places of an option's units in the order of `units_of`, ascending among units of one kind."""
+        if len(places) == 1:
+            return tuple(places)
         return tuple(place for _, place in sorted(zip(self.units_of(option).tolist(), places, strict=True)))
+
+
+class Holdings(NamedTuple):
+    """What N units are on devices, block by block; each array is int[N].
+
+    Attributes:
+        block: the block that the unit is a part of.
+        unit: its kind.
+        device: a device that holds it; a unit of several devices is listed once for each.
+    """
+
+    block: Ints
+    unit: Ints
+    device: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,3 +370,9 @@ class Placement:
 
     option: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]
+
+
+def _ranges(starts: Ints, counts: Ints) -> Ints:
+    """The integers of all ranges of so many from each start, one range after the other."""
+    before = np.cumsum(counts) - counts
+    return np.asarray(np.repeat(starts - before, counts) + np.arange(int(counts.sum())))

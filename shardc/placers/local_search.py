@@ -123,13 +123,10 @@ class _Search:
 
     def _state_of(self, placement: Placement) -> _State:
         problem = self._problem
+        holdings = problem.holdings(placement)
         unit = np.full((len(problem.blocks), self._devices), -1)
-        taken = np.zeros((problem.label_count, self._devices), dtype=np.int64)
-        for block, (option, places) in enumerate(zip(placement.option, placement.places, strict=True)):
-            for kind, place in zip(problem.units_of(option), places, strict=True):
-                devices = problem.devices_of(option, place)
-                unit[block, devices] = kind
-                taken[problem.labels[block], devices] += 1
+        unit[holdings.block, holdings.device] = holdings.unit
+        taken = problem.labelled(holdings)
         return _State(np.array(placement.option), unit, *self._judge.loads(placement), taken)
 
     def state(self) -> _State:
