@@ -28,6 +28,8 @@ _ALL_LOOKED_AT = 64  # devices: where there are more, a block that is put back l
 _PARTNERS = 32  # devices that one tries to trade with, and devices that try, before blocks are put back
 _COSTLIEST = 8  # devices whose blocks are tried first
 _LIGHTEST, _LIGHTEST_HOSTS = 16, 3  # devices, or hosts, that it looks at beyond as many as it has units
+_REBUILDS, _REBUILT = 24, 4  # tries to take blocks out and put them back, and the most blocks of one
+_MOST_COSTLY = 2  # devices whose blocks every other try chooses from
 _TRIES = 4  # steps that look at such options before those of all devices are looked at
 
 
@@ -89,6 +91,15 @@ class _State(NamedTuple):
     z: Floats
     memory: Ints
     taken: Ints
+
+
+class _Way(NamedTuple):
+    """An option of a block, kinds of its units for some devices, -1 for none, and the guide with them."""
+
+    guide: float
+    option: int
+    devices: Ints
+    put: Ints
 
 
 class _Search:
@@ -165,14 +176,15 @@ class _Search:
         """
         self._changes = Changes.of(self._judge, self._changes.z, targets)
         self._tried = self._tried_for[int(targets is None)]
-        while self.budget > 0 and (self._improve_by_exchange() or self._improve_by_option()):
+        while self.budget > 0 and any(way() for way in (self._exchange_some, self._change_option, self._rebuild_some)):
             self.step_ms = float(self._judge.step_ms(self._changes.z))
             yield
 
     def kick(self) -> bool:
-        """Leave a local optimum: another option for a random block, or a few random moves. False if nothing can."""
-        options_first = self._rng.random() < 0.5
-        kicked = (options_first and self._kick_option()) or self._kick_units() or self._kick_option()
+        """Leave a local optimum: some blocks rebuilt, another option for one, or random moves. False if nothing can."""
+        dice = self._rng.random()
+        kicked = (dice < 0.5 and self._rebuild(np.inf)) or (dice < 0.75 and self._kick_option())
+        kicked = kicked or self._kick_units() or self._kick_option()
         self.step_ms = float(self._judge.step_ms(self._changes.z))
         self.budget -= 1
         return kicked
@@ -192,9 +204,7 @@ class _Search:
         return moved > 0
 
     def _kick_option(self) -> bool:
-        # Costly blocks more often, but not only them.
-        weight = np.sqrt(self._judge.single_ms[self._problem.first_unit[self._option]]) + _LEAST_GAIN
-        some = self._rng.choice(len(weight), min(4 * _KICK, len(weight)), replace=False, p=weight / weight.sum())
+        some = self._some_blocks(4 * _KICK, np.arange(len(self._option)))
         for block in map(int, some):
             others = self._others(np.array(self._problem.options_of(block)))
             if not len(others):
@@ -209,7 +219,14 @@ class _Search:
                 return True
         return False
 
-    def _improve_by_exchange(self) -> bool:
+    def _some_blocks(self, count: int, blocks: Ints) -> Ints:
+        """So many of the blocks: costly ones more often, but not only them."""
+        if not len(blocks):
+            return blocks
+        weight = np.sqrt(self._judge.single_ms[self._problem.first_unit[self._option[blocks]]]) + _LEAST_GAIN
+        return self._rng.choice(blocks, min(count, len(blocks)), replace=False, p=weight / weight.sum())
+
+    def _exchange_some(self) -> bool:
         """The best exchange between the first two devices that have one that helps."""
         for first, second in self._pairs():
             if self.budget <= 0:
@@ -295,7 +312,7 @@ class _Search:
         sums = np.stack([of_kind[first] + of_kind[second] for of_kind in latents])
         return np.broadcast_to(sums, (2, *sums.shape[1:])), memory[first] + memory[second]
 
-    def _improve_by_option(self) -> bool:
+    def _change_option(self) -> bool:
         """The best of some other ways to shard and place some blocks, if one helps."""
         option = self._others(np.arange(len(self._problem.option_block)))
         if self._devices <= _ALL_LOOKED_AT:
@@ -317,24 +334,69 @@ class _Search:
 
     def _put_back(self, option: Ints, *, far: bool) -> bool:
         """The best of some of the options given, each where it is cheapest, if one helps."""
-        if not len(option):
+        way = self._best_way(option, far=far)
+        if way is None or way.guide >= self._changes.guide - _LEAST_GAIN:
             return False
+        self._set_option(way.option, way.devices, way.put)
+        return True
+
+    def _best_way(self, option: Ints, *, far: bool) -> _Way | None:
+        """The best of some of the options given, each where it is cheapest; None if none fits."""
+        if not len(option):
+            return None
         changes, everywhere = self._changes, np.arange(self._devices)
         most = self._devices if far else 3 * _LIGHTEST
         option = self._some(option, max(2, _OPTIONS // most))
         pool = np.broadcast_to(everywhere, (len(option), self._devices)) if far else self._pool(option)
-        self.budget -= len(option) * (1 + pool.shape[1] // 2)
+        self.budget -= max(LIKELY, len(option) * (1 + pool.shape[1] // 2))
         z, fits = self._without(option, pool)
         with_unit = z + self._latents[self._host_kind[pool], self._problem.first_unit[option][:, None]]
         dislike = np.where(fits, changes.pressure(with_unit) - changes.pressure(z), np.inf)
         put, possible = self._choose(option, pool, dislike)
+        if not possible.any():
+            return None
         z += self._latents[self._host_kind[pool], put]
         guide = np.where(possible, changes.whole(z) if far else changes.some_devices(pool, z), np.inf)
         best = int(guide.argmin())
-        if guide[best] >= changes.guide - _LEAST_GAIN:
+        return _Way(float(guide[best]), int(option[best]), pool[best], put[best])
+
+    def _rebuild_some(self) -> bool:
+        """Rebuild a few blocks, several times, until that helps."""
+        return any(self.budget > 0 and self._rebuild(self._changes.guide - _LEAST_GAIN) for _ in range(_REBUILDS))
+
+    def _rebuild(self, below: float) -> bool:
+        """Take a few blocks out and put them back one after the other, where each is cheapest then.
+
+        That changes several blocks at once where changing one alone does not help. It is taken back, and False
+        returned, unless it makes the guide less than `below`.
+        """
+        blocks = np.arange(len(self._option))
+        if self._rng.random() < 0.5:
+            costliest = self._changes.costly()[:_MOST_COSTLY]
+            blocks = np.flatnonzero((self._unit[:, costliest] >= 0).any(axis=1))
+        blocks = self._some_blocks(int(self._rng.integers(2, _REBUILT + 1)), blocks)
+        if not len(blocks):
             return False
-        self._set_option(int(option[best]), pool[best], put[best])
-        return True
+        before = [(int(self._option[block]), self._unit[block].copy()) for block in blocks]
+        clock, changed = self._clock, self._changed.copy()
+        for option, unit in before:
+            devices = np.flatnonzero(unit >= 0)
+            self._set_option(option, devices, np.full(len(devices), -1))
+        for block in blocks:
+            options = np.array(self._problem.options_of(int(block)))
+            near = (self._site(options) != Site.CLUSTER) & (self._devices > _ALL_LOOKED_AT)
+            ways = [self._best_way(options[near], far=False), self._best_way(options[~near], far=True)]
+            way = min((way for way in ways if way), key=lambda way: way.guide, default=None)
+            if way is None:
+                break
+            self._set_option(way.option, way.devices, way.put)
+        else:
+            if self._changes.guide < below:
+                return True
+        for option, unit in before:
+            self._set_option(option, np.arange(self._devices), unit)
+        self._clock, self._changed = clock, changed  # for exchanges, all is as it was
+        return False
 
     def _some(self, option: Ints, count: int) -> Ints:
         """Some of many options: half of them of blocks on the costliest devices, ascending."""
