@@ -314,18 +314,18 @@ class Problem:
         """What each device holds."""
         option = np.array(placement.option)
         first = self.first_unit[option]
-        kinds = _ranges(first, self._stop_unit[option] - first)
+        kinds = ranges(first, self._stop_unit[option] - first)
         unit = np.repeat(kinds, self.unit_count[kinds])
         place = np.fromiter(chain.from_iterable(placement.places), dtype=np.int64)
         size = self.site_size[self.option_site[self.unit_option[unit]]]
         block = np.repeat(self.option_block[self.unit_option[unit]], size)
-        return Holdings(block, np.repeat(unit, size), _ranges(place * size, size))
+        return Holdings(block, np.repeat(unit, size), ranges(place * size, size))
 
     def labelled(self, holdings: Holdings) -> Ints:
         """int[labels, D]: units with each exclusion label on each device; more than one are not allowed."""
         count = np.array([len(labels) for labels in self.labels])
         each = count[holdings.block]
-        label = np.concatenate(self.labels)[_ranges((np.cumsum(count) - count)[holdings.block], each)]
+        label = np.concatenate(self.labels)[ranges((np.cumsum(count) - count)[holdings.block], each)]
         units = np.zeros((self.label_count, self.cluster.devices), dtype=np.int64)
         np.add.at(units, (label, np.repeat(holdings.device, each)), 1)
         return units
@@ -372,7 +372,7 @@ class Placement:
     places: tuple[tuple[int, ...], ...]
 
 
-def _ranges(starts: Ints, counts: Ints) -> Ints:
+def ranges(starts: Ints, counts: Ints) -> Ints:
     """The integers of all ranges of so many from each start, one range after the other."""
     before = np.cumsum(counts) - counts
     return np.asarray(np.repeat(starts - before, counts) + np.arange(int(counts.sum())))

@@ -26,7 +26,7 @@ from shardc.units import format_bytes
 Options = tuple[int, ...]
 """An option for each block."""
 
-EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
+EVALUATIONS = {"fast": 10_000, "balanced": 80_000, "thorough": 2_000_000}
 """Candidates that local search scores for a hundred tables, by effort; more for more tables."""
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shardc.judge import LIKELY, Changes, Judge
-from shardc.problem import Bools, Floats, Ints, Placement, Site
+from shardc.problem import Bools, Floats, Ints, Placement, Site, ranges
 
 _LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
@@ -28,7 +28,8 @@ _ALL_LOOKED_AT = 64  # devices: where there are more, a block that is put back l
 _PARTNERS = 32  # devices that one tries to trade with, and devices that try, before blocks are put back
 _COSTLIEST = 8  # devices whose blocks are tried first
 _LIGHTEST, _LIGHTEST_HOSTS = 16, 3  # devices, or hosts, that it looks at beyond as many as it has units
-_REBUILDS, _REBUILT = 24, 4  # tries to take blocks out and put them back, and the most blocks of one
+_REBUILDS, _REBUILT = 64, 4  # tries to take blocks out and put them back, and the most blocks of one
+_REBUILT_AT_ONCE = 8192  # devices that are scored for a block of each try
 _MOST_COSTLY = 2  # devices whose blocks every other try chooses from
 _TRIES = 4  # steps that look at such options before those of all devices are looked at
 
@@ -116,6 +117,7 @@ class _Search:
         self.budget = budget
         self._limit, self._host_kind = problem.cluster.memory_limit, problem.cluster.kind
         self._devices, self._local = problem.cluster.devices, problem.cluster.devices_per_host
+        self._options_of_block = np.bincount(problem.option_block)
         self._several_labels = np.array([len(labels) > 1 for labels in problem.labels])
         # None is the last kind of unit, so that -1 finds it.
         self._latents = np.append(judge.latents, np.zeros((len(judge.latents), 1, judge.latents.shape[2])), axis=1)
@@ -176,14 +178,17 @@ class _Search:
         """
         self._changes = Changes.of(self._judge, self._changes.z, targets)
         self._tried = self._tried_for[int(targets is None)]
-        while self.budget > 0 and any(way() for way in (self._exchange_some, self._change_option, self._rebuild_some)):
+        ways = [self._exchange_some, self._change_option, self._rebuild_some]
+        if self._devices > _ALL_LOOKED_AT:
+            ways = [self._change_option, self._exchange_some, self._rebuild_some]
+        while self.budget > 0 and any(way() for way in ways):
             self.step_ms = float(self._judge.step_ms(self._changes.z))
             yield
 
     def kick(self) -> bool:
         """Leave a local optimum: some blocks rebuilt, another option for one, or random moves. False if nothing can."""
         dice = self._rng.random()
-        kicked = (dice < 0.5 and self._rebuild(np.inf)) or (dice < 0.75 and self._kick_option())
+        kicked = (dice < 0.5 and self._rebuild(1, np.inf)) or (dice < 0.75 and self._kick_option())
         kicked = kicked or self._kick_units() or self._kick_option()
         self.step_ms = float(self._judge.step_ms(self._changes.z))
         self.budget -= 1
@@ -361,42 +366,80 @@ class _Search:
         return _Way(float(guide[best]), int(option[best]), pool[best], put[best])
 
     def _rebuild_some(self) -> bool:
-        """Rebuild a few blocks, several times, until that helps."""
-        return any(self.budget > 0 and self._rebuild(self._changes.guide - _LEAST_GAIN) for _ in range(_REBUILDS))
+        """Rebuild a few blocks, in the best of several tries, if that helps."""
+        options = len(self._problem.option_block) / len(self._option)
+        tries = max(1, min(_REBUILDS, int(_REBUILT_AT_ONCE / (self._devices * options))))
+        return self._rebuild(tries, self._changes.guide - _LEAST_GAIN)
 
-    def _rebuild(self, below: float) -> bool:
+    def _rebuild(self, tries: int, below: float) -> bool:
         """Take a few blocks out and put them back one after the other, where each is cheapest then.
 
-        That changes several blocks at once where changing one alone does not help. It is taken back, and False
-        returned, unless it makes the guide less than `below`.
+        That changes several blocks at once where changing one alone does not help.
+
+        Args:
+            tries: how many sets of blocks are tried.
+            below: what the guide has to be less than.
+
+        Returns:
+            Whether it is in the best of the tries, which then is taken.
         """
-        blocks = np.arange(len(self._option))
+        problem, changes, kinds = self._problem, self._changes, self._host_kind
+        count = int(self._rng.integers(2, _REBUILT + 1))
+        blocks = np.stack([self._some_to_rebuild(count) for _ in range(tries)])  # [R, M]
+        old = self._unit[blocks]  # [R, M, D]
+        z = changes.z - self._latents[kinds, old].sum(axis=1)
+        memory = self._memory - self._unit_memory[old].sum(axis=1)
+        options, units = np.empty_like(blocks), np.full_like(old, -1)
+        guide = np.zeros(tries)
+        for step in range(blocks.shape[1]):
+            start = problem.first_option[blocks[:, step]]
+            each = self._options_of_block[blocks[:, step]]
+            attempt, option = np.repeat(np.arange(tries), each), ranges(start, each)
+            largest = problem.first_unit[option][:, None]
+            block = blocks[attempt, step]
+            fits = memory[attempt] + self._unit_memory[largest] <= self._limit
+            fits &= problem.allowed[block]
+            for row in np.flatnonzero(self._several_labels[block]):
+                fits[row] &= self._apart(blocks[attempt[row]], step, units[attempt[row]])
+            without = z[attempt]  # [N, D, K]
+            more = changes.pressure(without + self._latents[kinds, largest]) - changes.pressure(without)
+            pool = np.broadcast_to(np.arange(self._devices), fits.shape)
+            put, possible = self._choose(option, pool, np.where(fits, more, np.inf))
+            after = without + self._latents[kinds, put]
+            found = np.where(possible, changes.whole(after), np.inf)
+            self.budget -= max(LIKELY, len(option) * (1 + self._devices // 2) // 2)
+            ends = np.cumsum(each)
+            best = np.array([first + found[first:end].argmin() for first, end in zip(ends - each, ends, strict=True)])
+            guide = np.maximum(found[best], np.where(np.isinf(guide), np.inf, 0.0))
+            z, options[:, step], units[:, step] = after[best], option[best], put[best]
+            memory = memory + self._unit_memory[put[best]]
+        winner = int(guide.argmin())
+        if not guide[winner] < below:
+            return False
+        for option, put in zip(options[winner], units[winner], strict=True):
+            self._set_option(int(option), np.arange(self._devices), put)
+        return True
+
+    def _some_to_rebuild(self, count: int) -> Ints:
+        """Some blocks, every other time of those that the costliest devices hold."""
         if self._rng.random() < 0.5:
             costliest = self._changes.costly()[:_MOST_COSTLY]
-            blocks = np.flatnonzero((self._unit[:, costliest] >= 0).any(axis=1))
-        blocks = self._some_blocks(int(self._rng.integers(2, _REBUILT + 1)), blocks)
-        if not len(blocks):
-            return False
-        before = [(int(self._option[block]), self._unit[block].copy()) for block in blocks]
-        clock, changed = self._clock, self._changed.copy()
-        for option, unit in before:
-            devices = np.flatnonzero(unit >= 0)
-            self._set_option(option, devices, np.full(len(devices), -1))
-        for block in blocks:
-            options = np.array(self._problem.options_of(int(block)))
-            near = (self._site(options) != Site.CLUSTER) & (self._devices > _ALL_LOOKED_AT)
-            ways = [self._best_way(options[near], far=False), self._best_way(options[~near], far=True)]
-            way = min((way for way in ways if way), key=lambda way: way.guide, default=None)
-            if way is None:
-                break
-            self._set_option(way.option, way.devices, way.put)
-        else:
-            if self._changes.guide < below:
-                return True
-        for option, unit in before:
-            self._set_option(option, np.arange(self._devices), unit)
-        self._clock, self._changed = clock, changed  # for exchanges, all is as it was
-        return False
+            held = np.flatnonzero((self._unit[:, costliest] >= 0).any(axis=1))
+            if len(held) >= count:
+                return self._some_blocks(count, held)
+        return self._some_blocks(count, np.arange(len(self._option)))
+
+    def _apart(self, blocks: Ints, step: int, units: Ints) -> Bools:
+        """bool[D]: devices without what a block must not share them with, when `blocks` int[M] are taken out.
+
+        Those before it are back already, as units int[M, D].
+        """
+        labels = self._problem.labels[blocks[step]]
+        taken = self._taken[labels].copy()
+        for other, put in zip(blocks, units, strict=True):
+            shared = np.isin(labels, self._problem.labels[other])
+            taken[shared] += (put >= 0) * 1 - (self._unit[other] >= 0)
+        return np.asarray(~taken.any(axis=0))
 
     def _some(self, option: Ints, count: int) -> Ints:
         """Some of many options: half of them of blocks on the costliest devices, ascending."""
@@ -420,11 +463,11 @@ class _Search:
         size = now + np.where(on_hosts, (units + _LIGHTEST_HOSTS) * self._local, units + _LIGHTEST)
         pool = np.empty((len(option), min(int(size.max()), self._devices)), dtype=np.int64)
         for row, block in enumerate(blocks):
-            parts = [np.flatnonzero(self._unit[block] >= 0), devices]
+            parts = [np.flatnonzero(self._unit[block] >= 0), devices[: pool.shape[1]]]
             if on_hosts[row]:
                 some = hosts[: units[row] + _LIGHTEST_HOSTS, None] * self._local
                 parts.insert(1, (some + np.arange(self._local)).ravel())
-            found = np.concatenate(parts)[: 2 * pool.shape[1]]
+            found = np.concatenate(parts)
             first = np.sort(np.unique(found, return_index=True)[1])
             pool[row] = found[first[: pool.shape[1]]]
         return pool

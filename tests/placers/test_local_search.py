@@ -254,4 +254,18 @@ def test_the_effort_is_kept_to():
     start = all_on_few(judge)
     Counting.scored = 0
     improve(judge, start, evaluations=3000, seed=0)
-    assert Counting.scored < 3 * 3000 + 2000
+    assert Counting.scored < 4 * 3000 + 2000
+
+
+def test_pieces_on_many_hosts_are_looked_at_where_they_are_and_elsewhere():
+    """A table on half of 16 hosts, whose other options take more hosts than the costliest leave."""
+    heavy = {"rows": 1_000_000, "dim": 128, "pooling": 80.0, "sharding": ["table_row_wise"]}
+    light = {"rows": 1_000_000, "dim": 128, "pooling": 0.1, "sharding": ["grid_shard"]}
+    judge = judge_of(light, heavy, heavy, devices=8, hosts=16)
+    problem = judge.problem
+    eight = next(option for option in problem.options_of(0) if problem.option_units[option] == 8)
+    start = Placement((eight, problem.options_of(1)[0], problem.options_of(2)[0]), (tuple(range(8)), (14,), (15,)))
+    assert judge.judge(start).feasible
+    found = judge.judge(improve(judge, start, evaluations=5000, seed=0))
+    assert found.feasible
+    assert found.step_time_ms <= judge.judge(start).step_time_ms
