@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shardc import __version__
-from shardc.cli import bench, check, compile, devices, import_, measure, profile, schema, train, validate
+from shardc.cli import bench, check, compile, devices, export, import_, measure, profile, schema, train, validate
 from shardc.cli.console import echo
 
 app = typer.Typer(
@@ -50,6 +50,11 @@ def _group(name: str, meaning: str) -> typer.Typer:
 _add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
 _add(validate.validate, "shardc validate examples/*.toml")
 _add(check.check, "shardc check examples/*.toml")
+_add(
+    export.export,
+    "shardc export model.plan.json --to hugectr -o shard.json",
+    "shardc export model.plan.json --to csv > shards.csv",
+)
 _add(
     bench.bench,
     "shardc bench model.toml",
