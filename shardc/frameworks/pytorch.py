@@ -7,7 +7,8 @@ the last one short. TorchRec's blocks of rows are the same, so most tables can b
 - blocks of rows: a mesh of their ranks, `Shard(0)`; columns of equal widths: `Shard(1)`;
 - columns on hosts, rows within them: a mesh of hosts x ranks, `Shard(1)` and `Shard(0)`.
 
-What chunks otherwise (columns of different widths) is listed shard by shard.
+What is cut otherwise (columns of different widths) is listed shard by shard, and so are chunks against the order of
+ranks: `distribute_tensor` scatters over a process group, whose ranks torch sorts, whatever their order in the mesh.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def _chunked(table: TablePlan, rows: int, columns: int) -> dict[str, Any] | None
         for column, width in _chunks(columns, wide)
         for row, height in _chunks(rows, high)
     ]
-    if [(shard.shard_offsets, shard.shard_sizes) for shard in table.shards] != expected:
+    ascending = all(low < high for low, high in pairwise(table.ranks))
+    if not ascending or [(shard.shard_offsets, shard.shard_sizes) for shard in table.shards] != expected:
         return None
     if wide == 1:
         return {"mesh": mesh[0], "placements": ["Shard(0)" if high > 1 else "Replicate()"]}
