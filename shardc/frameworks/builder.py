@@ -104,7 +104,7 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _where(error: BaseException) -> tuple[str, ...]:
-    """The last lines of a traceback, below shardc's own frames."""
+    """The last lines of a traceback, below shardc's own frames, and what else the error says."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -113,7 +113,7 @@ def _where(error: BaseException) -> tuple[str, ...]:
     lines = [f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames]
     if isinstance(error, SyntaxError):
         lines.append(f"{error.filename}:{error.lineno}: {(error.text or '').strip()}")
-    return tuple(lines[-_LINES:])
+    return tuple([*lines, *str(error).splitlines()[1:]][-_LINES:])
 
 
 def _failure(message: str, fix: str | None = None, notes: tuple[str, ...] = ()) -> DiagnosticError:

@@ -157,7 +157,7 @@ def test_wide_vectors_in_narrower_blocks_are_fine():
 def test_tables_cached_from_host_memory_are_refused(plan):
     tables = dict(plan.plan[MODULE])
     tables["of_row_wise"] = tables["of_row_wise"].model_copy(update={"compute_kernel": "fused_uvm_caching"})
-    with pytest.raises(DiagnosticError, match='host memory.*"of_row_wise"'):
+    with pytest.raises(DiagnosticError, match=r'host memory.*"of_row_wise"'):
         hugectr_shard(plan.model_copy(update={"plan": {MODULE: tables}}))
 
 
