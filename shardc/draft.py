@@ -116,8 +116,9 @@ def _tables(collection: Collection, planned: PlannerFacts | None, notes: dict[Pa
             notes["table", number, "pooling"] = "assumed; one lookup of each feature"
         members: dict[str, Any] = {**_table(table, one_dim)}
         if planned and table.name in planned.tables:
-            members.update(planned.tables[table.name])
-            notes["table", number, "pooling"] = "of the constraints"
+            stated = planned.tables[table.name]
+            members.update(stated)
+            notes.update({("table", number, name): "of the constraints" for name in stated})
         yield members
 
 

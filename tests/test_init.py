@@ -258,6 +258,7 @@ def test_devices_with_memory_of_their_own_and_options_that_win(shardc_):
     spec = load_spec("model.toml").spec
     assert (spec.model.global_batch, spec.cluster.device, spec.cluster.memory) == (9, "cpu-epyc", "8GiB")
     assert spec.cluster.rank_limit_bytes == {3: round(0.85 * (2**32 + 2**20))}
+    assert "assumed; mean lookups" in Path("model.toml").read_text()
     assert "bandwidth" not in Path("model.toml").read_text()  # TorchRec's assumptions are nobody's figures
 
 
@@ -435,6 +436,7 @@ def test_references_to_nothing(shardc_, reference, says):
 # --- Tables that a spec cannot describe -------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize(
     ("build", "says"),
     [
@@ -448,7 +450,7 @@ def test_references_to_nothing(shardc_, reference, says):
             " 'a_b': nn.ModuleDict({'c': nn.Embedding(9, 8)})})",
             'SH702 two tables would have the name "a_b_c": a.b_c and a_b.c\nhelp: rename a module',
         ),
-        ("nn.ModuleDict({'wide': nn.Embedding(9, 1)})", 'SH104 defaults.dim: expected at least 4, found 1'),
+        ("nn.ModuleDict({'wide': nn.Embedding(9, 1)})", 'SH702 table "wide" has vectors of length 1; FBGEMM'),
         ("nn.ModuleDict({'a/b': nn.Embedding(9, 8)})", 'SH104 name of table "a/b": expected a name without'),
         (
             "nn.ModuleDict({'a': torch.ao.nn.quantized.Embedding(9, 8)})",
@@ -493,6 +495,15 @@ def test_files_are_not_replaced_unasked(shardc_):
     assert Path("model.toml").read_text() == "mine"
     assert shardc_("init", "--from", f"{name}:Model", "--force").code == 0
     assert Path("model.toml").read_text() != "mine"
+
+
+def test_code_that_changes_the_directory_does_not_move_the_spec(shardc_, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.toml").write_text("mine")
+    build = "import os\n\ndef build():\n    os.chdir('other')\n    return Model()\n"
+    assert shardc_("init", "--from", f"{code(PLAIN, build)}:build").code == 0
+    assert (tmp_path / "other" / "model.toml").read_text() == "mine"
+    assert len(load_spec(tmp_path / "model.toml").tables) == 3
 
 
 def test_a_file_that_cannot_be_replaced_with_a_good_spec_is_kept(shardc_):

@@ -72,6 +72,7 @@ def init(
     }
     _require_valid(given, output)
     new_file(output, force=force)
+    target = output.absolute()  # the code may change the working directory
     model, inputs = _model_of(build(source), source)
     collection = find_collection(model, module)
     planned = planner_facts(inputs, collection) if inputs else None
@@ -84,7 +85,7 @@ def init(
         configure(sys.stdout, encoding="utf-8", newline="\n")
         echo(text.removesuffix("\n"))
         return
-    write_atomic(output, text.encode())
+    write_atomic(target, text.encode())
     if not quiet:
         echo(f'{count(len(spec.table), "table")} of {spec.model.name}, module "{spec.model.module}"')
         echo(f'spec written to {output}; see its lines with "assumed", then: shardc compile {output}')

@@ -190,6 +190,9 @@ def _indescribable(collection: Collection) -> Iterator[Diagnostic]:
         if table.weights not in _PRECISION.values():
             message = f'table "{table.name}" has weights of {table.weights}; shardc plans fp32, fp16 and bf16'
             yield Diagnostic("SH702", message)
+        if table.dim % 4:
+            message = f'table "{table.name}" has vectors of length {table.dim}; FBGEMM needs a multiple of 4'
+            yield Diagnostic("SH702", message, help="pad them, or choose other tables with --module PATH")
     kinds = {table.weights: table.name for table in reversed(collection.tables)}
     if len(kinds) > 1 and kinds.keys() <= set(_PRECISION.values()):
         examples = ", ".join(f'{weights} ("{name}")' for weights, name in sorted(kinds.items()))

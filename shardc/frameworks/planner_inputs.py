@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _IN_COLUMNS = ("column_wise", "table_column_wise", "grid_shard")
 _TYPES = ("table_wise", *_IN_COLUMNS, "row_wise", "table_row_wise", "data_parallel")
+_UNSTATED = 1.0  # the pooling factor of constraints that do not say one
 # What changes memory or costs in TorchRec's planner, and what a spec does not say of a single table.
 _UNSAID = (
     "num_poolings",
@@ -69,17 +71,16 @@ def as_planner_inputs(returned: Any) -> PlannerInputs | None:
     """Return what a function returned as planner inputs, None if it is something else."""
     from torch import nn
 
-    if not isinstance(returned, tuple) or len(returned) != len(PlannerInputs._fields):
+    torchrec = sys.modules.get("torchrec.distributed.planner")  # whoever made a topology has imported it
+    if torchrec is None or not isinstance(returned, tuple) or len(returned) != len(PlannerInputs._fields):
         return None
-    from torchrec.distributed.planner import ParameterConstraints, Topology
-
     inputs = PlannerInputs(*returned)
     limits = {} if inputs.constraints is None else inputs.constraints
     fits = (
         isinstance(inputs.model, nn.Module)
-        and isinstance(inputs.topology, Topology)
+        and isinstance(inputs.topology, torchrec.Topology)
         and isinstance(limits, Mapping)
-        and all(isinstance(limit, ParameterConstraints) for limit in limits.values())
+        and all(isinstance(limit, torchrec.ParameterConstraints) for limit in limits.values())
         and type(inputs.batch_size) is int
     )
     return inputs if fits else None
@@ -160,8 +161,10 @@ def _table(table: FoundTable, limit: ParameterConstraints) -> dict[str, Any]:
     features, factors = len(table.features), list(map(float, limit.pooling_factors))
     if len(factors) not in (1, features):
         raise ValueError(f"{len(factors)} pooling_factors for {features} features")
-    # A spec counts the lookups of all features; one factor for several features is of each.
-    members: dict[str, Any] = {"pooling": sum(factors) * (features if len(factors) == 1 else 1)}
+    members: dict[str, Any] = {}
+    if factors != [_UNSTATED]:
+        # A spec counts the lookups of all features; one factor for several features is of each.
+        members["pooling"] = sum(factors) * (features if len(factors) == 1 else 1)
     types = list(dict.fromkeys(map(str, limit.sharding_types or _TYPES)))
     if unknown := [kind for kind in types if kind not in _TYPES]:
         raise ValueError(f"no sharding type {unknown[0]}")
