@@ -85,9 +85,7 @@ def draft(
             content["cluster"][name] = value
             notes["cluster", name] = of_planner.get(name, "")
     notes["defaults", "pooling"] = "assumed; mean lookups a sample"
-    notes["defaults", "access"] = (
-        'assumed: uniform; or { zipf = 1.05 }, { bins = [17 shares] }, { indices = "lookups.pt" }'
-    )
+    notes["defaults", "access"] = 'assumed; uniform. Or { zipf = 1.05 }, or { indices = "lookups.pt" }'
     if collection.kind is Kind.SEQUENCE:
         notes["defaults", "sharding"] = f"those that TorchRec has for {collection.kind}"
     if not all(table.pooled for table in collection.tables):

@@ -94,7 +94,7 @@ def test_a_torchrec_model_becomes_a_spec_that_compiles(shardc_):
     name = torchrec("def build(): return DLRM(bags(), 13, [64, 64], [64, 1])")
     done = shardc_("init", "--from", f"{name}:build", "--devices-per-host=16", "--global-batch=4096")
     assert done.code == 0
-    assert done.out.startswith('3 tables of DLRM, module "sparse_arch.embedding_bag_collection"\n')
+    assert done.out.startswith("3 tables of DLRM, in sparse_arch.embedding_bag_collection\n")
     loaded = load_spec("model.toml")
     model, cluster = loaded.spec.model, loaded.spec.cluster
     assert (model.module, model.weights) == ("sparse_arch.embedding_bag_collection", "fp32")

@@ -87,7 +87,8 @@ def init(
         return
     write_atomic(target, text.encode())
     if not quiet:
-        echo(f'{count(len(spec.table), "table")} of {spec.model.name}, module "{spec.model.module}"')
+        where = f"in {spec.model.module}" if spec.model.module else "in the model itself"
+        echo(f"{count(len(spec.table), 'table')} of {spec.model.name}, {where}")
         echo(f'spec written to {output}; see its lines with "assumed", then: shardc compile {output}')
 
 

@@ -154,6 +154,12 @@ def test_wide_vectors_in_narrower_blocks_are_fine():
     assert '["w", 2]' in hugectr_shard(by_hand(("w", "column_wise", pieces)))
 
 
+def test_tables_of_one_name_in_two_modules_are_refused(plan):
+    twice = {MODULE: plan.plan[MODULE], "other": {"of_row_wise": plan.plan[MODULE]["of_row_wise"]}}
+    with pytest.raises(DiagnosticError, match=r'tables of one name: table "of_row_wise"'):
+        hugectr_shard(plan.model_copy(update={"plan": twice}))
+
+
 def test_tables_cached_from_host_memory_are_refused(plan):
     tables = dict(plan.plan[MODULE])
     tables["of_row_wise"] = tables["of_row_wise"].model_copy(update={"compute_kernel": "fused_uvm_caching"})
