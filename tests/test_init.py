@@ -415,6 +415,13 @@ def test_modules_that_fail(shardc_, text, says):
     assert done.err.startswith(says.format(name, Path(f"{name}.py").resolve()))
 
 
+def test_what_to_install_is_said_where_torchrec_is_missing(shardc_, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchrec", None)
+    done = shardc_("init", "--from", f"{code('import torchrec')}:build")
+    assert done.code == 2
+    assert "help: pip install --no-deps torchrec==1.9.2" in done.err
+
+
 @pytest.mark.parametrize(
     ("reference", "says"),
     [

@@ -99,7 +99,7 @@ def _told(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {error}".rstrip(": ").partition("\n")[0]
-        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "torchrec"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "torchrec"
         raise _failure(f"{what}: {cause}", INSTALL if missing else None, _where(error)) from error
 
 
