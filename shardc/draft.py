@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from shardc.frameworks.model import Collection, FoundTable, Kind
 from shardc.frameworks.planner_inputs import PlannerFacts
+from shardc.hardware import load_hardware
 from shardc.source import Path
 
 _ABOUT = """\
@@ -18,8 +19,9 @@ order below, lengths[table, sample]; `shardc import dlrm lookups.pt -o -` prints
 _NOT_POOLED = """\
 Outputs of {kinds} are not pooled. Costs are those of pooled ones: exact for a pooling of 1, too low above.
 """
-# What TorchRec's EmbeddingCollectionSharder offers.
-_OF_SEQUENCES = ("table_wise", "column_wise", "row_wise", "data_parallel")
+# Of what TorchRec's EmbeddingCollectionSharder offers: without column_wise, whose pieces would all need one width; and
+# on CPUs without data_parallel, since FBGEMM's dense operator (1.8.0) pools there what should not be.
+_OF_SEQUENCES = {"cuda": ["table_wise", "row_wise", "data_parallel"], "cpu": ["table_wise", "row_wise"]}
 _DEVICES = {"cuda": "h100-80gb", "cpu": "cpu-epyc"}
 
 
@@ -32,7 +34,12 @@ class Draft(NamedTuple):
 
 
 def draft(
-    collection: Collection, model: str, reference: str, given: Mapping[str, Any], planned: PlannerFacts | None = None
+    collection: Collection,
+    model: str,
+    reference: str,
+    given: Mapping[str, Any],
+    planned: PlannerFacts | None = None,
+    base: str = "",
 ) -> Draft:
     """Write down what is known of a model, and assume the rest.
 
@@ -42,6 +49,10 @@ def draft(
         reference: the function that builds it.
         given: members of `[model]` and `[cluster]` that the user stated; None for what was not.
         planned: what TorchRec's planner was told, if anything.
+        base: folder that the spec will be in.
+
+    Raises:
+        DiagnosticError: everything that `load_hardware` raises of the device.
     """
     notes: dict[Path, str] = {}
     assumed = {
@@ -87,7 +98,9 @@ def draft(
     notes["defaults", "pooling"] = "assumed; mean lookups a sample"
     notes["defaults", "access"] = 'assumed; uniform. Or { zipf = 1.05 }, or { indices = "lookups.pt" }'
     if collection.kind is Kind.SEQUENCE:
-        notes["defaults", "sharding"] = f"those that TorchRec has for {collection.kind}"
+        device_type = load_hardware(content["cluster"]["device"], base=base).device_type
+        content["defaults"]["sharding"] = _OF_SEQUENCES[device_type]
+        notes["defaults", "sharding"] = "what runs where lookups are not pooled"
     if not all(table.pooled for table in collection.tables):
         about += _NOT_POOLED.format(kinds="nn.Embedding" if collection.kind is Kind.PLAIN else collection.kind)
     about += "".join(f"{warning.message}\n" for warning in (planned.warnings if planned else ()))
@@ -100,7 +113,6 @@ def _defaults(collection: Collection) -> dict[str, Any]:
         **({"dim": dims.pop()} if len(dims) == 1 else {}),
         "pooling": 1,
         "access": "uniform",
-        **({"sharding": list(_OF_SEQUENCES)} if collection.kind is Kind.SEQUENCE else {}),
     }
 
 

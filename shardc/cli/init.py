@@ -76,7 +76,7 @@ def init(
     model, inputs = _model_of(build(source), source)
     collection = find_collection(model, module)
     planned = planner_facts(inputs, collection) if inputs else None
-    drafted = draft(collection, type(model).__name__, source, given, planned)
+    drafted = draft(collection, type(model).__name__, source, given, planned, base=os.path.dirname(output))
     spec = parse_spec(drafted.content).spec
     text = spec_toml(spec, drafted.about, drafted.notes)
     if planned and not quiet:

@@ -57,12 +57,12 @@ def hugectr_differences(plan: Plan) -> list[Diagnostic]:
 def _refusals(tables: dict[tuple[str, str], TablePlan]) -> Iterator[Diagnostic]:
     first: dict[str, str] = {}
     twice = [name for module, name in tables if first.setdefault(name, module) != module]
-    host = [name for (_, name), table in tables.items() if table.compute_kernel not in ("dense", "fused")]
+    cached = [name for (_, name), table in tables.items() if table.compute_kernel not in ("dense", "fused")]
     uneven = [name for (_, name), table in tables.items() if len(set(_widths(table))) > 1]
     wide = [name for (_, name), table in tables.items() if max(_widths(table), default=0) > _MAX_WIDTH]
     for names, fault, advice in (
         (twice, "two modules with tables of one name", "rename them: HugeCTR knows tables by name alone"),
-        (host, "tables in host memory, cached on the GPU", "plan them for device memory"),
+        (cached, "tables that are not all in device memory", "plan them for device memory"),
         (
             uneven,
             "column blocks of different widths",

@@ -30,11 +30,11 @@ def pytorch_placements(plan: Plan) -> str:
     columns]; null for a data-parallel table, whose plan does not say it.
 
     Raises:
-        DiagnosticError: SH703 for tables in host memory that a GPU caches, which plain PyTorch does not have.
+        DiagnosticError: SH703 for tables that are not all in device memory, which plain PyTorch cannot cache.
     """
     kernels = {name: table.compute_kernel for tables in plan.plan.values() for name, table in tables.items()}
     if cached := [name for name, kernel in kernels.items() if kernel not in ("dense", "fused")]:
-        message = f"plain PyTorch cannot run tables in host memory, cached on the GPU: {quoted_tables(cached)}"
+        message = f"plain PyTorch cannot run tables that are not all in device memory: {quoted_tables(cached)}"
         raise DiagnosticError(Diagnostic("SH703", message, help="plan them for device memory"))
     modules = {module: {name: _table(table) for name, table in tables.items()} for module, tables in plan.plan.items()}
     return canonical_json({"format": FORMAT, "ranks": plan.cluster.devices, "modules": modules})

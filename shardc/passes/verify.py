@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -58,7 +58,8 @@ def verify_alone(plan: Plan) -> list[Diagnostic]:
         rows, columns = _extent(table.shards)
         if table.sharding_type != "data_parallel" and (fault := _cover_fault(table.shards, rows, columns)):
             findings.append(Diagnostic("SH305", f"table {_quoted(name)}: {fault}"))
-        for fault in _rule_faults(rows, table, cluster):
+        kernels = ("fused",) if table.compute_kernel == "dense" else (table.compute_kernel,)
+        for fault in _rule_faults(rows, table, cluster, kernels):
             findings.append(Diagnostic("SH306", f"table {_quoted(name)}: {fault}"))
     return findings
 
@@ -137,7 +138,7 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
             yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
         elif fault:
             yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    for fault in _rule_faults(table.rows, placed, cluster):
+    for fault in _rule_faults(table.rows, placed, cluster, ("fused",)):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
 
@@ -172,13 +173,13 @@ def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | 
     return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
 
 
-def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster) -> Iterator[str]:
+def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
     devices, local = cluster.devices, cluster.devices_per_host
-    kernel = "dense" if kind == "data_parallel" else "fused"
-    if placed.compute_kernel != kernel:
-        yield f"{kind} needs the compute kernel {kernel}, not {placed.compute_kernel}"
+    kernels = ("dense",) if kind == "data_parallel" else kernels
+    if placed.compute_kernel not in kernels:
+        yield f"{kind} needs the compute kernel {' or '.join(kernels)}, not {placed.compute_kernel}"
     if any(rank >= devices for rank in ranks):
         yield f"rank {max(ranks)} is none of the {devices} devices"
     if kind == "data_parallel":
@@ -202,8 +203,7 @@ def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster) -> Iterator[str
     if kind in ("table_column_wise", "table_row_wise") and len(hosts) > 1:
         yield f"{kind} keeps to one host, but has shards on hosts {hosts[0]} and {hosts[1]}"
     if kind != "table_wise":
-        spread = {"row_wise": devices, "table_row_wise": local, "grid_shard": local}
-        yield from _block_faults(rows, placed, spread)
+        yield from _block_faults(rows, placed, {"row_wise": devices, "table_row_wise": local, "grid_shard": local})
 
 
 def _block_faults(rows: int, placed: TablePlan, spread: Mapping[str, int]) -> Iterator[str]:

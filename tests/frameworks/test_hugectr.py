@@ -163,7 +163,7 @@ def test_tables_of_one_name_in_two_modules_are_refused(plan):
 def test_tables_cached_from_host_memory_are_refused(plan):
     tables = dict(plan.plan[MODULE])
     tables["of_row_wise"] = tables["of_row_wise"].model_copy(update={"compute_kernel": "fused_uvm_caching"})
-    with pytest.raises(DiagnosticError, match=r'host memory.*"of_row_wise"'):
+    with pytest.raises(DiagnosticError, match=r'not all in device memory: table "of_row_wise"'):
         hugectr_shard(plan.model_copy(update={"plan": {MODULE: tables}}))
 
 
