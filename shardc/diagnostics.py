@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,11 @@ CODES: dict[str, str] = {
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
     "SH605": "process group is not the plan's",
+    "SH701": "the code that builds the model failed",
+    "SH702": "the model has no embedding tables, or some that a spec cannot describe",
+    "SH703": "the framework cannot run the plan",
+    "SH704": "the framework runs the plan otherwise than it was planned",
+    "SH705": "planner inputs that a spec cannot express",
     "SH901": "internal error",
     "SH902": "wrong usage",
     "SH903": "cannot write to stdout",
@@ -61,6 +66,9 @@ CODES: dict[str, str] = {
 """Every stable code with its meaning; codes are never renumbered or reused."""
 
 Severity = Literal["error", "warning"]
+
+_NAMED = 5
+"""Tables that a message names."""
 
 _WINDOW = 160
 """Characters of a source line that are shown; a longer line is cut around the carets."""
@@ -112,6 +120,12 @@ class DiagnosticError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(concise, self.diagnostics))
+
+
+def quoted_tables(names: Sequence[str]) -> str:
+    """Return tables in words, the first few by name: table "a", or tables "a", "b" and 7 more."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"table{'s' * (len(names) > 1)} " + ", ".join(f'"{name}"' for name in names[:_NAMED]) + more
 
 
 def concise(diagnostic: Diagnostic) -> str:

@@ -200,7 +200,12 @@ def plan_bytes(plan: Plan) -> bytes:
     Keys are sorted and floats have six significant digits. What fits on a line of 120 columns stays on one; anything
     longer has one member a line, so that a shard that moves changes one line.
     """
-    return (_layout(_rounded(plan.model_dump(mode="json")), "", "") + "\n").encode()
+    return canonical_json(plan.model_dump(mode="json")).encode()
+
+
+def canonical_json(value: Any) -> str:
+    """Return a JSON document with sorted keys and rounded floats, in the layout of a plan."""
+    return _layout(_rounded(value), "", "") + "\n"
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

@@ -83,6 +83,9 @@ def _vector_length(value: int) -> int:
 
 
 def _module_path(value: str) -> str:
+    if not value:
+        return value
+    _printable(value)
     if not all(part.isidentifier() or (part.isascii() and part.isdigit()) for part in value.split(".")):
         example = 'for example "sparse_arch.embedding_bag_collection"'
         _reject(f"expected identifiers and indices joined by dots, found {_quoted(value)}", help=example)
@@ -174,8 +177,9 @@ class ModelSpec(_Section):
     """The `[model]` section."""
 
     name: Text = Field(description="Name of the model; it appears in the plan.")
-    module: Annotated[Text, AfterValidator(_module_path)] = Field(
-        description="Dotted path of the module that holds the tables in the PyTorch model."
+    module: Annotated[str, AfterValidator(_module_path)] = Field(
+        json_schema_extra={"maxLength": _NAME_LENGTH},
+        description='Dotted path of the module that holds the tables in the PyTorch model; "" for the model itself.',
     )
     global_batch: int = Field(ge=1, le=2**31, description="Samples of a training step, over all devices.")
     optimizer: Literal["sgd", "rowwise_adagrad", "adagrad", "adam"] = Field(

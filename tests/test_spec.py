@@ -185,6 +185,10 @@ def test_where_later_findings_hang(folder):
     assert loaded.resolve("x/i.npy") == str(folder.path / "x/i.npy")
 
 
+def test_tables_may_be_in_the_model_itself(folder):
+    assert folder.load((HEAD + tables("x")).replace("sparse.0.ebc", "")).spec.model.module == ""
+
+
 def test_without_a_file_there_are_no_places():
     loaded = parse_spec(data())
     assert loaded.at("model") is None
@@ -368,6 +372,7 @@ REPLACED = [
     ("format = 1", "format = true", "SH103", "true", "found a boolean"),
     ("format = 1", "", "SH102", "", 'missing key "format"'),
     ('module = "sparse.0.ebc"', 'module = "a..b"', "SH104", '"a..b"', "sparse_arch"),
+    ('module = "sparse.0.ebc"', f'module = "{"a" * 201}"', "SH104", f'"{"a" * 201}"', "at most 200 characters"),
     ('module = "sparse.0.ebc"', "", "SH102", "[model]", 'missing key "module" in [model]'),
     ("global_batch = 1024", "global_batch = 0", "SH104", "0", "at least 1"),
     ("global_batch = 1024", "global_batch = 2147483649", "SH104", "2147483649", "at most 2147483648"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shardc import __version__
-from shardc.cli import bench, check, compile, devices, import_, measure, profile, schema, train, validate
+from shardc.cli import bench, check, compile, devices, export, import_, init, measure, profile, schema, train, validate
 from shardc.cli.console import echo
 
 app = typer.Typer(
@@ -47,9 +47,19 @@ def _group(name: str, meaning: str) -> typer.Typer:
     return group
 
 
+_add(
+    init.init,
+    "shardc init --from models.dlrm:build_model -o model.toml --devices-per-host 4",
+    "shardc init --from models.dlrm:build_planner_inputs",
+)
 _add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
 _add(validate.validate, "shardc validate examples/*.toml")
 _add(check.check, "shardc check examples/*.toml")
+_add(
+    export.export,
+    "shardc export model.plan.json --to hugectr -o shard.json",
+    "shardc export model.plan.json --to csv > shards.csv",
+)
 _add(
     bench.bench,
     "shardc bench model.toml",

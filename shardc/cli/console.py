@@ -89,6 +89,22 @@ def _discard(stream: TextIO) -> None:
     os.close(null)
 
 
+def new_file(*targets: Path, force: bool) -> None:
+    """Make sure that files can be written, and that none is replaced unasked; "-" is stdout.
+
+    Raises:
+        DiagnosticError: SH004, exit code 2.
+    """
+    for target in targets:
+        reason, fix = None, None
+        if not target.parent.is_dir():
+            reason = "no such folder"
+        elif target.exists() and not force:
+            reason, fix = "it is there already", "--force replaces it"
+        if reason and str(target) != "-":
+            raise DiagnosticError(Diagnostic("SH004", f"cannot write {target}: {reason}", help=fix), exit_code=2)
+
+
 def report(error: DiagnosticError) -> None:
     """Show what a check found, which is its result, or why it could not run."""
     tell(error.diagnostics, sys.stdout if error.exit_code == 1 else sys.stderr)

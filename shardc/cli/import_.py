@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, count, echo, progress
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.cli.console import QuietOption, configure, count, echo, new_file, progress
+from shardc.diagnostics import DiagnosticError
 
 if TYPE_CHECKING:
     from shardc.measure.index_file import RecordedBatch
@@ -64,10 +64,7 @@ def dlrm(
         load_hardware(device, base=os.path.dirname(target))
     except DiagnosticError as error:
         raise DiagnosticError(*error.diagnostics, exit_code=2) from None
-    if not target.parent.is_dir():
-        raise _cannot_write(target, "no such folder")
-    if not force:
-        _refuse_existing(target, _table_file(target))
+    new_file(target, _table_file(target), force=force)
     with progress(quiet) as advance:
         recorded = read_batch(str(file), advance)
     tables = _tables(recorded)
@@ -129,13 +126,3 @@ def _write(spec: Spec, about: str, target: Path) -> None:
 
 def _table_file(target: Path) -> Path:
     return target.with_suffix(".tables.csv")
-
-
-def _refuse_existing(*targets: Path) -> None:
-    for target in targets:
-        if target.exists():
-            raise _cannot_write(target, "it is there already", "--force replaces it")
-
-
-def _cannot_write(target: Path, reason: str, fix: str | None = None) -> DiagnosticError:
-    return DiagnosticError(Diagnostic("SH004", f"cannot write {target}: {reason}", help=fix), exit_code=2)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from shardc.diagnostics import Diagnostic
+from shardc.diagnostics import Diagnostic, quoted_tables
 from shardc.memory import shard_bytes
 from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
 from shardc.problem import Cluster
-from shardc.spec import LoadedSpec, Table
+from shardc.spec import MAX_DEVICES, LoadedSpec, Table
 from shardc.units import format_bytes
 
 _NAMED = 5
@@ -39,6 +39,29 @@ def verify(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]
     if findings:
         return findings
     return [*_broken_constraints(plan, loaded), *_memory_findings(plan, loaded, cluster)]
+
+
+def verify_alone(plan: Plan) -> list[Diagnostic]:
+    """Return what is wrong with a plan whatever its spec: nothing when its shards make up tables that TorchRec runs.
+
+    Returns:
+        Findings with the codes SH305 and SH306.
+    """
+    if plan.cluster.devices > MAX_DEVICES:
+        return [Diagnostic("SH306", f"the plan is for {plan.cluster.devices} devices, more than {MAX_DEVICES}")]
+    placed = [(name, table) for tables in plan.plan.values() for name, table in tables.items()]
+    on_cpu = any(shard.placement.endswith("/cpu") for _, table in placed for shard in table.shards)
+    hosts = (0,) * plan.cluster.hosts
+    cluster = Cluster("cpu" if on_cpu else "cuda", plan.cluster.devices_per_host, kinds=(), host_kind=hosts)
+    findings = []
+    for name, table in placed:
+        rows, columns = _extent(table.shards)
+        if table.sharding_type != "data_parallel" and (fault := _cover_fault(table.shards, rows, columns)):
+            findings.append(Diagnostic("SH305", f"table {_quoted(name)}: {fault}"))
+        kernels = ("fused",) if table.compute_kernel == "dense" else (table.compute_kernel,)
+        for fault in _rule_faults(rows, table, cluster, kernels):
+            findings.append(Diagnostic("SH306", f"table {_quoted(name)}: {fault}"))
+    return findings
 
 
 def device_memory(plan: Plan, loaded: LoadedSpec) -> list[int]:
@@ -97,10 +120,10 @@ def _other_tables(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
     wanted = {table.name: table for table in loaded.tables}
     stated = plan.plan.get(module, {})
     if missing := [name for name in wanted if name not in stated]:
-        message = f"the plan does not place {_tables(missing)}"
+        message = f"the plan does not place {quoted_tables(missing)}"
         yield Diagnostic("SH304", message, loaded.at_table(wanted[missing[0]]), help="compile the spec again")
     if extra := sorted(stated.keys() - wanted.keys()):
-        message = f"the plan places {_tables(extra)}, which the spec does not have"
+        message = f"the plan places {quoted_tables(extra)}, which the spec does not have"
         yield Diagnostic("SH304", message, help="compile the spec again")
 
 
@@ -115,7 +138,7 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
             yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
         elif fault:
             yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    for fault in _rule_faults(table, placed, cluster):
+    for fault in _rule_faults(table.rows, placed, cluster, ("fused",)):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
 
@@ -150,13 +173,13 @@ def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | 
     return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
 
 
-def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[str]:
+def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
     devices, local = cluster.devices, cluster.devices_per_host
-    kernel = "dense" if kind == "data_parallel" else "fused"
-    if placed.compute_kernel != kernel:
-        yield f"{kind} needs the compute kernel {kernel}, not {placed.compute_kernel}"
+    kernels = ("dense",) if kind == "data_parallel" else kernels
+    if placed.compute_kernel not in kernels:
+        yield f"{kind} needs the compute kernel {' or '.join(kernels)}, not {placed.compute_kernel}"
     if any(rank >= devices for rank in ranks):
         yield f"rank {max(ranks)} is none of the {devices} devices"
     if kind == "data_parallel":
@@ -167,7 +190,8 @@ def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[
         return
     if len(ranks) != len(shards):
         yield f"not as many ranks ({len(ranks)}) as shards ({len(shards)})"
-    for number, (rank, shard) in enumerate(zip(ranks, shards, strict=False)):
+        return
+    for number, (rank, shard) in enumerate(zip(ranks, shards, strict=True)):
         expected = f"rank:{rank}/cpu" if cluster.device_type == "cpu" else f"rank:{rank}/cuda:{rank % local}"
         if shard.placement != expected:
             yield f"shard {number} has the placement {_quoted(shard.placement)}, expected {_quoted(expected)}"
@@ -179,16 +203,16 @@ def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[
     if kind in ("table_column_wise", "table_row_wise") and len(hosts) > 1:
         yield f"{kind} keeps to one host, but has shards on hosts {hosts[0]} and {hosts[1]}"
     if kind != "table_wise":
-        yield from _block_faults(table, placed, {"row_wise": devices, "table_row_wise": local, "grid_shard": local})
+        yield from _block_faults(rows, placed, {"row_wise": devices, "table_row_wise": local, "grid_shard": local})
 
 
-def _block_faults(table: Table, placed: TablePlan, spread: Mapping[str, int]) -> Iterator[str]:
+def _block_faults(rows: int, placed: TablePlan, spread: Mapping[str, int]) -> Iterator[str]:
     """Faults of a table in column blocks, each of them in blocks of rows on `spread` devices, by sharding type."""
     kind, count, column = placed.sharding_type, spread.get(placed.sharding_type, 1), 0
     if len(placed.shards) % count or (kind in ("row_wise", "table_row_wise") and len(placed.shards) != count):
         yield f"{kind} has one shard on every rank of {count}, not {len(placed.shards)}"
         return
-    block, firsts = -(-table.rows // count), []
+    block, firsts = -(-rows // count), []
     for start in range(0, len(placed.shards), count):
         width = placed.shards[start].shard_sizes[1]
         ranks = placed.ranks[start : start + count]
@@ -198,11 +222,11 @@ def _block_faults(table: Table, placed: TablePlan, spread: Mapping[str, int]) ->
         if width % 4 or not width:
             yield f"shard {start} has {width} columns, not a multiple of 4"
         for number in range(start, start + count):
-            shard, first = placed.shards[number], min((number - start) * block, table.rows)
-            if first == table.rows:
-                yield f"shard {number} has no rows, as {table.rows} are too few for {count} ranks"
-            if shard.shard_offsets != (first, column) or shard.shard_sizes != (min(block, table.rows - first), width):
-                wanted = f"{min(block, table.rows - first)} rows from row {first} and column {column}"
+            shard, first = placed.shards[number], min((number - start) * block, rows)
+            if first == rows:
+                yield f"shard {number} has no rows, as {rows} are too few for {count} ranks"
+            if shard.shard_offsets != (first, column) or shard.shard_sizes != (min(block, rows - first), width):
+                wanted = f"{min(block, rows - first)} rows from row {first} and column {column}"
                 yield f"shard {number} is not {wanted}, as {kind} has them"
         column += width
     if kind == "grid_shard" and (twice := _twice(firsts)):
@@ -281,11 +305,6 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, in
         )
         for rank, size in zip(placed.ranks, sizes.tolist(), strict=True):
             yield rank, table.name, size
-
-
-def _tables(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"table{'s' * (len(names) > 1)} " + ", ".join(map(_quoted, names[:_NAMED])) + more
 
 
 def _quoted(value: object) -> str:

@@ -8,23 +8,29 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardc.source import Path
 from shardc.spec import Spec, TableSpec
 
+_NOTE_COLUMN = 36
 
-def spec_toml(spec: Spec, comment: str = "") -> str:
+
+def spec_toml(spec: Spec, comment: str = "", notes: Mapping[Path, str] | None = None) -> str:
     """The TOML text of a spec: what it sets, and none of the defaults that it leaves alone.
 
     Args:
         spec: the spec; its tables become `[[table]]` sections.
         comment: lines for the top of the file, without "#".
+        notes: what to say behind single values, by their path: ``("table", 3, "dim")``.
     """
+    notes = notes or {}
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
     for name, value in _set(spec).items():
         if isinstance(value, Mapping):
-            lines += ["", f"[{name}]", *_pairs(value)]
+            lines += ["", f"[{name}]", *_lines(value, (name,), notes)]
         elif name == "table":
-            for table in value:
-                lines += ["", "[[table]]", *_pairs({"name": table["name"], **table})]
+            for number, table in enumerate(value):
+                table = {"name": table["name"], **table}
+                lines += ["", "[[table]]", *_lines(table, (name, number), notes)]
         else:
             lines += _pairs({name: value})
     return "\n".join(lines) + "\n"
@@ -46,6 +52,12 @@ def tables_csv(tables: Sequence[TableSpec]) -> str:
 
 def _set(section: Spec | TableSpec) -> dict[str, Any]:
     return section.model_dump(exclude_unset=True, exclude_none=True)
+
+
+def _lines(section: Mapping[str, Any], path: Path, notes: Mapping[Path, str]) -> list[str]:
+    remarks = [notes.get((*path, key)) for key in section]
+    pairs = zip(_pairs(section), remarks, strict=True)
+    return [f"{pair:<{_NOTE_COLUMN}}  # {remark}" if remark else pair for pair, remark in pairs]
 
 
 def _pairs(section: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shardc.diagnostics import Diagnostic
 from shardc.memory import shard_bytes
-from shardc.passes.verify import device_memory, verify
+from shardc.passes.verify import device_memory, verify, verify_alone
 from shardc.plan import Plan
 from shardc.problem import Cluster, HostKind
 from shardc.spec import LoadedSpec, load_spec, parse_spec
@@ -293,6 +293,8 @@ def test_what_torchrec_runs_has_no_fault_of_its_own(loaded: LoadedSpec, item: di
         (shard("item", 1, shard_offsets=[0, 36]), "SH305", "leave a gap"),
         (shard("page", 1, shard_sizes=[2, 16]), "SH305", "leave a gap"),
         # What TorchRec needs.
+        (table("item", ranks=[3]), "SH306", "not as many ranks (1) as shards (2)"),
+        (table("page", ranks=[]), "SH306", "not as many ranks (0) as shards (4)"),
         (
             replace("ads", placed("table_wise", (1, (0, 0), (500, 16)), (2, (500, 0), (500, 16)))),
             "SH306",
@@ -382,6 +384,18 @@ def test_a_broken_rule_is_named(loaded: LoadedSpec, edit: Edit, code: str, names
     edit(content)
     found = check(loaded, content)
     assert any(finding.code == code and names in finding.message for finding in found), found
+
+
+def test_without_its_spec_a_plan_is_judged_by_its_shards(loaded: LoadedSpec) -> None:
+    content = document()
+    assert verify_alone(Plan.model_validate(content)) == []
+    content["plan"]["ebc"]["ads"]["shards"][0]["shard_sizes"] = [999, 16]  # another table, but a whole one
+    assert verify_alone(Plan.model_validate(content)) == []
+    content["plan"]["ebc"]["item"]["shards"][1]["shard_offsets"] = [0, 28]
+    content["plan"]["ebc"]["page"]["shards"].reverse()
+    found = {finding.code: finding.message for finding in verify_alone(Plan.model_validate(content))}
+    assert found["SH305"] == 'table "item": shards 0 and 1 overlap'
+    assert found["SH306"].startswith('table "page": ')
 
 
 def test_findings_stand_where_the_spec_asks(loaded: LoadedSpec) -> None:

@@ -95,6 +95,16 @@ def test_the_text_is_laid_out_to_be_read():
     )
 
 
+def test_notes_stand_behind_their_values():
+    spec = Spec.model_validate({**FULL, "table": FULL["table"][:2]})
+    notes = {("model", "optimizer"): "assumed", ("table", 1, "access"): "measured"}
+    with_notes = spec_toml(spec, notes=notes).splitlines()
+    assert 'optimizer = "adam"                    # assumed' in with_notes
+    assert f"access = {{ bins = [0.25, 0.75{', 0' * 15}] }}  # measured" in with_notes
+    stripped = [line.partition("  #")[0].rstrip() for line in with_notes]
+    assert stripped == spec_toml(spec).splitlines()
+
+
 def test_a_table_file_has_the_columns_that_it_needs():
     tables = [TableSpec(name="a", rows=10, pooling=1.5), TableSpec(name="b", rows=20, features=("f", "g"))]
     assert tables_csv(tables) == "name,rows,pooling,features\na,10,1.5,\nb,20,,f;g\n"
