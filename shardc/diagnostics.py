@@ -23,6 +23,7 @@ CODES: dict[str, str] = {
     "SH108": "bad CSV table file",
     "SH109": "spec of a newer or unknown format",
     "SH112": "hosts of different device types in one cluster",
+    "SH113": "tables may be in host memory, and cannot",
     "SH201": "a table fits on no allowed device",
     "SH202": "the model as a whole exceeds the memory",
     "SH203": "no feasible placement found",

@@ -55,6 +55,7 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
             sharding_type=table.sharding_type,
             compute_kernel=table.compute_kernel,
             ranks=list(table.ranks),
+            cache_params=types.CacheParams(load_factor=table.cached) if table.cache_params else None,
             sharding_spec=types.EnumerableShardingSpec(shards) if shards else None,
         )
 

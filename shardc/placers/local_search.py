@@ -108,7 +108,7 @@ class _Search:
         self._several_labels = np.array([len(labels) > 1 for labels in problem.labels])
         # None is the last kind of unit, so that -1 finds it.
         self._latents = np.append(judge.latents, np.zeros((len(judge.latents), 1, judge.latents.shape[2])), axis=1)
-        self._unit_memory = np.append(problem.unit_memory, 0)
+        self._unit_memory = np.append(problem.unit_memory, np.zeros((len(problem.unit_memory), 1), np.int64), axis=1)
         self._free = np.append(problem.option_site[problem.unit_option] == Site.DEVICE, False)
         # Units of an option are of two kinds at most: columns in pieces differ by one vector.
         counts = np.zeros((len(problem.option_block), 2), dtype=np.int64)
@@ -241,11 +241,13 @@ class _Search:
         mine, theirs = self._movable(first, second), self._movable(second, first)
         given, memory_given = self._sums(mine, first, pair)
         taken, memory_taken = self._sums(theirs, second, pair)
-        room = self._limit[pair] - self._memory[pair]
+        room = self._limit[:, pair] - self._memory[:, pair]
         possible = None
-        if memory_taken.max() > room[0] or memory_given.max() > room[1]:
-            more = memory_taken - memory_given[:, None]  # on the first device, and as much less on the second
-            possible = (more <= room[0]) & (-more <= room[1])
+        for taken_of, given_of, (here, there) in zip(memory_taken, memory_given, room, strict=True):
+            if taken_of.max() > here or given_of.max() > there:
+                more = taken_of - given_of[:, None]  # on the first device, and as much less on the second
+                fits = (more <= here) & (-more <= there)
+                possible = fits if possible is None else possible & fits
         self.budget -= LIKELY
         likely = changes.likely(pair, given, taken, possible, self._rng)
         if not len(likely):
@@ -283,20 +285,20 @@ class _Search:
 
     def _open_to(self, block: int, source: int) -> Ints:
         """Devices that a block's unit on one device may move to."""
-        room = self._memory + self._unit_memory[self._unit[block, source]] <= self._limit
+        room = (self._memory + self._unit_memory[:, self._unit[block, source], None] <= self._limit).all(axis=0)
         free = ~self._taken[self._problem.labels[block]].any(axis=0)
         if self._problem.option_one_host[self._option[block]]:
             free &= np.arange(self._devices) // self._local == source // self._local
         return np.flatnonzero(room & free & self._problem.allowed[block])
 
     def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, Ints]:
-        """Latents float[2, M, K] on either device and memory int[M] of all sets of up to two units of one device."""
+        """Latents float[2, N, K] on either device and memory int[M, N] of all sets of up to two units of one device."""
         units = np.append(self._unit[blocks, source], -1)
         first, second = _up_to_two(len(blocks)).T
-        memory, kinds = self._unit_memory[units], self._host_kind[pair]
+        memory, kinds = self._unit_memory[:, units], self._host_kind[pair]
         latents = [self._latents[kind, units] for kind in kinds[: 1 + (kinds[0] != kinds[1])]]
         sums = np.stack([of_kind[first] + of_kind[second] for of_kind in latents])
-        return np.broadcast_to(sums, (2, *sums.shape[1:])), memory[first] + memory[second]
+        return np.broadcast_to(sums, (2, *sums.shape[1:])), memory[:, first] + memory[:, second]
 
     def _improve_by_option(self) -> bool:
         """The best of some other ways to shard and place some blocks, if one helps."""
@@ -380,8 +382,8 @@ class _Search:
         block = problem.option_block[option]
         old = self._unit[block[:, None], pool]
         z = self._changes.z[pool] - self._latents[self._host_kind[pool], old]
-        memory = self._memory[pool] - self._unit_memory[old]
-        fits = memory + self._unit_memory[problem.first_unit[option]][:, None] <= self._limit[pool]
+        memory = self._memory[:, pool] - self._unit_memory[:, old]
+        fits = (memory + self._unit_memory[:, problem.first_unit[option], None] <= self._limit[:, pool]).all(axis=0)
         fits &= problem.allowed[block[:, None], pool]
         for row in np.flatnonzero(self._several_labels[block]):
             fits[row] &= (self._taken[problem.labels[block[row]]][:, pool[row]] == (old[row] >= 0)).all(axis=0)
@@ -425,7 +427,7 @@ class _Search:
         kinds = self._host_kind[devices]
         old = self._unit[block, devices]
         z = self._changes.z[devices] + self._latents[kinds, put] - self._latents[kinds, old]
-        self._memory[devices] += self._unit_memory[put] - self._unit_memory[old]
+        self._memory[:, devices] += self._unit_memory[:, put] - self._unit_memory[:, old]
         for label in self._problem.labels[block]:
             self._taken[label, devices] += (put >= 0) * 1 - (old >= 0)
         self._option[block] = option
@@ -437,8 +439,8 @@ class _Search:
         """Note that a block's unit has moved, except in the loads."""
         kind = self._unit[block, source]
         self._unit[block, target], self._unit[block, source] = kind, -1
-        self._memory[source] -= self._unit_memory[kind]
-        self._memory[target] += self._unit_memory[kind]
+        self._memory[:, source] -= self._unit_memory[:, kind]
+        self._memory[:, target] += self._unit_memory[:, kind]
         labels = self._problem.labels[block]
         self._taken[labels, source] -= 1
         self._taken[labels, target] += 1
