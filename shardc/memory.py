@@ -7,9 +7,9 @@ as FBGEMM has it (1.8.0, `construct_split_state` and `_apply_cache_state` of its
 - The device has the cache, in sets of 32 rows, and 16 bytes beside each of its rows (which row it is, and when it was
   used last); 4 bytes for every row of the table; and all of an optimizer state of one value a row.
 
-TorchRec's estimator (1.9.2, `calculate_shard_storages`) differs in optimizer state: it counts all of it on the host, and
-the cached share of it on the device. It does not round to sets. Like it, this counts a cache as wide as the shard,
-though one operator's tables share a cache as wide as the widest of them.
+TorchRec's estimator (1.9.2, `calculate_shard_storages`) differs in optimizer state: it counts all of it on the host,
+and the cached share of it on the device. It does not round to sets. Like it, this counts a cache as wide as the shard,
+though the tables of one operator share a cache as wide as the widest of them.
 """
 
 from __future__ import annotations
@@ -118,5 +118,5 @@ def host_bytes(
 
 
 def _keeps_state(optimizer: str) -> bool:
-    """Whether the optimizer state of a cached table is on the device: one value a row is, one for each weight is not."""
+    """Whether the optimizer state of a cached table is on the device: one value a row is, those of weights are not."""
     return optimizer == Optimizer.ROWWISE_ADAGRAD

@@ -39,7 +39,20 @@ class Linear:
 
 
 HARDWARE = Hardware(
-    "cpu-here", "cpu", "some processor", 2**34, 1e12, 1e12, 1e-6, 0.0, {}, {}, lambda *_: Linear(), "sha256:0", None
+    "cpu-here",
+    "cpu",
+    "some processor",
+    2**34,
+    1e12,
+    1e12,
+    1e-6,
+    0.0,
+    {},
+    {},
+    None,
+    lambda *_: Linear(),
+    "sha256:0",
+    None,
 )
 
 

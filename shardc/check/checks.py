@@ -111,14 +111,12 @@ def placement_of(plan: Plan, problem: Problem) -> Placement:
         name = problem.tables[members[0]].name
         placed = tables[name]
         cached = [tables[problem.tables[t].name].cached for t in members]
-        options_of = (o for o in problem.options_of(block) if np.allclose(problem.cached_of(o), cached, rtol=_STATED))
-        found = ((o, _places(placed, problem, o)) for o in options_of)
+        alike = (o for o in problem.options_of(block) if np.allclose(problem.cached_of(o), cached, rtol=_STATED))
+        found = ((o, _places(placed, problem, o)) for o in alike)
         option, of_units = next(((o, p) for o, p in found if p is not None), (None, None))
         if option is None or of_units is None:
-            kernel = " and a cache" * (placed.cache_params is not None)
-            message = (
-                f'table "{name}": {placed.sharding_type} in {len(placed.shards)} pieces{kernel} is no option of the spec'
-            )
+            how = f"{placed.sharding_type} in {len(placed.shards)} {'cached ' * (placed.cached < 1.0)}pieces"
+            message = f'table "{name}": {how} is no option of the spec'
             faults.append(Diagnostic("SH308", message, help="compile the spec again"))
         else:
             options.append(option)

@@ -7,9 +7,9 @@ has any influence.
 
 The formulas are restated here, since importing TorchRec takes seconds and its enumerator takes more; the tests hold
 them against the installed one. What they leave out is nothing that a spec can ask for: weighted features, several
-poolings of a sample, quantised communication. A cached table costs what its `kernel_bw_lookup` says: a tenth of the mean
-bandwidth of device memory and the link to the host's, weighted by the share that is cached; misses are charged
-(`prefetch_compute`) only where statistics of a trace are given, which a spec has none of.
+poolings of a sample, quantised communication. What a cached table misses is charged (`prefetch_compute`) only where
+there are statistics of a trace, which a spec has none of; but all that it moves is charged at a tenth of a bandwidth
+between that of device memory and that of the link to the host's.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ from shardc.placers.policy import (
     POLICY_FORMAT,
     Policy,
     device_features,
-    filled,
     even_load_ms,
+    filled,
     place_by_policy,
 )
 from shardc.problem import Bools, Floats, Ints, Memory

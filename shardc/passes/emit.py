@@ -24,7 +24,7 @@ from shardc.plan import (
     TablePlan,
     Tool,
 )
-from shardc.problem import Ints, Memory, Problem, ShardingType
+from shardc.problem import Ints, Kernel, Memory, Problem, ShardingType
 from shardc.spec import LoadedSpec
 
 
@@ -90,12 +90,15 @@ def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -
     shards = tuple(_shards(problem, table, option, places))
     block = problem.blocks[problem.option_block[option]]
     cached = problem.cached_of(option)[block.index(table)]
-    return TablePlan(
-        sharding_type=type.value,
-        compute_kernel="fused_uvm_caching" if cached < 1.0 else "fused",
-        cache_params=CacheParams(load_factor=cached) if cached < 1.0 else None,
-        ranks=tuple(shard.rank for shard in shards),
-        shards=shards,
+    kernel = Kernel.FUSED if cached == 1.0 else Kernel.FUSED_UVM_CACHING
+    return TablePlan.model_validate(
+        {
+            "sharding_type": str(type),
+            "compute_kernel": str(kernel),
+            "cache_params": None if kernel is Kernel.FUSED else CacheParams(load_factor=cached),
+            "ranks": [shard.rank for shard in shards],
+            "shards": shards,
+        }
     )
 
 

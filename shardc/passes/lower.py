@@ -23,9 +23,9 @@ from shardc.problem import (
     Collective,
     HostKind,
     Ints,
+    Kernel,
     Link,
     Memory,
-    Kernel,
     Optimizer,
     Problem,
     ShardingType,
@@ -307,7 +307,9 @@ def _sharded(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> It
 
 def _cached(option: _Option, ratio: float) -> _Option:
     """The option with tables in the memory of the host, and that share of the rows of every piece in a cache."""
-    units = (unit._replace(pieces=tuple(piece._replace(cached=ratio) for piece in unit.pieces)) for unit in option.units)
+    units = (
+        unit._replace(pieces=tuple(piece._replace(cached=ratio) for piece in unit.pieces)) for unit in option.units
+    )
     return option._replace(units=tuple(units))
 
 
@@ -531,7 +533,7 @@ def _cached_instead(table: Table, index: int, model: ModelSpec, cluster: Cluster
     if not fits:
         return None
     enough = format_bytes(rounded_up(min(fits) * cluster.devices_per_host))
-    return f'allow the kernel "fused_uvm_caching", and give a host {enough} of host_memory or more'
+    return f'let it be cached: kernels = ["fused", "fused_uvm_caching"], and host_memory of {enough} or more'
 
 
 def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, cluster: Cluster) -> str | None:

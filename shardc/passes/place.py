@@ -226,7 +226,7 @@ def _check_total_memory(problem: Problem) -> None:
     more = f"use {-(-least * cluster.devices // room)} devices" if room else "lower the reserve"
     fix = f"{more}; or give each device {format_bytes(enough)} or more"
     if len(cluster.memory_limit) == 1 and cluster.device_type != "cpu":
-        fix += '; or allow the kernel "fused_uvm_caching", and give a host host_memory'
+        fix += '; or let tables be cached: kernels = ["fused", "fused_uvm_caching"], and host_memory under [cluster]'
     raise DiagnosticError(Diagnostic("SH202", message, help=fix))
 
 
@@ -253,8 +253,8 @@ def _none_found(problem: Problem, best: Fit | None) -> Diagnostic:
     names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
     if best.memory is Memory.HOST:
         message = (
-            f"no placement was found that fits: a device has {format_bytes(limit)} of its host's memory for tables, and "
-            f"the best that was found puts {format_bytes(needed)} there for one; the hardest to place is {names}"
+            f"no placement was found that fits: a device has {format_bytes(limit)} of its host's memory for tables, "
+            f"and the best that was found puts {format_bytes(needed)} there; the hardest to place is {names}"
         )
         enough = format_bytes(rounded_up(needed * problem.cluster.devices_per_host))
         return Diagnostic("SH203", message, help=f"give each host {enough} of host_memory; or {fix}")

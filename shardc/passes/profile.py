@@ -76,7 +76,9 @@ def profile(
     by_name = dict(zip(loaded.spec.cluster.device_names, hardware, strict=True))
     if cached := loaded.cached_tables:
         for name in (name for name, device in by_name.items() if device.host_bandwidth is None):
-            message = f'table "{cached[0].name}" may be in host memory, and the profile {name} does not know the link to it'
+            message = (
+                f'table "{cached[0].name}" may be in host memory, and the profile {name} does not know the link to it'
+            )
             fix = 'give `"host_bandwidth"` in its profile.json, bytes/s in one direction'
             raise DiagnosticError(Diagnostic("SH113", message, loaded.at_table(cached[0], "kernels"), help=fix))
     warnings: list[Diagnostic] = []
@@ -98,7 +100,8 @@ def profile(
     measured = measure(problem.shards)
     missing = int(np.isnan(measured).any(axis=1).sum())
     if missing:
-        message = f"{missing} of {len(measured)} shards were too large to measure here: their cost is predicted"
+        why = "too large to measure here" + " or in host memory" * bool(cached)
+        message = f"{missing} of {len(measured)} shards were {why}: their cost is predicted"
         warnings.append(Diagnostic("SH504", message, severity="warning"))
     calibrated = [calibrate(compute(kind, quantile), problem.shards, measured) for kind in cluster.kinds]
     return Profiled(step_cost(calibrated, problem), digest, tuple(warnings), measured)

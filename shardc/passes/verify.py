@@ -11,7 +11,7 @@ import numpy as np
 from shardc.diagnostics import Diagnostic
 from shardc.memory import host_bytes, shard_bytes
 from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
-from shardc.problem import Cluster, Ints, Kernel, Memory
+from shardc.problem import Cluster, Ints, Memory
 from shardc.spec import LoadedSpec, Table
 from shardc.units import format_bytes
 
@@ -156,8 +156,8 @@ def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
     devices, local = cluster.devices, cluster.devices_per_host
-    dense, cached = kind == "data_parallel", placed.compute_kernel == Kernel.FUSED_UVM_CACHING
-    if dense != (placed.compute_kernel == Kernel.DENSE):
+    dense, cached = kind == "data_parallel", placed.compute_kernel == "fused_uvm_caching"
+    if dense != (placed.compute_kernel == "dense"):
         yield f"{kind} needs the compute kernel {'dense' if dense else 'fused'}, not {placed.compute_kernel}"
     if cached != (placed.cache_params is not None):
         yield f"{placed.compute_kernel} {'needs' if cached else 'has no'} cache_params"
@@ -225,7 +225,7 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
         faults = []
         if placed.sharding_type not in table.sharding:
             faults.append(("sharding", f"is {placed.sharding_type}, which the spec does not allow"))
-        if placed.compute_kernel not in (Kernel.DENSE, *table.kernels):
+        if placed.compute_kernel not in ("dense", *table.kernels):
             faults.append(("kernels", f"has the kernel {placed.compute_kernel}, which the spec does not allow"))
         elif placed.cache_params and not isclose(placed.cached, table.cache_ratio, rel_tol=_STATED):
             stated = f"caches {placed.cached:g} of its rows, the spec has {table.cache_ratio:g}"
@@ -295,7 +295,7 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, li
         features, dense = len(table.features), placed.sharding_type == "data_parallel"
         extents = [(table.rows, table.dim)] * devices if dense else [shard.shard_sizes for shard in placed.shards]
         rows, dims = np.array(extents).T
-        cached = table.cache_ratio if placed.compute_kernel == Kernel.FUSED_UVM_CACHING else 1.0
+        cached = table.cache_ratio if placed.compute_kernel == "fused_uvm_caching" else 1.0
         on_device = shard_bytes(
             rows,
             dims,

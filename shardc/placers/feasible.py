@@ -129,7 +129,7 @@ class _FillJudge(Judge):
     @property
     def _largest(self) -> Ints:
         """int[M, 1]: what the largest device has room for."""
-        return np.maximum(self.limits.max(axis=1, keepdims=True), 1)
+        return np.asarray(np.maximum(self.limits.max(axis=1, keepdims=True), 1))
 
     def loads(self, placement: Placement) -> tuple[Floats, Ints]:
         """As of any judge; a device that is smaller than the largest is partly full from the start."""

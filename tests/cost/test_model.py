@@ -44,6 +44,7 @@ def random_shards(seed: int, count: int = 12) -> Shards:
         output_bytes=rng.choice([2, 4], count),
         optimizer=rng.integers(0, 4, count),
         type=rng.integers(0, len(ShardingType), count),
+        cached=np.ones(count),
     )
 
 

@@ -27,6 +27,7 @@ HARDWARE = Hardware(
     0.0,
     {},
     {},
+    None,
     lambda *_: Roofline(1e10, 1e6),
     "sha256:0",
     Measured.model_construct(reference_ms=(2.0, 3.0)),

@@ -29,6 +29,7 @@ HARDWARE = Hardware(
     0.0,
     {},
     {},
+    None,
     lambda *_: Roofline(1e10, 1e6),
     "sha256:0",
     MEASURED,
@@ -48,6 +49,7 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
         output_bytes=np.full(count, 4),
         optimizer=np.full(count, list(Optimizer).index(optimizer)),
         type=np.zeros(count, dtype=np.int64),
+        cached=np.ones(count),
     )
 
 

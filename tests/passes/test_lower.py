@@ -137,7 +137,7 @@ def test_a_group_is_one_block_of_whole_tables_on_the_ranks_that_all_allow():
     assert problem.shards.dim[list(problem.unit_shards[problem.first_unit[first]])].tolist() == [64, 8]
     assert len(problem.labels[0]) == 2
     alone = [lowered({"dim": dim}) for dim in (64, 8)]
-    assert problem.unit_memory[problem.first_unit[first]] == sum(int(one.unit_memory[0]) for one in alone)
+    assert problem.unit_memory[0, problem.first_unit[first]] == sum(int(one.unit_memory[0, 0]) for one in alone)
 
 
 def test_a_group_of_one_is_a_table_like_any_other():
@@ -259,7 +259,7 @@ def test_hosts_and_ranks_have_limits_of_their_own():
         rank=[{"ranks": [0, 3], "memory": "0.5GB"}],
     )
     # A reserve that is a share is one of the rank's own memory.
-    assert problem.cluster.memory_limit.tolist() == [
+    assert problem.cluster.memory_limit[0].tolist() == [
         450 * 10**6,
         9 * 10**8,
         18 * 10**8,
@@ -284,7 +284,7 @@ def test_a_host_has_the_figures_of_its_own_device():
     assert loaded.spec.cluster.device_names == ("a100-40gb", "h100-80gb")
     cluster = lower(loaded, [load_hardware(name) for name in loaded.spec.cluster.device_names]).cluster
     assert [kind.device for kind in cluster.kinds] == ["a100-40gb", "h100-80gb"]
-    assert cluster.memory_limit.tolist() == [40 * 10**9] * 2 + [80 * 10**9] * 2
+    assert cluster.memory_limit[0].tolist() == [40 * 10**9] * 2 + [80 * 10**9] * 2
     assert cluster.kinds[0].intra_host_bandwidth < cluster.kinds[1].intra_host_bandwidth == 450e9
 
 
@@ -361,11 +361,11 @@ def test_the_cluster_is_the_profiles_unless_the_spec_says_otherwise():
     (kind,) = usual.kinds
     assert (kind.memory_bytes, kind.reserve_bytes) == (80 * 10**9, 8 * 10**9)
     assert (kind.intra_host_bandwidth, kind.inter_host_bandwidth) == (450e9, 50e9)
-    assert usual.memory_limit.tolist() == [72 * 10**9] * 8
+    assert usual.memory_limit[0].tolist() == [72 * 10**9] * 8
     own = lowered(
         {}, memory="1GiB", reserve="24MiB", intra_host_bandwidth="7GB/s", inter_host_bandwidth="2GB/s"
     ).cluster
-    assert own.memory_limit.tolist() == [1000 * 2**20] * 8
+    assert own.memory_limit[0].tolist() == [1000 * 2**20] * 8
     assert (own.kinds[0].intra_host_bandwidth, own.kinds[0].inter_host_bandwidth) == (7e9, 2e9)
 
 
@@ -397,7 +397,7 @@ def test_memory_is_counted_by_the_one_function():
         ("row_wise", 1): shard_bytes(126, 64, bags=1000, pooling=3.0 * 126 / 1001, **common),
         ("data_parallel", 1): shard_bytes(1001, 64, bags=125, pooling=3.0, dense=True, **common),
     }
-    found = dict(zip(offered(problem), problem.unit_memory[problem.first_unit].tolist(), strict=True))
+    found = dict(zip(offered(problem), problem.unit_memory[0, problem.first_unit].tolist(), strict=True))
     assert {key: found[key] for key in expected} == expected
 
 

@@ -175,10 +175,10 @@ def test_what_is_chosen_keeps_every_constraint(seed):
 def test_memory_that_is_just_enough_is_found():
     """Eight equal tables on four devices: two each is the only way."""
     judge = judge_of(spec_of(*[{"rows": 100_000, "sharding": ["table_wise"]}] * 8))
-    exact = 2 * int(judge.problem.unit_memory[0])
+    exact = 2 * int(judge.problem.unit_memory[0, 0])
     tight = judge_of(spec_of(*[{"rows": 100_000, "sharding": ["table_wise"]}] * 8, memory=f"{exact}B", reserve="0%"))
     choice = place(tight.problem, tight.cost, policy=None, effort="fast")
-    assert choice.judgement.memory.tolist() == [exact] * 4
+    assert choice.judgement.memory[0].tolist() == [exact] * 4
 
 
 def test_tables_that_fit_only_in_pieces_are_split():
@@ -217,14 +217,14 @@ def test_a_model_larger_than_the_cluster_is_refused_with_what_would_suffice(rese
     (size,) = re.findall(r"device ([\d.]+ [KMGT]?i?B) or more", found.help)
     enough = judge_of(spec_of(*tables, devices=2, memory=size, reserve=reserve))
     assert parse_size(size)
-    assert 4 * int(enough.problem.unit_memory[0]) <= enough.problem.cluster.memory_limit.min()
+    assert 4 * int(enough.problem.unit_memory[0, 0]) <= enough.problem.cluster.memory_limit.min()
     assert place(enough.problem, enough.cost, policy=None, effort="fast").judgement.feasible
 
 
 def test_what_fits_in_total_but_not_together_is_refused():
     """Three tables of 60 % of a device on two devices."""
     tables = [{"rows": 100_000, "sharding": ["table_wise"]}] * 3
-    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0])
+    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0, 0])
     judge = judge_of(spec_of(*tables, devices=2, memory=f"{int(one / 0.6)}B", reserve="0%"))
     with pytest.raises(DiagnosticError) as caught:
         place(judge.problem, judge.cost, policy=None)
@@ -236,7 +236,7 @@ def test_what_fits_in_total_but_not_together_is_refused():
 
 def test_tables_pinned_onto_one_full_device_are_refused():
     tables = [{"rows": 100_000, "pin": [1]}] * 3
-    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0])
+    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0, 0])
     judge = judge_of(spec_of(*tables, memory=f"{int(one * 2.5)}B", reserve="0%"))
     with pytest.raises(DiagnosticError) as caught:
         place(judge.problem, judge.cost, policy=None)
