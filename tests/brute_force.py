@@ -112,9 +112,25 @@ def problem_of(spec: dict) -> Problem | None:
         return None
 
 
-def random_problem(rng: np.random.Generator) -> Problem | None:
-    """The problem of a random spec; None if there is none."""
-    return problem_of(random_spec(rng))
+def with_host_memory(rng: np.random.Generator, spec: dict) -> dict:
+    """The spec with hosts whose memory some of its tables may take, or have to."""
+    whole = sum(4.0 * table["rows"] * table["dim"] for table in spec["table"])
+    cluster = spec["cluster"] | {"host_memory": f"{int(whole * np.exp(rng.uniform(-1, 2))) + 1000}B"}
+    if rng.random() < 0.3:
+        others = cluster.get("host", [{"hosts": [0]}])
+        cluster["host"] = [others[0] | {"host_memory": f"{int(whole * rng.uniform(0.2, 2)) + 1000}B"}]
+    kernels: list[list[str]] = [["fused"], ["fused", "fused_uvm_caching"], ["fused_uvm_caching"]]
+    tables = [
+        table | {"kernels": kernels[rng.choice(3, p=[0.2, 0.6, 0.2])], "cache_ratio": float(rng.uniform(0.01, 0.9))}
+        for table in spec["table"][:3]
+    ]
+    return spec | {"cluster": cluster, "table": tables}
+
+
+def random_problem(rng: np.random.Generator, *, cached: bool = False) -> Problem | None:
+    """The problem of a random spec, in which tables may be in host memory or not; None if there is none."""
+    spec = random_spec(rng)
+    return problem_of(with_host_memory(rng, spec) if cached else spec)
 
 
 def random_weights(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int]:

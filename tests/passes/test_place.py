@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from brute_force import best_of_all, broken
+from brute_force import best_of_all, broken, random_cost, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +114,33 @@ def test_small_problems_are_solved_as_well_as_by_brute_force():
     assert missed <= 1
     assert np.mean(np.array(ratios) < 1 + 1e-6) >= 0.8
     assert max(ratios) < 1.25
+
+
+def test_small_problems_with_host_memory_are_placed_within_both_limits():
+    """As brute force has them: what it finds no placement for is refused, and all else is placed nearly as well."""
+    ratios, missed, cached, refused = [], 0, 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        if (problem := random_problem(rng, cached=True)) is None:
+            continue
+        judge = Judge(problem, random_cost(rng, problem))
+        if (best := best_of_all(judge)) is None:
+            continue
+        try:
+            choice = place(problem, judge.cost, policy=random_policy(seed), effort="fast")
+        except DiagnosticError as error:
+            assert {d.code for d in error.diagnostics} <= {"SH202", "SH203"}
+            missed += best[0] < np.inf
+            refused += best[0] == np.inf
+            continue
+        assert broken(problem, choice.placement) == []
+        assert choice.bound.step_time_ms <= best[0] <= choice.judgement.step_time_ms
+        ratios.append(choice.judgement.step_time_ms / best[0])
+        cached += min(min(problem.cached_of(option)) for option in choice.placement.option) < 1
+    assert len(ratios) >= 20
+    assert (missed, refused > 0) == (0, True)
+    assert cached >= 10
+    assert np.mean(np.array(ratios) < 1 + 1e-6) >= 0.8
 
 
 def test_never_costlier_than_any_heuristic():
