@@ -6,8 +6,11 @@ sharding type is one function in `_WAYS`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import ge
 from typing import NamedTuple
 
 import numpy as np
@@ -59,8 +62,9 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
     units = [unit for options in offered for option in options for unit in option.units]
     memory = iter(_memory(units, model, len(cluster.memory_limit)).T.tolist())
     needed = [[[next(memory) for _ in option.units] for option in options] for options in offered]
-    rooms = {devices.tobytes(): _Room.of(cluster, devices) for devices in np.unique(allowed, axis=0)}
-    room = [rooms[devices.tobytes()] for devices in allowed]
+    alike = [devices.tobytes() for devices in allowed]
+    rooms = {key: _Room.of(cluster, devices) for key, devices in dict(zip(alike, allowed, strict=True)).items()}
+    room = [rooms[key] for key in alike]
     fitting = [
         [(option, sizes) for option, sizes in zip(options, of_options, strict=True) if space.takes(option, sizes)]
         for options, of_options, space in zip(offered, needed, room, strict=True)
@@ -334,14 +338,15 @@ def _respects(table: Table, option: _Option, cluster: Cluster) -> bool:
 class _Room:
     """Bytes that the units of a block may take of each of their devices, by kind of memory.
 
+    Few places differ, and there may be thousands: so they are counted by the room that they have.
+
     Attributes:
-        of_site: by what a unit takes up, int[1, M, places] the room at every place, -1 where the block may not go, and
-            int[1, places] how many devices, hosts or clusters each place stands for.
-        of_host: int[hosts, M, devices], the room on the devices of one host, and int[hosts, devices] ones.
+        of_site: by what a unit takes up, how many places have so much room; -1 where the block may not go.
+        of_hosts: the same for the devices of one host, for every kind of hosts.
     """
 
-    of_site: Mapping[Site, tuple[Ints, Ints]]
-    of_host: tuple[Ints, Ints]
+    of_site: Mapping[Site, Counter[tuple[int, ...]]]
+    of_hosts: tuple[Counter[tuple[int, ...]], ...]
 
     @staticmethod
     def of(cluster: Cluster, allowed: Bools) -> _Room:
@@ -349,23 +354,30 @@ class _Room:
         limits = np.where(allowed, cluster.memory_limit, -1)
         by_host = limits.reshape(len(limits), cluster.hosts, -1)
         places = {Site.DEVICE: limits, Site.HOST: by_host.min(axis=2), Site.CLUSTER: limits.min(axis=1, keepdims=True)}
-        # Few differ, and there may be thousands.
-        distinct = {site: np.unique(room, axis=1, return_counts=True) for site, room in places.items()}
-        of_site = {site: (room[None], count[None]) for site, (room, count) in distinct.items()}
-        return _Room(of_site, (by_host.swapaxes(0, 1), np.ones(by_host.shape[1:], dtype=np.int64)))
+        hosts = np.unique(by_host, axis=1).swapaxes(0, 1)
+        return _Room({site: _counted(room) for site, room in places.items()}, tuple(map(_counted, hosts)))
 
     def takes(self, option: _Option, sizes: Sequence[Sequence[int]]) -> bool:
         """Whether there is room for all units of an option, each kind of so many bytes, largest first.
 
         Where the largest has room all others have, so it is enough to count places for them and those before them.
         """
-        rooms, counts = self.of_host if option.type is ShardingType.TABLE_COLUMN_WISE else self.of_site[option.site]
-        enough, needed = np.ones(len(rooms), dtype=bool), 0
-        for unit, size in zip(option.units, sizes, strict=True):
-            needed += unit.number
-            fits = (rooms >= np.reshape(size, (-1, 1))).all(axis=1)
-            enough &= (fits * counts).sum(axis=1) >= needed
-        return bool(enough.any())
+        one_host = option.type is ShardingType.TABLE_COLUMN_WISE
+        numbers = list(accumulate(unit.number for unit in option.units))
+        return any(
+            all(_having(places, size) >= number for size, number in zip(sizes, numbers, strict=True))
+            for places in (self.of_hosts if one_host else (self.of_site[option.site],))
+        )
+
+
+def _counted(room: Ints) -> Counter[tuple[int, ...]]:
+    """How many of the places int[M, places] have which room."""
+    return Counter(zip(*room.tolist(), strict=True))
+
+
+def _having(places: Counter[tuple[int, ...]], size: Sequence[int]) -> int:
+    """How many places have room for so many bytes of each kind of memory."""
+    return sum(count for room, count in places.items() if all(map(ge, room, size)))
 
 
 def _memory(units: Sequence[_Unit], model: ModelSpec, kinds: int) -> Ints:
@@ -489,7 +501,7 @@ def _fits_nowhere(
     if too_much := [i for i, sizes in enumerate(on_device) if room.takes(offered[i], sizes)]:
         return _fits_in_no_host(loaded, first, what, min(needed[i][0][Memory.HOST] for i in too_much), cluster)
     least = min(range(len(offered)), key=lambda i: needed[i][0][0])
-    size, limit = needed[least][0][0], int(room.of_site[offered[least].site][0][0, 0].max())
+    size, limit = needed[least][0][0], max(room.of_site[offered[least].site])[0]
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "
         f"{format_bytes(size)} ({offered[least].type}), and a device has {format_bytes(limit)} for tables"
