@@ -542,3 +542,89 @@ def test_each_feature_of_a_table_is_pooled_into_an_output_of_its_own():
     shards = [taken(lowered(table).shards, np.array([0])) for table in (one, two)]
     assert shards[0].lookups == shards[1].lookups
     assert 2 * shards[0].bags == shards[1].bags
+
+
+# --- Kernels ----------------------------------------------------------------------------------------------------------
+
+BOTH = {"kernels": ["fused", "fused_uvm_caching"]}
+ONLY = {"kernels": ["fused_uvm_caching"]}
+
+
+def test_every_way_to_shard_a_table_is_offered_with_a_cache_too_but_replicas():
+    plain = offered(lowered({}))
+    problem = lowered(BOTH | {"cache_ratio": 0.3}, host_memory="1TiB")
+    shares = [problem.cached_of(option)[0] for option in problem.options_of(0)]
+    of_share = {
+        share: [way for way, found in zip(offered(problem), shares, strict=True) if found == share]
+        for share in set(shares)
+    }
+    assert of_share == {1.0: plain, 0.3: [way for way in plain if way[0] != "data_parallel"]}
+    assert offered(problem)[: len(plain)] == plain  # those on devices come first
+    only = lowered(ONLY, host_memory="1TiB")
+    assert offered(only) == plain
+    assert [only.cached_of(option)[0] for option in only.options_of(0)] == [0.2] * (len(plain) - 1) + [1.0]
+
+
+def test_units_take_memory_of_the_device_and_of_its_host():
+    problem = lowered(ONLY | {"sharding": ["row_wise"], "rows": 8000}, host_memory="1TiB", model={"optimizer": "adam"})
+    assert problem.unit_memory.tolist() == [
+        [
+            int(
+                shard_bytes(
+                    1000,
+                    64,
+                    weights="fp32",
+                    outputs="fp32",
+                    optimizer="adam",
+                    bags=1000,
+                    pooling=3.0 / 8,
+                    cached=0.2,
+                )
+            )
+        ],
+        [1000 * 64 * 4 * 3],
+    ]
+    assert problem.cluster.memory_limit[1].tolist() == [2**40 // 8] * 8
+    assert len(lowered({}, host_memory="1TiB").cluster.memory_limit) == 1  # no table uses it
+
+
+def test_hosts_may_have_different_memory_for_tables():
+    host = [{"hosts": [1], "host_memory": "100GB"}]
+    problem = lowered(BOTH, devices=2, hosts=3, host_memory="1TB", host=host)
+    assert problem.cluster.memory_limit[1].tolist() == [500 * 10**9] * 2 + [50 * 10**9] * 2 + [500 * 10**9] * 2
+    problem = lowered(BOTH, devices=2, hosts=2, host=host)
+    assert problem.cluster.memory_limit[1].tolist() == [0] * 2 + [50 * 10**9] * 2
+
+
+def test_a_group_is_on_the_device_as_far_as_it_may_be_or_cached_as_far_as_it_may_be():
+    group = {"group": "g", "sharding": ["table_wise"]}
+    problem = lowered(group | BOTH, group, group | ONLY, host_memory="1TiB")
+    assert [problem.cached_of(option) for option in problem.options_of(0)] == [(1.0, 1.0, 0.2), (0.2, 1.0, 0.2)]
+    alike = lowered(group, group | ONLY, host_memory="1TiB")
+    assert [alike.cached_of(option) for option in alike.options_of(0)] == [(1.0, 0.2)]
+
+
+def test_cpus_have_no_cache():
+    loaded = parse_spec(spec_of(BOTH, device="cpu-epyc", host_memory="1TiB"))
+    with pytest.raises(DiagnosticError, match='SH113 table "t0" may be cached on a device'):
+        lower(loaded, [load_hardware("cpu-epyc")])
+
+
+def test_a_table_too_large_for_the_host_is_told_what_it_needs():
+    table = ONLY | {"rows": 10**9, "sharding": ["table_wise"]}  # 256 GB
+    (found,) = faults(table, host_memory="1TB", devices=8)
+    assert found.code == "SH201"
+    assert "fits in no host" in found.message
+    (enough,) = re.findall(r"give a host ([\d.]+ [KMGT]?i?B) of host_memory", found.help)
+    lowered(table, host_memory=enough, devices=8)
+
+
+def test_a_cache_is_suggested_where_it_would_help():
+    table = {"rows": 10**9, "sharding": ["table_wise"]}
+    (found,) = faults(table, devices=1)
+    (enough,) = re.findall(
+        r'kernels = \["fused", "fused_uvm_caching"\], and host_memory of ([\d.]+ \w+) or', found.help
+    )
+    lowered(table | BOTH, devices=1, host_memory=enough)
+    (found,) = faults({"rows": 10**11}, devices=1)  # the cache alone is too large
+    assert "cached" not in found.help
