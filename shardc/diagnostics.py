@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "SH508": "search ended early",
     "SH509": "communication assumed, not measured",
     "SH510": "device profile inexact",
+    "SH511": "tables of different widths share a cache that may not fit",
     "SH601": "profile unreadable",
     "SH602": "weights missing or not matching",
     "SH603": "measurements unreadable",

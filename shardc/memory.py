@@ -9,7 +9,8 @@ as FBGEMM has it (1.8.0, `construct_split_state` and `_apply_cache_state` of its
 
 TorchRec's estimator (1.9.2, `calculate_shard_storages`) differs in optimizer state: it counts all of it on the host,
 and the cached share of it on the device. It does not round to sets. Like it, this counts a cache as wide as the shard,
-though the tables of one operator share a cache as wide as the widest of them.
+though the tables of one operator share a cache as wide as the widest of them: `shardc.passes.verify.wide_caches` warns
+where that is more than a device has.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from shardc.passes.place import Why
 from shardc.passes.verify import verify
 from shardc.plan import plan_bytes
 from shardc.problem import Shards
+from shardc.units import format_bytes
 
 
 def taken(shards: Shards, index: np.ndarray) -> Shards:
@@ -296,3 +297,18 @@ def test_torchrecs_estimates_place_cached_tables_too():
     plan = shardc.compile(spec)
     assert {table.compute_kernel for table in plan.plan["ebc"].values()} == {"fused", "fused_uvm_caching"}
     assert plan.bound.step_time_ms <= plan.score.step_time_ms
+
+
+def test_tables_of_different_widths_that_share_a_cache_that_may_not_fit_are_told_of():
+    """FBGEMM's cache is as wide as the widest table: 200 GB of narrow rows are cached as wide as 2 MB of others."""
+    spec = tomli.loads(HEAD)
+    spec["cluster"] |= {"devices_per_host": 1, "host_memory": "1TB"}
+    spec["defaults"] |= {"kernels": ["fused_uvm_caching"], "sharding": ["table_wise"]}
+    spec["table"] = [{"name": "narrow", "rows": 400_000_000, "dim": 16}, {"name": "wide", "rows": 1000, "dim": 512}]
+    compiled = pipeline.run(pipeline.load(spec))
+    (warning,) = (found for found in compiled.warnings if found.code == "SH511")
+    more = 0.2 * 400_000_000 * (512 - 16) * 4
+    assert f"device 0 may need {format_bytes(int(more))} more than is counted" in warning.message
+    for alike in ({"dim": 16}, {"kernels": ["fused"]}):
+        spec["table"][1] |= alike
+        assert "SH511" not in codes(pipeline.run(pipeline.load(spec)))

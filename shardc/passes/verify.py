@@ -11,7 +11,7 @@ import numpy as np
 from shardc.diagnostics import Diagnostic
 from shardc.memory import host_bytes, shard_bytes
 from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
-from shardc.problem import Cluster, Ints, Memory
+from shardc.problem import BYTES_PER_ELEMENT, Cluster, Ints, Memory
 from shardc.spec import LoadedSpec, Table
 from shardc.units import format_bytes
 
@@ -52,6 +52,41 @@ def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
     for rank, _, sizes in _shard_memory(plan, loaded):
         total[:, rank] += sizes
     return total
+
+
+def wide_caches(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]:
+    """Return a warning if caches take more than a device has because tables of different widths share one.
+
+    FBGEMM makes one cache for all cached tables of an operator, as wide as the widest of them, and TorchRec has one
+    operator for each sharding type. It depends on which tables meet on a device, so no table's bytes count it.
+
+    Args:
+        plan: a plan that `verify` finds no fault with.
+        loaded: the spec.
+        cluster: the devices of the spec.
+    """
+    caches: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    for table, placed in _placed(plan, loaded):
+        for shard in placed.shards if placed.cache_params else ():
+            rows, width = shard.shard_sizes
+            caches.setdefault((shard.rank, placed.sharding_type), []).append((rows * table.cache_ratio, width))
+    more = np.zeros(cluster.devices)
+    for (rank, _), parts in caches.items():
+        widest = max(width for _, width in parts)
+        more[rank] += BYTES_PER_ELEMENT[loaded.spec.model.weights] * sum(
+            rows * (widest - width) for rows, width in parts
+        )
+    needed = device_memory(plan, loaded)[Memory.DEVICE] + more
+    excess = np.where(more > 0, needed - cluster.memory_limit[Memory.DEVICE], 0)
+    rank = int(excess.argmax())
+    if excess[rank] <= 0:
+        return []
+    message = (
+        f"cached tables of different widths share a cache as wide as the widest: device {rank} may need "
+        f"{format_bytes(int(more[rank]))} more than is counted, {format_bytes(int(excess[rank]))} over its limit"
+    )
+    fix = "cache tables of one dim, lower cache_ratio, or raise the reserve"
+    return [Diagnostic("SH511", message, loaded.at("cluster"), help=fix, severity="warning")]
 
 
 def _placed(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[Table, TablePlan]]:

@@ -367,7 +367,7 @@ class _Search:
             if on_hosts[row]:
                 some = hosts[: units[row] + _LIGHTEST_HOSTS, None] * self._local
                 parts.insert(1, (some + np.arange(self._local)).ravel())
-            found = np.concatenate(parts)[: 2 * pool.shape[1]]
+            found = np.concatenate(parts)[: len(parts) * pool.shape[1]]  # each has a device once
             first = np.sort(np.unique(found, return_index=True)[1])
             pool[row] = found[first[: pool.shape[1]]]
         return pool

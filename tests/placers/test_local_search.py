@@ -12,10 +12,12 @@ from shardc.cost.roofline import Roofline
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
+from shardc.pipeline import load, run
 from shardc.placers.greedy import cost_greedy, heuristic_greedy
 from shardc.placers.local_search import _Search, improve
 from shardc.problem import Placement
 from shardc.spec import parse_spec
+from shardc.suites import problems
 
 
 class Spread:
@@ -258,3 +260,10 @@ def test_the_effort_is_kept_to():
     Counting.scored = 0
     improve(judge, start, evaluations=3000, seed=0)
     assert Counting.scored < 3 * 3000 + 2000
+
+
+def test_tables_in_column_blocks_on_all_of_many_devices_are_put_back():
+    """Where a table is, and hosts and devices that it may go to, are the same devices to a large part."""
+    spec = problems("dlrm-dcnv2")[2]  # on 128 devices
+    compiled = run(load(spec | {"compile": {"effort": "fast"}}))
+    assert broken(compiled.choice.judge.problem, compiled.choice.placement) == []
