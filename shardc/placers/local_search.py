@@ -241,12 +241,14 @@ class _Search:
         mine, theirs = self._movable(first, second), self._movable(second, first)
         given, memory_given = self._sums(mine, first, pair)
         taken, memory_taken = self._sums(theirs, second, pair)
-        room = self._limit[:, pair] - self._memory[:, pair]
         possible = None
-        for taken_of, given_of, (here, there) in zip(memory_taken, memory_given, room, strict=True):
-            if taken_of.max() > here or given_of.max() > there:
+        for given_of, taken_of, limit, memory in zip(
+            memory_given, memory_taken, self._limit, self._memory, strict=True
+        ):
+            room = limit[pair] - memory[pair]
+            if taken_of.max() > room[0] or given_of.max() > room[1]:
                 more = taken_of - given_of[:, None]  # on the first device, and as much less on the second
-                fits = (more <= here) & (-more <= there)
+                fits = (more <= room[0]) & (-more <= room[1])
                 possible = fits if possible is None else possible & fits
         self.budget -= LIKELY
         likely = changes.likely(pair, given, taken, possible, self._rng)
@@ -291,14 +293,14 @@ class _Search:
             free &= np.arange(self._devices) // self._local == source // self._local
         return np.flatnonzero(room & free & self._problem.allowed[block])
 
-    def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, Ints]:
-        """Latents float[2, N, K] on either device and memory int[M, N] of all sets of up to two units of one device."""
+    def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, list[Ints]]:
+        """Latents float[2, N, K] on either device, and memory by kind int[N], of all sets of up to two of its units."""
         units = np.append(self._unit[blocks, source], -1)
         first, second = _up_to_two(len(blocks)).T
-        memory, kinds = self._unit_memory[:, units], self._host_kind[pair]
+        memory, kinds = [bytes[units] for bytes in self._unit_memory], self._host_kind[pair]
         latents = [self._latents[kind, units] for kind in kinds[: 1 + (kinds[0] != kinds[1])]]
         sums = np.stack([of_kind[first] + of_kind[second] for of_kind in latents])
-        return np.broadcast_to(sums, (2, *sums.shape[1:])), memory[:, first] + memory[:, second]
+        return np.broadcast_to(sums, (2, *sums.shape[1:])), [of_kind[first] + of_kind[second] for of_kind in memory]
 
     def _improve_by_option(self) -> bool:
         """The best of some other ways to shard and place some blocks, if one helps."""
@@ -382,9 +384,9 @@ class _Search:
         block = problem.option_block[option]
         old = self._unit[block[:, None], pool]
         z = self._changes.z[pool] - self._latents[self._host_kind[pool], old]
-        memory = self._memory[:, pool] - self._unit_memory[:, old]
-        fits = (memory + self._unit_memory[:, problem.first_unit[option], None] <= self._limit[:, pool]).all(axis=0)
-        fits &= problem.allowed[block[:, None], pool]
+        fits = problem.allowed[block[:, None], pool]
+        for limit, memory, bytes in zip(self._limit, self._memory, self._unit_memory, strict=True):
+            fits &= memory[pool] - bytes[old] + bytes[problem.first_unit[option]][:, None] <= limit[pool]
         for row in np.flatnonzero(self._several_labels[block]):
             fits[row] &= (self._taken[problem.labels[block[row]]][:, pool[row]] == (old[row] >= 0)).all(axis=0)
         return z, fits
