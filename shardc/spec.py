@@ -920,9 +920,9 @@ class _Reader:
     def _check_no_cache(self) -> None:
         """Refuse tables that may be in host memory where nobody said how much there is; once for [defaults]."""
         cached = [entry for entry in self.entries.values() if entry.table and entry.table.may_be_cached]
-        own = [entry for entry in cached if entry.spec and entry.spec.kernels is not None]
-        others = [entry for entry in cached if entry not in own]
-        for entry in (*own, *others[:1]):
+        own = [entry for entry in cached if cast(TableSpec, entry.spec).kernels is not None]
+        by_default = [entry for entry in cached if cast(TableSpec, entry.spec).kernels is None]
+        for entry in (*own, *by_default[:1]):
             reason = "may be in host memory, and none is given for tables"
             advice = 'add host_memory = "1TiB" under [cluster]: what tables may take of one host'
             self._flag("SH113", entry, "kernels", reason, help=advice)
