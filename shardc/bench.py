@@ -404,7 +404,7 @@ def _run(strategy: str, case: Case, judge: Judge) -> tuple[Run, LowerBound | Non
         return Run(strategy, answer.seconds, failure=Failure.NOTHING_FITS, detail=detail), None
     judgement = judge.judge(answer.placement)
     if not judgement.feasible:
-        over = np.flatnonzero(judgement.memory > case.problem.cluster.memory_limit)
+        over = np.flatnonzero((judgement.memory > case.problem.cluster.memory_limit).any(axis=0))
         failure = Failure.OUT_OF_MEMORY if len(over) else Failure.BREAKS_CONSTRAINTS
         detail = f"{len(over)} devices hold more than they can" if len(over) else "breaks a pin, group or apart set"
         return Run(strategy, answer.seconds, failure=failure, detail=detail), None

@@ -93,7 +93,8 @@ def calibrate_plan(plan: Plan, loaded: LoadedSpec, *, progress: Progress) -> Cal
     held = problem.held(placement)
     measured = measure_devices(problem, held, hardware, progress=partial(progress, "measure devices"))
     if not (measured.ms > 0).any():
-        message = f"no device of the plan could be measured: what each holds does not fit in the memory of {local.name}"
+        why = f"does not fit in the memory of {local.name}" + ", or is in host memory" * bool(loaded.cached_tables)
+        message = f"no device of the plan could be measured: what each holds {why}"
         raise DiagnosticError(Diagnostic("SH504", message), exit_code=2)
     compute = calibrate_devices(cost.compute, problem.shards, problem.shard_table, held, measured.ms)
     choice = place_again(compiled, loaded, StepCost(compute, problem.cluster))

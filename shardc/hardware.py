@@ -114,6 +114,9 @@ class ProfileDocument(BaseModel):
     inter_host_bandwidth: float = Field(gt=0, description="bytes/s")
     latency_ms: float = Field(ge=0)
     network_latency_ms: float = Field(0.0, ge=0, description="What a collective takes longer when it crosses hosts.")
+    host_bandwidth: PositiveFloat | None = Field(
+        None, description="bytes/s between a device and the memory of its host, in one direction; null if unknown."
+    )
     communication: Literal["assumed", "measured"] = "assumed"
     intra_host: MeasuredCollectives | None = Field(None, description="Collectives between devices of one host.")
     inter_host: MeasuredCollectives | None = Field(None, description="Collectives between devices of several hosts.")
@@ -136,9 +139,10 @@ class Hardware:
         network_latency_ms: what it takes longer when it crosses hosts.
         intra_host: measured collectives between devices of one host.
         inter_host: measured collectives between several hosts.
+        host_bandwidth: bytes/s between a device and the memory of its host, in one direction; None if unknown.
         compute: cost of the fused operator, for an optimizer and a dtype of weights: the best estimate, or a
             quantile of it if `measured`.
-        digest: of everything that decides a cost.
+        digest: of everything that decides a cost, but for `host_bandwidth`, which few costs rest on.
         measured: what the cost was learned from; None for data-sheet figures.
     """
 
@@ -152,6 +156,7 @@ class Hardware:
     network_latency_ms: float
     intra_host: Mapping[Collective, Link]
     inter_host: Mapping[Collective, Link]
+    host_bandwidth: float | None
     compute: Callable[[Optimizer, str, float | None], ComputeCost]
     digest: str
     measured: Measured | None
@@ -265,6 +270,7 @@ def _gpus() -> dict[str, dict[str, str]]:
 
 def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
     latencies = ROOFLINE_LATENCY_MS, ROOFLINE_NETWORK_LATENCY_MS
+    of_every_cost = {key: figure for key, figure in figures.items() if key != "host_bandwidth"}
     return Hardware(
         name=name,
         device_type="cuda",
@@ -276,11 +282,12 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
         network_latency_ms=ROOFLINE_NETWORK_LATENCY_MS,
         intra_host={},
         inter_host={},
+        host_bandwidth=_given(parse_bandwidth(figures["host_bandwidth"])),
         compute=lambda optimizer, weights, quantile: Roofline(
             memory_bandwidth=_given(parse_bandwidth(figures["memory_bandwidth"])),
             cache_bytes=_given(parse_size(figures["cache"])),
         ),
-        digest=_sha256(json.dumps([name, figures, latencies, ASSUMPTIONS], sort_keys=True).encode()),
+        digest=_sha256(json.dumps([name, of_every_cost, latencies, ASSUMPTIONS], sort_keys=True).encode()),
         measured=None,
     )
 
@@ -326,6 +333,7 @@ def _measured(folder: Path) -> Hardware:
         network_latency_ms=document.network_latency_ms,
         intra_host=_links(document.intra_host),
         inter_host=_links(document.inter_host),
+        host_bandwidth=document.host_bandwidth,
         compute=lambda optimizer, dtype, quantile: _fused(
             weights, document.measured, operator_kind(optimizer, dtype), quantile
         ),

@@ -35,7 +35,7 @@ class Judgement:
         step_time_ms: predicted step time.
         feasible: whether memory, pins and exclusions are kept.
         z: float[D, K], summed latents.
-        memory: int[D], bytes on each device.
+        memory: int[M, D], bytes of each device, by kind of memory.
     """
 
     step_time_ms: float
@@ -114,13 +114,14 @@ class Judge:
         return np.round(ms, 9)
 
     def loads(self, placement: Placement) -> tuple[Floats, Ints]:
-        """Summed latents float[D, K] and memory int[D] of every device."""
+        """Summed latents float[D, K] and memory int[M, D] of every device."""
         problem = self.problem
         _, unit, device = problem.holdings(placement)
         z = np.zeros((problem.cluster.devices, self.latents.shape[2]))
         np.add.at(z, device, self.latents[problem.cluster.kind[device], unit])
-        memory = np.zeros(problem.cluster.devices, dtype=np.int64)
-        np.add.at(memory, device, problem.unit_memory[unit])
+        memory = np.zeros_like(problem.cluster.memory_limit)
+        for of_devices, of_units in zip(memory, problem.unit_memory, strict=True):
+            np.add.at(of_devices, device, of_units[unit])
         return z, memory
 
     def judge(self, placement: Placement) -> Judgement:
@@ -361,7 +362,7 @@ class Partial:
         self.judge = judge
         self.options = tuple(options)
         self.z = np.zeros((problem.cluster.devices, judge.latents.shape[2]))
-        self.memory = np.zeros(problem.cluster.devices, dtype=np.int64)
+        self.memory = np.zeros_like(problem.cluster.memory_limit)
         self.places: list[list[int]] = [[] for _ in options]
         self._taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
         self._ahead = judge.option_ms[list(self.options)]
@@ -373,7 +374,7 @@ class Partial:
     def fits(self, block: int, unit: int) -> Bools:
         """bool[D or hosts]: the places that may take one more unit of a block; the mask of every placer."""
         problem, option = self.judge.problem, self.options[block]
-        room = self.memory + problem.unit_memory[unit] <= problem.cluster.memory_limit
+        room = (self.memory + problem.unit_memory[:, unit, None] <= problem.cluster.memory_limit).all(axis=0)
         blocked = self._taken[problem.labels[block]].any(axis=0)
         fits = problem.allowed[block] & room & ~blocked
         local = problem.cluster.devices_per_host
@@ -395,7 +396,7 @@ class Partial:
         problem, option = self.judge.problem, self.options[block]
         devices = problem.devices_of(option, place)
         self.z[devices] += self.judge.latents[problem.cluster.kind[devices], unit]
-        self.memory[devices] += problem.unit_memory[unit]
+        self.memory[:, devices] += problem.unit_memory[:, unit, None]
         self._taken[problem.labels[block], devices] = True
         self._ahead[block] -= self.judge.single_ms[unit] * problem.site_size[problem.option_site[option]]
         self.places[block].append(place)

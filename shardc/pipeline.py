@@ -17,7 +17,7 @@ from shardc.passes.emit import emit
 from shardc.passes.lower import lower
 from shardc.passes.place import Choice, place
 from shardc.passes.profile import Measure, profile
-from shardc.passes.verify import verify
+from shardc.passes.verify import verify, wide_caches
 from shardc.placers.local_search import Watch
 from shardc.placers.policy import Policy, load_policy
 from shardc.plan import Digests, Plan
@@ -108,7 +108,7 @@ def run(
     plan = emit(loaded, choice, digests=digests, seed=seed, p90_ms=p90_ms)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
-    return Compiled(plan, choice, (*warnings, *missing))
+    return Compiled(plan, choice, (*warnings, *wide_caches(plan, loaded, problem.cluster), *missing))
 
 
 def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choice:

@@ -33,8 +33,8 @@ class _Member(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-def _without_empty(members: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in members.items() if key != name or value}
+def _without_empty(members: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if key not in names or value}
 
 
 class PlanModel(_Member):
@@ -103,17 +103,33 @@ class PlanShard(_Member):
         return int(self.placement.removeprefix("rank:").partition("/")[0])
 
 
+class CacheParams(_Member):
+    """The cache on the devices of a table that is in host memory."""
+
+    load_factor: float = Field(gt=0, lt=1, description="Share of the table's rows that the cache has room for.")
+
+
 class TablePlan(_Member):
     """How one table is sharded, in TorchRec's terms."""
 
     sharding_type: ShardingType = Field(description="Way to shard the table.")
-    compute_kernel: Literal["dense", "fused"] = Field(description="TorchRec's kernel: dense for data_parallel.")
+    compute_kernel: Literal["dense", "fused", "fused_uvm_caching"] = Field(
+        description="TorchRec's kernel: dense for data_parallel, fused_uvm_caching for a table in host memory."
+    )
+    cache_params: CacheParams | None = Field(
+        None, description="The cache of a table with the kernel fused_uvm_caching; absent for others."
+    )
     ranks: tuple[Count, ...] = Field(description="Rank of each shard, in their order; every rank for data_parallel.")
     shards: tuple[PlanShard, ...] = Field((), description="The pieces of the table; absent for data_parallel.")
 
     @model_serializer(mode="wrap")
-    def _without_empty_shards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_empty(handler(self), "shards")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(handler(self), "shards", "cache_params")
+
+    @property
+    def cached(self) -> float:
+        """Share of the rows that a cache has room for; 1.0 for a table that is on the devices."""
+        return self.cache_params.load_factor if self.cache_params else 1.0
 
 
 class DeviceScore(_Member):
@@ -126,6 +142,17 @@ class DeviceScore(_Member):
     backward_ms: Milliseconds | None = Field(description="Time of the backward pass and update, in the same way.")
     memory_bytes: Count = Field(description="Bytes that the shards of this device take.")
     memory_limit_bytes: Count = Field(description="Bytes that they may take.")
+    host_memory_bytes: Count | None = Field(
+        None, description="Bytes of host memory that they take; absent where tables may take none."
+    )
+    host_memory_limit_bytes: Count | None = Field(
+        None, description="Bytes of it that they may take: the device's part of its host's."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_host_memory(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        members = handler(self)
+        return {key: value for key, value in members.items() if value is not None or not key.startswith("host_memory")}
 
 
 class Score(_Member):

@@ -37,6 +37,21 @@ class ShardingType(StrEnum):
     DATA_PARALLEL = "data_parallel"
 
 
+class Kernel(StrEnum):
+    """TorchRec's names for how a device looks up a shard; `cached` of `Shards` tells the two fused ones apart."""
+
+    DENSE = "dense"
+    FUSED = "fused"
+    FUSED_UVM_CACHING = "fused_uvm_caching"
+
+
+class Memory(IntEnum):
+    """Kinds of memory that a shard takes: the device's own, and its share of the memory of its host."""
+
+    DEVICE = 0
+    HOST = 1
+
+
 class Site(IntEnum):
     """What a unit takes up: a device, every device of a host, or every device there is."""
 
@@ -95,6 +110,9 @@ class HostKind:
         network_latency_ms: what it takes longer when it crosses hosts.
         intra_host: measured collectives between devices of one host.
         inter_host: measured collectives between several hosts; bandwidths are of what crosses hosts.
+        host_memory_bytes: memory of the host that tables of one device may take; None where no table is cached.
+        host_bandwidth: bytes/s between a device and the memory of its host, in one direction; None where tables may not
+            use it, or nobody knows.
     """
 
     device: str
@@ -106,6 +124,8 @@ class HostKind:
     network_latency_ms: float = 0.0
     intra_host: Mapping[Collective, Link] = field(default_factory=dict)
     inter_host: Mapping[Collective, Link] = field(default_factory=dict)
+    host_memory_bytes: int | None = None
+    host_bandwidth: float | None = None
 
     def within_host(self, collective: Collective) -> Link:
         """What a collective takes between devices of one host: as measured, or else the links' figures."""
@@ -152,11 +172,15 @@ class Cluster:
 
     @cached_property
     def memory_limit(self) -> Ints:
-        """int[D], bytes of each device that embedding tables may take."""
+        """int[M, D], bytes that embedding tables may take of each device and, where they may, of its host (`Memory`).
+
+        Kinds of memory come first: there is one or there are two of them, and numpy is slow at short last axes.
+        """
         limits = np.array([max(0, kind.memory_bytes - kind.reserve_bytes) for kind in self.kinds])[self.kind]
         for rank, limit in self.rank_limit.items():
             limits[rank] = limit
-        return limits
+        host = [kind.host_memory_bytes for kind in self.kinds]
+        return np.stack([limits, np.array(host)[self.kind]]) if None not in host else limits[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +200,8 @@ class Shards:
         output_bytes: bytes of one element of the pooled output.
         optimizer: index into `list(Optimizer)`.
         type: index into `list(ShardingType)`.
+        cached: share of the rows that a cache on the device has room for, while all of them are in the memory of the
+            host; 1.0 where all are on the device.
     """
 
     rows: Ints
@@ -188,6 +214,7 @@ class Shards:
     output_bytes: Ints
     optimizer: Ints
     type: Ints
+    cached: Floats
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -218,6 +245,8 @@ class TableInfo:
 class Problem:
     """A sharding problem, lowered from a spec. T tables, B blocks, O options, U kinds of units, S shards, D devices.
 
+    Of the M kinds of memory (`Memory`) there is only the first where no table may use the memory of its host.
+
     Tables are sorted by name and blocks by their first table, so that the order of listing has no influence.
 
     Attributes:
@@ -238,7 +267,7 @@ class Problem:
         unit_option: int[U], the option that a kind of unit belongs to; ascending, and the largest unit of each first.
         unit_count: int[U], how many such units the option has.
         unit_shards: for each kind the shards of one unit on one device (one, or one for each table of a group).
-        unit_memory: int[U], bytes of one unit on one device.
+        unit_memory: int[M, U], bytes of one unit on one device, of each kind of memory.
         allowed: bool[B, D], devices that units of the block may go to.
         labels: for each block the exclusion labels it carries, its own first: no two units with a common label share a
             device.
@@ -294,6 +323,16 @@ class Problem:
     def label_count(self) -> int:
         """Number of exclusion labels."""
         return 1 + max(label for of_block in self.labels for label in of_block)
+
+    @cached_property
+    def unit_fill(self) -> Floats:
+        """float[U]: the share that a unit takes of a largest device's memory, of the kind that it takes most of."""
+        limits = np.maximum(self.cluster.memory_limit.max(axis=1, keepdims=True), 1)
+        return np.asarray((self.unit_memory / limits).max(axis=0))
+
+    def cached_of(self, option: int) -> tuple[float, ...]:
+        """For each table of an option's block the share of its rows that is cached; see `Shards.cached`."""
+        return tuple(float(self.shards.cached[shard]) for shard in self.unit_shards[self.first_unit[option]])
 
     def options_of(self, block: int) -> range:
         """Indices of the options of a block."""

@@ -36,7 +36,12 @@ SHARDING_TYPES = (
 )
 """The sharding types that a plan can use, in canonical order."""
 
+KERNELS = ("fused", "fused_uvm_caching")
+"""The kernels that tables can have unless they are data-parallel, in canonical order."""
+
 _ON_EVERY_DEVICE = {"row_wise", "data_parallel"}
+_USUAL_KERNELS, _CACHING = ("fused",), "fused_uvm_caching"
+_USUAL_CACHE_RATIO = 0.2  # TorchRec's load factor unless it is told another
 
 MAX_DEVICES = 65536
 BIN_COUNT = 17
@@ -48,6 +53,7 @@ _NAME_LENGTH = 200
 ShardingType = Literal[
     "table_wise", "column_wise", "table_column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"
 ]
+Kernel = Literal["fused", "fused_uvm_caching"]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
@@ -162,6 +168,7 @@ Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 
 Reserve = Annotated[str, _form(_reserve, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')]
 _SET = (Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}), AfterValidator(_distinct))
 Sharding = Annotated[tuple[ShardingType, ...], *_SET]
+Kernels = Annotated[tuple[Kernel, ...], *_SET]
 Features = Annotated[tuple[Text, ...], *_SET]
 Ranks = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_DEVICES)], ...], *_SET]
 
@@ -199,6 +206,7 @@ class HostSpec(_Section):
     memory: Size | None = Field(default=None, description="Memory of their devices.")
     intra_host_bandwidth: Bandwidth | None = Field(default=None, description="Bandwidth of a device within its host.")
     inter_host_bandwidth: Bandwidth | None = Field(default=None, description="Bandwidth of a device to other hosts.")
+    host_memory: Size | None = Field(default=None, description="Memory of each of them that tables may take.")
 
 
 class RankSpec(_Section):
@@ -217,11 +225,17 @@ class HostSettings:
     memory: str | None
     intra_host_bandwidth: str | None
     inter_host_bandwidth: str | None
+    host_memory: str | None
 
     @property
     def memory_bytes(self) -> int | None:
         """Bytes of a device."""
         return parse_size(self.memory) if self.memory else None
+
+    @property
+    def host_memory_bytes(self) -> int:
+        """Bytes of a host that tables may take."""
+        return (parse_size(self.host_memory) or 0) if self.host_memory else 0
 
     @property
     def intra_bytes_per_s(self) -> float | None:
@@ -255,6 +269,10 @@ class ClusterSpec(_Section):
     )
     inter_host_bandwidth: Bandwidth | None = Field(
         default=None, description='Bandwidth of a device to other hosts, instead of the profile\'s: "50GB/s".'
+    )
+    host_memory: Size | None = Field(
+        default=None,
+        description='Memory of a host that tables with the kernel fused_uvm_caching may take: "1TiB".',
     )
     host: tuple[HostSpec, ...] = Field(default=(), strict=False, description="Hosts that differ from the others.")
     rank: tuple[RankSpec, ...] = Field(default=(), strict=False, description="Devices with another memory.")
@@ -406,6 +424,17 @@ class DefaultsSpec(_Section):
     )
     access: AccessSpec | None = Field(default=None, description="How lookups spread over the rows; default uniform.")
     sharding: Sharding | None = Field(default=None, description="Allowed sharding types; all unless given.")
+    kernels: Kernels | None = Field(
+        default=None,
+        description="Allowed kernels; fused unless given. fused_uvm_caching keeps the table in host memory and caches "
+        "rows on the device. Data-parallel tables take none of them.",
+    )
+    cache_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the rows that the cache of fused_uvm_caching has room for; default 0.2.",
+    )
 
 
 class TableSpec(DefaultsSpec):
@@ -526,10 +555,17 @@ class Table:
     pooling: float
     access: Access
     sharding: tuple[str, ...]
+    kernels: tuple[str, ...]
+    cache_ratio: float
     pin: tuple[int, ...] | None
     group: str | None
     apart: str | None
     origin: Path = field(default=(), compare=False, repr=False)
+
+    @property
+    def may_be_cached(self) -> bool:
+        """Whether the table may be in host memory, with a cache on the device."""
+        return _CACHING in self.kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -584,6 +620,11 @@ class LoadedSpec:
                     return self.at("cluster", "host", number, "device")
         return self.at("cluster", "device")
 
+    @property
+    def cached_tables(self) -> tuple[Table, ...]:
+        """The tables that may be in host memory, with a cache on the device."""
+        return tuple(table for table in self.tables if table.may_be_cached)
+
     def resolve(self, path: str) -> str:
         """Return a path that the spec gives relative to its own folder."""
         return os.path.join(os.path.dirname(self.path or ""), path)
@@ -595,8 +636,12 @@ class LoadedSpec:
         """
         cluster = self.spec.cluster
         tables = [asdict(table) for table in self.tables]
-        for table in tables:
+        caching = self.cached_tables
+        for table, resolved in zip(tables, self.tables, strict=True):
             del table["origin"]
+            # Plans of specs that say nothing of the host's memory keep the digests that they had before one could.
+            if not resolved.may_be_cached:
+                del table["kernels"], table["cache_ratio"]
         content = {
             "format": self.spec.format,
             "model": self.spec.model.model_dump(),
@@ -611,6 +656,7 @@ class LoadedSpec:
                         "intra_host_bandwidth": kind.intra_bytes_per_s,
                         "inter_host_bandwidth": kind.inter_bytes_per_s,
                     }
+                    | ({"host_memory": kind.host_memory_bytes} if caching else {})
                     for kind in cluster.kinds
                 ],
                 "ranks": sorted(cluster.rank_limit_bytes.items()),
@@ -726,6 +772,8 @@ class _Reader:
             if entry.spec is not None:
                 entry.table = self._resolve(entry, entry.spec, defaults)
         self._check_constraints(cluster.devices if cluster else None)
+        if cluster and not any(kind.host_memory for kind in cluster.kinds):
+            self._check_no_cache()
         if self.findings or spec is None:
             self._stop()
         tables = sorted((cast(Table, entry.table) for entry in self.entries.values()), key=lambda table: table.name)
@@ -865,11 +913,23 @@ class _Reader:
             pooling=float(given["pooling"]),
             access=_access(given["access"]),
             sharding=tuple(kind for kind in SHARDING_TYPES if kind in (given["sharding"] or SHARDING_TYPES)),
+            kernels=tuple(kernel for kernel in KERNELS if kernel in (given["kernels"] or _USUAL_KERNELS)),
+            cache_ratio=_USUAL_CACHE_RATIO if given["cache_ratio"] is None else float(given["cache_ratio"]),
             pin=tuple(sorted(spec.pin)) if spec.pin else None,
             group=spec.group,
             apart=spec.apart,
             origin=entry.origin,
         )
+
+    def _check_no_cache(self) -> None:
+        """Refuse tables that may be in host memory where nobody said how much there is; once for [defaults]."""
+        cached = [entry for entry in self.entries.values() if entry.table and entry.table.may_be_cached]
+        own = [entry for entry in cached if cast(TableSpec, entry.spec).kernels is not None]
+        by_default = [entry for entry in cached if cast(TableSpec, entry.spec).kernels is None]
+        for entry in (*own, *by_default[:1]):
+            reason = "may be in host memory, and none is given for tables"
+            advice = 'add host_memory = "1TiB" under [cluster]: what tables may take of one host'
+            self._flag("SH113", entry, "kernels", reason, help=advice)
 
     def _check_constraints(self, devices: int | None) -> None:
         """Find placement constraints that no placement can meet."""
@@ -975,11 +1035,11 @@ def _cell_value(column: str, text: str) -> Any:
     """Return a CSV cell as TOML would give it; text that does not fit stays text, for validation to refuse."""
     if column in ("rows", "dim"):
         return _converted(int, text)
-    if column == "pooling":
+    if column in ("pooling", "cache_ratio"):
         return _converted(float, text)
     if column == "pin":
         return [_converted(int, part.strip()) for part in text.split(";")]
-    if column in ("features", "sharding"):
+    if column in ("features", "sharding", "kernels"):
         return [part.strip() for part in text.split(";")]
     if column == "access" and "=" in text:
         form, _, value = (part.strip() for part in text.partition("="))

@@ -112,9 +112,25 @@ def problem_of(spec: dict) -> Problem | None:
         return None
 
 
-def random_problem(rng: np.random.Generator) -> Problem | None:
-    """The problem of a random spec; None if there is none."""
-    return problem_of(random_spec(rng))
+def with_host_memory(rng: np.random.Generator, spec: dict) -> dict:
+    """The spec with hosts whose memory some of its tables may take, or have to."""
+    whole = sum(4.0 * table["rows"] * table["dim"] for table in spec["table"])
+    cluster = spec["cluster"] | {"host_memory": f"{int(whole * np.exp(rng.uniform(-1, 2))) + 1000}B"}
+    if rng.random() < 0.3:
+        others = cluster.get("host", [{"hosts": [0]}])
+        cluster["host"] = [others[0] | {"host_memory": f"{int(whole * rng.uniform(0.2, 2)) + 1000}B"}]
+    kernels: list[list[str]] = [["fused"], ["fused", "fused_uvm_caching"], ["fused_uvm_caching"]]
+    tables = [
+        table | {"kernels": kernels[rng.choice(3, p=[0.2, 0.6, 0.2])], "cache_ratio": float(rng.uniform(0.01, 0.9))}
+        for table in spec["table"][:3]
+    ]
+    return spec | {"cluster": cluster, "table": tables}
+
+
+def random_problem(rng: np.random.Generator, *, cached: bool = False) -> Problem | None:
+    """The problem of a random spec, in which tables may be in host memory or not; None if there is none."""
+    spec = random_spec(rng)
+    return problem_of(with_host_memory(rng, spec) if cached else spec)
 
 
 def random_weights(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int]:
@@ -194,7 +210,7 @@ def best_of_all(judge: Judge) -> tuple[float, Placement | None] | None:
     for start in range(0, int(np.prod(counts)), _AT_ONCE):
         numbers = np.arange(start, min(start + _AT_ONCE, int(np.prod(counts))))
         which = np.unravel_index(numbers, counts)
-        fits = (sum(m[w] for m, w in zip(memory, which, strict=True)) <= problem.cluster.memory_limit).all(axis=1)
+        fits = (sum(m[w] for m, w in zip(memory, which, strict=True)) <= problem.cluster.memory_limit).all(axis=(1, 2))
         for label in {label for labels in problem.labels for label in labels[1:]}:
             apart = [b for b, labels in enumerate(problem.labels) if label in labels]
             fits &= (sum(held[b][which[b]].astype(int) for b in apart) <= 1).all(axis=1)
@@ -209,15 +225,15 @@ def best_of_all(judge: Judge) -> tuple[float, Placement | None] | None:
 
 
 def _alone(judge: Judge, option: int, places: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loads float[D, K], bytes int[D] and presence bool[D] of one block."""
+    """Loads float[D, K], bytes int[M, D] and presence bool[D] of one block."""
     problem = judge.problem
     size, local = int(problem.site_size[problem.option_site[option]]), problem.cluster.devices_per_host
     z = np.zeros((problem.cluster.devices, judge.latents.shape[2]))
-    memory, held = np.zeros(len(z), dtype=np.int64), np.zeros(len(z), dtype=bool)
+    memory, held = np.zeros_like(problem.cluster.memory_limit), np.zeros(len(z), dtype=bool)
     for unit, place in zip(problem.units_of(option).tolist(), places, strict=True):
         for device in range(place * size, (place + 1) * size):
             z[device] += judge.latents[problem.cluster.host_kind[device // local], unit]
-            memory[device] += problem.unit_memory[unit]
+            memory[:, device] += problem.unit_memory[:, unit]
             held[device] = True
     return z, memory, held
 
@@ -225,7 +241,7 @@ def _alone(judge: Judge, option: int, places: tuple[int, ...]) -> tuple[np.ndarr
 def broken(problem: Problem, placement: Placement) -> list[str]:
     """Every constraint that a placement breaks, worked out from the problem alone and not by the judge."""
     found, local = [], problem.cluster.devices_per_host
-    memory, devices_of_label = [0] * problem.cluster.devices, {}
+    memory, devices_of_label = [[0] * problem.cluster.devices for _ in problem.unit_memory], {}
     for block, (option, places) in enumerate(zip(placement.option, placement.places, strict=True)):
         type, units = problem.option_type[option], problem.units_of(option).tolist()
         if option not in problem.options_of(block):
@@ -241,7 +257,8 @@ def broken(problem: Problem, placement: Placement) -> list[str]:
             else:
                 devices = [place]
             for device in devices:
-                memory[device] += int(problem.unit_memory[unit])
+                for kind, sizes in enumerate(problem.unit_memory.tolist()):
+                    memory[kind][device] += sizes[unit]
             used.update(devices)
         if not problem.allowed[block, sorted(used)].all():
             found.append(f"block {block} is on {sorted(used)}, against its pin")
@@ -252,6 +269,7 @@ def broken(problem: Problem, placement: Placement) -> list[str]:
             if others & used:
                 found.append(f"block {block} shares a device with one it is kept apart from")
             others |= used
-    limits = problem.cluster.memory_limit.tolist()
-    found += [f"{m} bytes on device {d} of {limits[d]}" for d, m in enumerate(memory) if m > limits[d]]
+    for kind, limits in enumerate(problem.cluster.memory_limit.tolist()):
+        over = [d for d, (bytes, limit) in enumerate(zip(memory[kind], limits, strict=True)) if bytes > limit]
+        found += [f"{memory[kind][d]} bytes of memory {kind} on device {d} of {limits[d]}" for d in over]
     return found

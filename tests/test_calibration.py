@@ -39,7 +39,20 @@ class Linear:
 
 
 HARDWARE = Hardware(
-    "cpu-here", "cpu", "some processor", 2**34, 1e12, 1e12, 1e-6, 0.0, {}, {}, lambda *_: Linear(), "sha256:0", None
+    "cpu-here",
+    "cpu",
+    "some processor",
+    2**34,
+    1e12,
+    1e12,
+    1e-6,
+    0.0,
+    {},
+    {},
+    None,
+    lambda *_: Linear(),
+    "sha256:0",
+    None,
 )
 
 
@@ -152,7 +165,7 @@ def test_another_device_is_refused(monkeypatch):
 
 def test_an_optimizer_that_cannot_be_measured_is_refused():
     model = {"name": "model", "module": "ebc", "global_batch": 1000, "optimizer": "adam"}
-    assert fault(spec(model=model)) == (1, ["SH503"])
+    assert fault(spec(model=model)) == (1, ["SH114"])
 
 
 def test_estimates_of_torchrec_are_refused():

@@ -120,11 +120,11 @@ def test_loads_follow_the_placement():
         option(problem, 2, "row_wise"),
     )
     judgement = judge.judge(Placement((one, two, three), ((3,), (0, 3), (0,))))
-    latents, memory = judge.latents[0, problem.first_unit], problem.unit_memory[problem.first_unit]
+    latents, memory = judge.latents[0, problem.first_unit], problem.unit_memory[0, problem.first_unit]
     on_all = latents[three]
     expected = [on_all + latents[two], on_all, on_all, on_all + latents[one] + latents[two]]
     assert np.array_equal(judgement.z, expected)
-    assert judgement.memory.tolist() == [
+    assert judgement.memory[0].tolist() == [
         memory[three] + memory[two],
         memory[three],
         memory[three],
@@ -199,8 +199,8 @@ def test_loads_are_those_of_the_hosts_that_units_are_on():
     fast, slow = judge.latents
     expected = [fast[narrow], fast[narrow], slow[wide] + slow[unit], slow[wide] + slow[unit]]
     assert np.array_equal(z, expected)
-    bytes = problem.unit_memory
-    assert memory.tolist() == [bytes[narrow]] * 2 + [bytes[wide] + bytes[unit]] * 2
+    (bytes,) = problem.unit_memory
+    assert memory[0].tolist() == [bytes[narrow]] * 2 + [bytes[wide] + bytes[unit]] * 2
 
 
 def test_two_pieces_of_a_table_on_one_device_are_not_feasible():

@@ -31,6 +31,7 @@ HARDWARE = Hardware(
     0.0,
     {},
     {},
+    None,
     lambda *_: Roofline(1e10, 1e6),
     "sha256:0",
     None,

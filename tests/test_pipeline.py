@@ -17,6 +17,7 @@ from shardc.passes.place import Why
 from shardc.passes.verify import verify
 from shardc.plan import plan_bytes
 from shardc.problem import Shards
+from shardc.units import format_bytes
 
 
 def taken(shards: Shards, index: np.ndarray) -> Shards:
@@ -239,3 +240,75 @@ def test_what_is_wrong_is_an_error_with_a_code(tmp_path, written, instead, code)
     path.write_text((HEAD + table("a")).replace(written, instead))
     with pytest.raises(DiagnosticError, match=code):
         shardc.compile(path)
+
+
+TWICE = 2 * 80 * 10**9 // (128 * 4)  # rows of a table that takes twice the memory of the device
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_table_twice_as_large_as_a_device_is_kept_in_host_memory(devices):
+    spec = tomli.loads(HEAD)
+    spec["cluster"]["devices_per_host"] = devices
+    large = {"name": "large", "rows": TWICE, "dim": 128, "sharding": ["table_wise"], "access": {"zipf": 1.05}}
+    spec["table"] = [large, {"name": "small", "rows": 1000}]
+    with pytest.raises(DiagnosticError, match="SH201") as refused:
+        shardc.compile(spec)
+    assert 'kernels = ["fused", "fused_uvm_caching"]' in refused.value.diagnostics[0].help
+
+    spec["cluster"]["host_memory"] = "2TB"
+    large["kernels"] = ["fused", "fused_uvm_caching"]
+    compiled = pipeline.run(pipeline.load(spec))
+    plan = compiled.plan
+    assert verify(plan, pipeline.load(spec), compiled.choice.judge.problem.cluster) == []
+    placed = plan.plan["ebc"]["large"]
+    assert (placed.compute_kernel, placed.cached) == ("fused_uvm_caching", 0.2)
+    assert plan.plan["ebc"]["small"].compute_kernel in ("fused", "dense")
+    (holder,) = (device for device in plan.score.devices if device.host_memory_bytes)
+    assert (holder.rank, holder.host_memory_bytes) == (placed.ranks[0], TWICE * 128 * 4)
+    assert holder.memory_bytes < 0.3 * TWICE * 128 * 4
+    assert plan.bound.step_time_ms <= plan.score.step_time_ms
+    assert plan.score.phases["forward"] > plan.score.phases["backward"]  # what misses the cache is fetched then
+    assert "SH501" in codes(compiled)
+
+
+def test_a_model_larger_than_all_devices_is_partly_cached():
+    spec = tomli.loads(HEAD)
+    spec["table"] = [{"name": f"t{i}", "rows": TWICE // 2, "dim": 128} for i in range(5)]  # 80 GB, on 4 x 68 GB
+    with pytest.raises(DiagnosticError, match="SH202") as refused:
+        shardc.compile(spec)
+    assert 'kernels = ["fused", "fused_uvm_caching"]' in refused.value.diagnostics[0].help
+    spec["cluster"]["host_memory"] = "1TB"
+    spec["defaults"]["kernels"] = ["fused", "fused_uvm_caching"]
+    tables = shardc.compile(spec).plan["ebc"].values()
+    assert {table.compute_kernel for table in tables} == {"fused", "fused_uvm_caching"}
+    spec["cluster"]["host_memory"] = "100GB"
+    spec["defaults"]["kernels"] = ["fused_uvm_caching"]
+    with pytest.raises(DiagnosticError, match="SH202 cached tables need at least 373 GiB") as refused:
+        shardc.compile(spec)
+    assert "give each host 373 GiB of host_memory or more" in refused.value.diagnostics[0].help
+
+
+def test_torchrecs_estimates_place_cached_tables_too():
+    spec = tomli.loads(HEAD)
+    spec["cluster"]["host_memory"] = "1TB"
+    spec["compile"]["cost"] = "torchrec"
+    spec["table"] = [{"name": f"t{i}", "rows": TWICE // 2, "dim": 128} for i in range(5)]
+    spec["defaults"]["kernels"] = ["fused", "fused_uvm_caching"]
+    plan = shardc.compile(spec)
+    assert {table.compute_kernel for table in plan.plan["ebc"].values()} == {"fused", "fused_uvm_caching"}
+    assert plan.bound.step_time_ms <= plan.score.step_time_ms
+
+
+def test_tables_of_different_widths_that_share_a_cache_that_may_not_fit_are_told_of():
+    """FBGEMM's cache is as wide as the widest table: 200 GB of narrow rows are cached as wide as 2 MB of others."""
+    spec = tomli.loads(HEAD)
+    spec["cluster"] |= {"devices_per_host": 1, "host_memory": "1TB"}
+    spec["defaults"] |= {"kernels": ["fused_uvm_caching"], "sharding": ["table_wise"]}
+    spec["table"] = [{"name": "narrow", "rows": 400_000_000, "dim": 16}, {"name": "wide", "rows": 1000, "dim": 512}]
+    compiled = pipeline.run(pipeline.load(spec))
+    (warning,) = (found for found in compiled.warnings if found.code == "SH511")
+    more = 0.2 * 400_000_000 * (512 - 16) * 4
+    assert f"device 0 may need {format_bytes(int(more))} more than is counted" in warning.message
+    for alike in ({"dim": 16}, {"kernels": ["fused"]}):
+        spec["table"][1] |= alike
+        assert "SH511" not in codes(pipeline.run(pipeline.load(spec)))

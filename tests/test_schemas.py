@@ -43,6 +43,7 @@ def test_compiled_plans_fit_the_plan_schema():
             "devices_per_host": 2,
             "host": [{"hosts": [1], "device": "a100-40gb"}],
             "rank": [{"ranks": [1], "memory": "40GB"}],
+            "host_memory": "1TiB",
         },
         "table": [
             {"name": "whole", "sharding": ["table_wise"], **table},
@@ -52,6 +53,13 @@ def test_compiled_plans_fit_the_plan_schema():
             {"name": "host_columns", "sharding": ["table_column_wise"], **table},
             {"name": "host_rows", "sharding": ["table_row_wise"], **table},
             {"name": "grid", "sharding": ["grid_shard"], **table},
+            {
+                "name": "cached",
+                "kernels": ["fused_uvm_caching"],
+                "sharding": ["table_wise"],
+                "cache_ratio": 0.1,
+                **table,
+            },
         ],
     }
     plan = run(load(spec), effort="fast").plan

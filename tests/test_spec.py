@@ -543,6 +543,64 @@ def test_an_apart_set_larger_than_the_cluster(folder):
     folder.load(HEAD + tables(*names, **dict.fromkeys(names[:4], "apart = 's'"), e="group = 'g'"))
 
 
+CACHED = "kernels = ['fused', 'fused_uvm_caching']"
+ROOM = HEAD + "host_memory = '1TiB'\n"
+
+
+def test_kernels_and_the_share_that_is_cached(folder):
+    text = "[defaults]\ncache_ratio = 0.1\n[tables]\nfile = 'more.csv'\n"
+    more = (
+        "name,rows,dim,pooling,kernels,cache_ratio\nc,1,4,1,fused_uvm_caching,0.5\nd,1,4,1,fused_uvm_caching;fused,\n"
+    )
+    loaded = folder.load(ROOM + text + tables("a", "b", b="kernels = ['fused_uvm_caching', 'fused']"), more=more)
+    found = {table.name: (table.kernels, table.cache_ratio) for table in loaded.tables}
+    both = ("fused", "fused_uvm_caching")
+    assert found == {"a": (("fused",), 0.1), "b": (both, 0.1), "c": (both[1:], 0.5), "d": (both, 0.1)}
+    assert [table.name for table in loaded.cached_tables] == ["b", "c", "d"]
+    assert folder.load(ROOM + tables("a")).tables[0].cache_ratio == 0.2
+    assert folder.load(ROOM + tables("a")).spec.cluster.kinds[0].host_memory_bytes == 2**40
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "text", "says"),
+    [
+        ("kernels = []", "SH104", "[]", "at least one element"),
+        ("kernels = ['fused', 'fused']", "SH105", "'fused'", "twice"),
+        ("kernels = ['fused_uvm']", "SH104", "'fused_uvm'", '"fused_uvm_caching"'),
+        ("kernels = 'fused'", "SH103", "'fused'", "an array"),
+        ("cache_ratio = 0", "SH104", "0", "more than 0"),
+        ("cache_ratio = 1.0", "SH104", "1.0", "less than 1"),
+        ("cache_ratio = '20%'", "SH103", "'20%'", "a number"),
+    ],
+)
+def test_an_error_of_a_kernel_is_exact(folder, line, code, text, says):
+    found = folder.error(ROOM + tables("a", a=line))
+    assert (found.code, place(found)[1]) == (code, text)
+    assert says in found.message
+
+
+def test_a_cached_table_needs_host_memory(folder):
+    """At each table that says so itself, and once for all that have it from [defaults]."""
+    first, second = folder.errors(HEAD + f"[defaults]\n{CACHED}\n" + tables("a", "b", "c", c=CACHED))
+    assert (first.code, place(first)) == ("SH113", (2, "['fused', 'fused_uvm_caching']"))
+    assert (second.code, place(second)[1]) == ("SH113", "['fused', 'fused_uvm_caching']")
+    assert '"c"' in second.message
+    assert 'host_memory = "1TiB" under [cluster]' in second.help
+    host = "[[cluster.host]]\nhosts = [0]\nhost_memory = '64GB'\n"
+    assert folder.load(HEAD + host + tables("a", a=CACHED)).spec.cluster.kinds[0].host_memory_bytes == 64 * 10**9
+
+
+def test_what_is_said_of_host_memory_decides_no_plan_in_which_no_table_uses_it(folder):
+    plain = folder.load(HEAD + tables("a")).digest()
+    assert folder.load(ROOM + tables("a", a="kernels = ['fused']\ncache_ratio = 0.7")).digest() == plain
+    cached = [
+        folder.load(text + tables("a", a=CACHED + more)).digest()
+        for text in (ROOM, ROOM.replace("1TiB", "2TiB"))
+        for more in ("", "\ncache_ratio = 0.3")
+    ]
+    assert len({plain, *cached}) == 5
+
+
 # --- The table file ---------------------------------------------------------------------------------------------------
 
 NAMES_FILE = HEAD + "[tables]\nfile = 'more.csv'\n"

@@ -115,4 +115,4 @@ def test_few_huge_tables_are_larger_than_most_devices():
 def test_the_mixed_suite_mixes_devices_and_memories():
     problem = problem_of(problems("mixed", count=1)[0])
     assert len(problem.cluster.kinds) == 2
-    assert len(set(problem.cluster.memory_limit.tolist())) > 2
+    assert len(set(problem.cluster.memory_limit[0].tolist())) > 2

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.passes.emit import emit
 from shardc.passes.profile import Measure
@@ -108,10 +110,13 @@ def placement_of(plan: Plan, problem: Problem) -> Placement:
     for block, members in enumerate(problem.blocks):
         name = problem.tables[members[0]].name
         placed = tables[name]
-        found = ((o, _places(placed, problem, o)) for o in problem.options_of(block))
+        cached = [tables[problem.tables[t].name].cached for t in members]
+        alike = (o for o in problem.options_of(block) if np.allclose(problem.cached_of(o), cached, rtol=_STATED))
+        found = ((o, _places(placed, problem, o)) for o in alike)
         option, of_units = next(((o, p) for o, p in found if p is not None), (None, None))
         if option is None or of_units is None:
-            message = f'table "{name}": {placed.sharding_type} in {len(placed.shards)} pieces is no option of the spec'
+            how = f"{placed.sharding_type} in {len(placed.shards)} {'cached ' * (placed.cached < 1.0)}pieces"
+            message = f'table "{name}": {how} is no option of the spec'
             faults.append(Diagnostic("SH308", message, help="compile the spec again"))
         else:
             options.append(option)

@@ -141,8 +141,8 @@ class _Columns:
         option: int[N], ascending.
         load: float[J, N], how many units that puts on a device of each kind.
         latents: float[J, N, K], those of one unit there.
-        memory: float[J, N], its bytes.
-        limit: float[J], bytes of a device of each kind on average, or at most.
+        memory: float[J, N, M], its bytes.
+        limit: float[M, J], bytes of a device of each kind on average, or at most.
         starts: int[B], the first column of each block.
     """
 
@@ -170,8 +170,9 @@ class _Relaxation:
         self._whole = (problem.option_units == 1) & (problem.option_site == Site.DEVICE)
         self._on_all = problem.option_units * size  # [O], devices that have a unit, over all units
         alone = cost.heads(latents).min(axis=0)  # [U, P]
-        memory = np.broadcast_to(problem.unit_memory[:, None] * 1.0, (*latents.shape[:2], 1))
-        # [G, O, K + 1], latents and bytes of an option's units: of their mean, and of the worth of one at least.
+        memory = np.broadcast_to(problem.unit_memory.T * 1.0, (*latents.shape[:2], len(problem.unit_memory)))
+        self._latents = latents.shape[2]
+        # [G, O, K + M], latents and bytes of an option's units: of their mean, and of the worth of one at least.
         amounts = np.concatenate([latents, memory], axis=2)
         self._mean = np.add.reduceat(amounts * problem.unit_count[:, None], first, axis=1)
         self._mean /= problem.option_units[:, None]
@@ -184,20 +185,21 @@ class _Relaxation:
         # A load that every device might have, and about the step time in ms: a power of two, the same everywhere.
         each = self._lone_ms[:, : len(cost.phases)].sum(axis=1) * self._on_all
         cheapest = each == np.minimum.reduceat(each, self._starts)[self._block]
-        usual = (cheapest * self._on_all / self._devices) @ self._mean[..., :-1]  # [G, K]
+        usual = (cheapest * self._on_all / self._devices) @ self._mean[..., : self._latents]  # [G, K]
         self._scale = float(np.ldexp(0.5, np.frexp(cost.heads(usual[0]).sum())[1]))
         self._tangents: list[list[tuple[Floats, float]]] = [[] for _ in cost.phases]
         for load in usual:
             self._add_tangents(load)
         self._lone: list[tuple[int, int]] = []  # blocks, and phases that they may take longer than all else
         self._counted = self._find_counted(latents)
-        most_memory = np.maximum.reduceat(self._mean[0, :, -1] * self._on_all, self._starts).sum()
-        self._memory_binds = bool(most_memory > problem.cluster.memory_limit.sum())
+        of_options = self._mean[0, :, self._latents :].T * self._on_all
+        most_memory = np.maximum.reduceat(of_options, self._starts, axis=1).sum(axis=1)
+        self._binding = np.flatnonzero(most_memory > problem.cluster.memory_limit.sum(axis=1))  # kinds of memory
         self._bounded = 0
         self.work = 0
 
     def _least_share(self, amounts: Floats, weight: Floats) -> Floats:
-        """What a device has at least of an option of which it has the worth of one unit, float[G, O, K + 1].
+        """What a device has at least of an option of which it has the worth of one unit, float[G, O, K + M].
 
         Where units are of several kinds, they may be divided among devices in any way. If each counts in proportion to
         a weight of its own float[U], the worth of one has at least the least that any kind has for its weight.
@@ -308,7 +310,7 @@ class _Relaxation:
         blocks = self._block[chosen]
         labels = [label for block in blocks for label in problem.labels[block]]
         return bool(
-            self._mean[0, chosen, -1].sum() <= problem.cluster.memory_limit.max()
+            (self._mean[0, chosen, self._latents :].sum(axis=0) <= problem.cluster.memory_limit.max(axis=1)).all()
             and problem.allowed[blocks].all(axis=0).any()
             and len(set(labels)) == len(labels)
         )
@@ -365,20 +367,20 @@ class _Relaxation:
         placed = (device[options] >= 0) | self._everywhere[options]
         option = np.repeat(options, np.where(placed, 1, kinds))
         kind = np.where(device[option] >= 0, device[option], np.arange(len(option)) - np.searchsorted(option, option))
-        limits = np.sort(self._problem.cluster.memory_limit)
+        limits = np.sort(self._problem.cluster.memory_limit, axis=1)
         if self._kinds > 1:
             of_kind = self._problem.cluster.kind == np.arange(kinds)[:, None]
             devices, host_kind = of_kind.sum(axis=1), np.arange(kinds)
-            limit = of_kind @ self._problem.cluster.memory_limit / devices
+            limit = self._problem.cluster.memory_limit @ of_kind.T / devices
         else:
             alone = len(case.alone)
             devices, host_kind = np.array([*[1] * alone, self._devices - alone]), np.zeros(kinds, dtype=np.int64)
-            limit = np.array([*[limits[-1]] * alone, limits[alone:].mean()])
+            limit = np.stack([np.array([*[of[-1]] * alone, of[alone:].mean()]) for of in limits])
         load = (kind == np.arange(kinds)[:, None]) * self._on_all[option] / devices[:, None]
         load[:, self._everywhere[option]] = 1.0
         amounts = (self._mean if kinds == 1 else self._least)[host_kind][:, option]
         starts = np.searchsorted(self._block[option], np.arange(len(self._starts)))
-        return _Columns(option, load, amounts[..., :-1], amounts[..., -1], limit, starts)
+        return _Columns(option, load, amounts[..., : self._latents], amounts[..., self._latents :], limit, starts)
 
     def _program(self, case: _Case, columns: _Columns) -> Minimax:
         """The program of a case."""
@@ -404,8 +406,7 @@ class _Relaxation:
         limits = [
             columns.latents[..., k] / case.most[k] for k in np.flatnonzero((case.most > 0) & (case.most < np.inf))
         ]
-        if self._memory_binds:
-            limits.append(columns.memory / np.maximum(columns.limit, 1)[:, None])
+        limits += [columns.memory[..., m] / np.maximum(columns.limit[m], 1)[:, None] for m in self._binding]
         for part_of_limit in limits:
             rows.append(load * part_of_limit * self._scale)
             levels.append(np.full(len(load), -self._scale))

@@ -21,7 +21,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from shardc.problem import INDEX_BYTES, Cluster, Collective, Floats, HostKind, Problem, ShardingType, Shards
+from shardc.problem import INDEX_BYTES, Cluster, Collective, Floats, HostKind, Optimizer, Problem, ShardingType, Shards
 
 
 @runtime_checkable
@@ -136,7 +136,8 @@ PHASES = (
 FORWARD, BACKWARD = PHASES.index("forward"), PHASES.index("backward")
 # Latents beside those of the compute cost, counted from the end: held, bytes of indices and lengths, of outputs that
 # travel as they are, that are summed over all devices on the way, or over those of a host, of replicas' gradients.
-_EXTRA = 6
+# Before them, where tables may be in host memory: ms on the link to it, forward and backward.
+_EXTRA, _HOST_LINK = 6, 2
 _HELD, _INDICES, _POOLED, _SUMMED, _HOST_SUMMED, _REPLICATED = range(-_EXTRA, 0)
 
 
@@ -164,6 +165,7 @@ _COMMUNICATION = {
 _TALKING = [PHASES.index(phase) for phase in _COMMUNICATION]
 _BYTES = [latent for _, _, latent in _COMMUNICATION.values()]
 _PRESENCE = [_COMMUNICATION[phase][2] if phase in _COMMUNICATION else _HELD for phase in PHASES]
+_HOST_STATE = {Optimizer.ADAGRAD: 4.0, Optimizer.ADAM: 8.0}  # bytes of a weight's state that are not on the device
 _INPUT_COLLECTIVES = 3  # the receivers are told how much will come; then lengths are sent, then indices
 _BY_ROWS = {
     ShardingType.ROW_WISE: _SUMMED,
@@ -171,6 +173,30 @@ _BY_ROWS = {
     ShardingType.GRID_SHARD: _HOST_SUMMED,
 }
 """Where the outputs of sharding types are counted whose shards each look up only some of a bag's rows."""
+
+
+def host_traffic(shards: Shards) -> Floats:
+    """Bytes that a step moves between a device and the memory of its host, float[S, 2] forward and backward.
+
+    Of a cached shard, FBGEMM (1.8.0) fetches in forward each row of the step that is not in the cache, and first writes
+    the row back that it evicts, one after the other, so that both directions of the link are not used at once. Rows of
+    a step beyond the cache's size are not cached: they are read there forward, read and written backward. Optimizer
+    state of one or more values a weight is in host memory too, and is read and written for each row of the step.
+
+    Assumptions: each shard has its part of the cache to itself, every row fits in its set, and the rows that steps look
+    up more than once are cached first. Of rows that a step looks up once, as many are found as the rest of the cache
+    covers of the rest of the rows.
+    """
+    rows, slots = shards.rows * 1.0, shards.rows * shards.cached
+    single = shards.unique * shards.bins[:, 0]
+    repeated = shards.unique - single
+    covered = np.maximum(slots - repeated, 0.0) / np.maximum(rows - repeated, 1.0)
+    missed = single * (1.0 - np.minimum(covered, 1.0)) + np.maximum(repeated - slots, 0.0)
+    beyond = np.minimum(np.maximum(shards.unique - slots, 0.0), missed)
+    row_bytes = shards.dim * shards.weight_bytes
+    state = np.choose(shards.optimizer, [_HOST_STATE.get(optimizer, 0.0) for optimizer in Optimizer]) * shards.dim
+    traffic = [(2 * missed - beyond) * row_bytes, 2 * (beyond * row_bytes + shards.unique * state)]
+    return np.where(shards.cached[:, None] < 1.0, np.stack(traffic, axis=1), 0.0)
 
 
 def shares_sent(collective: Collective, hosts: int, devices_per_host: int) -> tuple[float, float]:
@@ -197,6 +223,8 @@ class StepCost(PhasedCost):
     Collectives are barriers, so the maximum over devices is taken by phase. A device sends to the others of its host
     and to other hosts at the same time.
 
+    Forward and backward also take what goes over the link to the host's memory (`host_traffic`), one after the other.
+
     Attributes:
         compute: the fused operator's cost.
         cluster: number of devices, and what their links take.
@@ -220,7 +248,7 @@ class StepCost(PhasedCost):
         return constants
 
     def encode(self, shards: Shards) -> Floats:
-        """Latents float[S, K]: the compute cost's, then presence and the bytes of messages."""
+        """Latents float[S, K]: the compute cost's, ms on the link to the host, presence and the bytes of messages."""
         outputs = shards.bags * shards.dim * shards.output_bytes
         extra = np.zeros((len(shards), _EXTRA))
         extra[:, _HELD] = 1.0
@@ -230,19 +258,26 @@ class StepCost(PhasedCost):
             summed = shards.type == list(ShardingType).index(type)
             extra[summed, latent], extra[summed, _POOLED] = outputs[summed], 0.0
         extra[:, _REPLICATED] = ~shards.exchanged * shards.rows * shards.dim * shards.weight_bytes
-        return np.concatenate([self.compute.encode(shards), extra], axis=1)
+        parts = [self.compute.encode(shards), extra]
+        if (bandwidth := self._links.host_bandwidth) is not None:
+            parts.insert(1, 1e3 * host_traffic(shards) / bandwidth)
+        return np.concatenate(parts, axis=1)
 
     def heads(self, z: Floats) -> Floats:
         """Time of every device by phase beyond the constants, float[..., P] ms: convex, non-decreasing, 0 at 0."""
         ms = np.empty((*z.shape[:-1], len(PHASES)))
         ms[..., _TALKING] = z[..., _BYTES] * self._ms_per_byte
-        ms[..., [FORWARD, BACKWARD]] = self.compute.heads(z[..., :-_EXTRA])
+        ms[..., [FORWARD, BACKWARD]] = self.compute.heads(z[..., : self._computed])
+        if self._offloads:
+            ms[..., [FORWARD, BACKWARD]] += z[..., self._computed : -_EXTRA]
         return ms
 
     def slopes(self, z: Floats) -> Floats:
         """A subgradient of `heads` at one device's z: float[P, K] for float[K]."""
         slopes = np.zeros((len(PHASES), len(z)))
-        slopes[[FORWARD, BACKWARD], :-_EXTRA] = self.compute.slopes(z[:-_EXTRA])
+        slopes[[FORWARD, BACKWARD], : self._computed] = self.compute.slopes(z[: self._computed])
+        if self._offloads:
+            slopes[[FORWARD, BACKWARD], range(-_EXTRA - _HOST_LINK, -_EXTRA)] = 1.0
         slopes[_TALKING, _BYTES] = self._ms_per_byte
         return slopes
 
@@ -257,6 +292,15 @@ class StepCost(PhasedCost):
     @property
     def _links(self) -> HostKind:
         return self.cluster.kinds[self.kind]
+
+    @cached_property
+    def _offloads(self) -> bool:
+        return self._links.host_bandwidth is not None
+
+    @cached_property
+    def _computed(self) -> int:
+        """Where the compute cost's latents end, counted from the end."""
+        return -_EXTRA - _HOST_LINK * self._offloads
 
     @cached_property
     def _ms_per_byte(self) -> Floats:

@@ -6,8 +6,10 @@ Neither the access distribution nor the optimizer, the dtype of outputs, the kin
 has any influence.
 
 The formulas are restated here, since importing TorchRec takes seconds and its enumerator takes more; the tests hold
-them against the installed one. What they leave out is nothing that a spec can ask for: weighted features, caching
-kernels (`prefetch_compute`), several poolings of a sample, quantised communication.
+them against the installed one. What they leave out is nothing that a spec can ask for: weighted features, several
+poolings of a sample, quantised communication. What a cached table misses is charged (`prefetch_compute`) only where
+there are statistics of a trace, which a spec has none of; but all that it moves is charged at a tenth of a bandwidth
+between that of device memory and that of the link to the host's.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ _HBM = 897 * _GIB_PER_S
 _DDR = 51 * _GIB_PER_S
 _INTRA_HOST = 600 * _GIB_PER_S
 _INTER_HOST = 12.5 * _GIB_PER_S
+_HOST_LINK = 32 * _GIB_PER_S
+_CACHED_SHARE = 0.1  # of the bandwidth of a cache and the link behind it: `kernel_bw_lookup`
 _DENSE_SHARE = 0.5  # of memory bandwidth that the dense kernel reaches: `kernel_bw_lookup`
 _BACKWARD = 2.0
 _LEAST_WIDTH = 32  # columns that a gather of whole rows is charged for at least
@@ -43,6 +47,8 @@ ASSUMPTIONS = (
     (_BATCHED_COPY, _DENSE_OPTIMIZER),
 )
 """What decides a cost beside spec and cluster: part of a plan's digests."""
+CACHING_ASSUMPTIONS = (_HOST_LINK, _CACHED_SHARE)
+"""What decides the cost of cached tables beside them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,6 @@ def torchrec_cost(
     machine = _Machine(
         devices=cluster.devices,
         devices_per_host=cluster.devices_per_host,
-        memory=_DDR if cluster.device_type == "cpu" else _HBM,
         intra_host=_INTRA_HOST if intra_host is None else intra_host / 1e3,
         inter_host=_INTER_HOST if inter_host is None else inter_host / 1e3,
     )
@@ -115,6 +120,7 @@ def torchrec_cost(
     features = np.array([len(table.features) for table in problem.tables])[problem.shard_table]
     pooling = np.array([table.pooling for table in problem.tables])[problem.shard_table] / features
     types = np.array(problem.shard_type)
+    memory = _bandwidth(_DDR if cluster.device_type == "cpu" else _HBM, shards)
     latents = np.empty((len(shards), 2))
     for type in dict.fromkeys(problem.shard_type):
         of_type = types == type
@@ -124,9 +130,17 @@ def torchrec_cost(
             weight_bytes=BYTES_PER_ELEMENT[problem.weights],
             lookups=(pooling * samples * features)[of_type],
             bags=(np.minimum(1.0, pooling) * samples * features)[of_type],
+            memory=memory[of_type],
         )
         latents[of_type] = np.stack(_FORMULAS[type](pieces, machine), axis=1)
     return TorchRecCost(shards, latents)
+
+
+def _bandwidth(memory: float, shards: Shards) -> Floats:
+    """Bytes/ms that the kernels of shards reach, float[S], on devices whose memory has so many (`kernel_bw_lookup`)."""
+    behind_cache = (shards.cached * memory + (1.0 - shards.cached) * _HOST_LINK) * _CACHED_SHARE
+    whole = np.where(shards.exchanged, memory, _DENSE_SHARE * memory)
+    return np.where(shards.cached < 1.0, behind_cache, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,7 @@ class _Pieces:
         lookups: what the samples of one device look up in the whole table (`batch_inputs`).
         bags: bags of one device's samples, counted in part where the mean bag has less than one lookup
             (`batch_outputs`).
+        memory: bytes/ms of what the shard is in, as its kernel reaches it.
     """
 
     rows: Ints
@@ -147,6 +162,7 @@ class _Pieces:
     weight_bytes: int
     lookups: Floats
     bags: Floats
+    memory: Floats
 
     def outputs(self, devices: int) -> Floats:
         """Bytes that are pooled for the samples of so many devices (`_get_output_write_size`)."""
@@ -163,7 +179,6 @@ class _Machine:
 
     devices: int
     devices_per_host: int
-    memory: float
     intra_host: float
     inter_host: float
 
@@ -183,7 +198,7 @@ def _whole_rows(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
     outputs = pieces.outputs(machine.devices)
     moved = pieces.moved(pieces.lookups * machine.devices, outputs, np.maximum(pieces.dim, _LEAST_WIDTH))
     narrow = np.where(pieces.dim >= _HALF_BLOCK, _HALF_PENALTY, _QUARTER_PENALTY)  # `compute_block_usage_penalty`
-    compute = moved * np.where(pieces.dim >= _FULL_BLOCK, 1.0, narrow) / machine.memory
+    compute = moved * np.where(pieces.dim >= _FULL_BLOCK, 1.0, narrow) / pieces.memory
     exchange = outputs / machine.exchange
     return compute + exchange, _BACKWARD * compute + exchange
 
@@ -192,32 +207,31 @@ def _row_wise(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
     """Row-wise (`RowWiseEvaluator`): lookups spread evenly; reduce-scatter forward, all-gather and a copy backward."""
     outputs = pieces.outputs(machine.devices)
     lookups = pieces.lookups / machine.devices * machine.devices  # rounded as there: the bytes are rounded up
-    compute = pieces.moved(lookups, outputs, pieces.dim) / machine.memory
+    compute = pieces.moved(lookups, outputs, pieces.dim) / pieces.memory
     exchange = outputs / machine.exchange
-    return compute + exchange, _BACKWARD * compute + exchange + outputs * _BATCHED_COPY / machine.memory
+    return compute + exchange, _BACKWARD * compute + exchange + outputs * _BATCHED_COPY / pieces.memory
 
 
 def _table_row_wise(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
     """Table-row-wise and grid (`TableRowWiseEvaluator`): as row-wise on the devices of a host, then between hosts."""
     outputs, hosts = pieces.outputs(machine.devices), machine.devices // machine.devices_per_host
     lookups = pieces.lookups / machine.devices_per_host * machine.devices
-    compute = pieces.moved(lookups, outputs, pieces.dim) / machine.memory
+    compute = pieces.moved(lookups, outputs, pieces.dim) / pieces.memory
     exchange = outputs / machine.intra_host
     if hosts > 1:
         exchange = exchange + pieces.outputs(hosts) / machine.inter_host
-    return compute + exchange, _BACKWARD * compute + exchange + outputs * _BATCHED_COPY / machine.memory
+    return compute + exchange, _BACKWARD * compute + exchange + outputs * _BATCHED_COPY / pieces.memory
 
 
 def _data_parallel(pieces: _Pieces, machine: _Machine) -> tuple[Floats, Floats]:
     """Data-parallel (`DataParallelEvaluator`): the device's own samples; all-reduce and dense update of all rows."""
-    memory = _DENSE_SHARE * machine.memory
-    compute = pieces.moved(pieces.lookups, pieces.outputs(1), pieces.dim) / memory
+    compute = pieces.moved(pieces.lookups, pieces.outputs(1), pieces.dim) / pieces.memory
     table = pieces.rows * pieces.dim * pieces.weight_bytes
     hosts = min(machine.devices / machine.devices_per_host, 2)
     reduce = table * (2 * hosts - 1) / hosts / machine.all_reduce
     if machine.devices > 2 * machine.devices_per_host:
         reduce = reduce * 2
-    return compute, _BACKWARD * compute + reduce + table * _DENSE_OPTIMIZER / memory
+    return compute, _BACKWARD * compute + reduce + table * _DENSE_OPTIMIZER / pieces.memory
 
 
 _FORMULAS: dict[ShardingType, Callable[[_Pieces, _Machine], tuple[Floats, Floats]]] = {

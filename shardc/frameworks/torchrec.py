@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.plan import Plan, PlanShard, TablePlan, read_plan
-from shardc.problem import ShardingType
+from shardc.problem import Kernel, ShardingType
 
 if TYPE_CHECKING:
     from torchrec.distributed.types import ShardingPlan
@@ -21,7 +21,8 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
     Args:
         plan: a plan, or the path of its file.
         device_type: kind of device to place the shards on instead of the plan's own: with "cpu" a plan for GPUs runs
-            on as many CPU processes, for a test or a debugger.
+            on as many CPU processes, for a test or a debugger. There is no cache on CPUs: tables that have one on GPUs
+            have the kernel fused there, which looks up and learns the same.
 
     Raises:
         DiagnosticError: SH604 when TorchRec is not installed, SH605 when the process group's ranks are not those of the
@@ -36,6 +37,8 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
 
     if found := _other_ranks(document):
         raise DiagnosticError(found, exit_code=2)
+
+    uncached = device_type == "cpu"
 
     def placement(shard: PlanShard) -> str:
         match device_type:
@@ -53,8 +56,9 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
         ]
         return types.ParameterSharding(
             sharding_type=table.sharding_type,
-            compute_kernel=table.compute_kernel,
+            compute_kernel=str(Kernel.FUSED) if uncached and table.cache_params else table.compute_kernel,
             ranks=list(table.ranks),
+            cache_params=types.CacheParams(load_factor=table.cached) if table.cache_params and not uncached else None,
             sharding_spec=types.EnumerableShardingSpec(shards) if shards else None,
         )
 

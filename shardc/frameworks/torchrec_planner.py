@@ -1,9 +1,9 @@
 """TorchRec's own planner on a problem: what a user would run instead, and its plan as a placement.
 
 The planner is told what a careful user could tell it: poolings, the optimizer, the memory that tables may take of each
-rank, and the sharding types that the problem has options of. Those are fewer than a spec allows, since options that
-others can replace are left out, and the planner takes a fraction of the time. What it has no words for (pins, groups,
-sets kept apart) it does not know of, and its plans may break.
+rank, and the sharding types and kernels that the problem has options of. Those are fewer than a spec allows, since
+options that others can replace are left out, and the planner takes a fraction of the time. What it has no words for
+(pins, groups, sets kept apart) it does not know of, and its plans may break.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.frameworks.torchrec import INSTALL
-from shardc.problem import Optimizer, Placement, Problem, ShardingType, Site
+from shardc.problem import Kernel, Optimizer, Placement, Problem, ShardingType, Site
 
 if TYPE_CHECKING:
     from torchrec.distributed.planner import Topology
@@ -68,6 +68,7 @@ def plan_with_torchrec(
     from torchrec.distributed.planner.stats import NoopEmbeddingStats
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import PlannerError
+    from torchrec.distributed.types import CacheParams
 
     class AnySharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         """TorchRec lists row-wise for GPUs only, but runs and estimates it on a CPU too."""
@@ -78,11 +79,15 @@ def plan_with_torchrec(
     constraints = {}
     for block, members in enumerate(problem.blocks):
         types = list(dict.fromkeys(str(problem.option_type[option]) for option in problem.options_of(block)))
-        for table in (problem.tables[t] for t in members):
+        shares = [problem.cached_of(option) for option in problem.options_of(block)]
+        for table, of_table in zip((problem.tables[t] for t in members), zip(*shares, strict=True), strict=True):
+            cached = min(of_table)
+            kernels = [Kernel.FUSED] * (max(of_table) == 1.0) + [Kernel.FUSED_UVM_CACHING] * (cached < 1.0)
             constraints[table.name] = ParameterConstraints(
                 sharding_types=types,
-                compute_kernels=["fused", "dense"],
+                compute_kernels=[*map(str, kernels), str(Kernel.DENSE)],
                 pooling_factors=[table.pooling / len(table.features)] * len(table.features),
+                cache_params=CacheParams(load_factor=cached) if cached < 1.0 else None,
             )
     model = torch.nn.Module()
     model.add_module(_MODULE, _collection(problem))
@@ -158,14 +163,14 @@ def _topology(problem: Problem, intra_host: float | None, inter_host: float | No
     from torchrec.distributed.planner.types import CustomTopologyData
 
     cluster = problem.cluster
-    limits = cluster.memory_limit.tolist()
-    capacity = "ddr_cap" if cluster.device_type == "cpu" else "hbm_cap"
+    capacities = ["ddr_cap"] if cluster.device_type == "cpu" else ["hbm_cap", "ddr_cap"]
+    limits = dict(zip(capacities, cluster.memory_limit.tolist(), strict=False))
     bandwidths = {"intra_host_bw": intra_host, "inter_host_bw": inter_host}
     return Topology(
         cluster.devices,
         cluster.device_type,
         local_world_size=cluster.devices_per_host,
-        custom_topology_data=CustomTopologyData({capacity: limits}, cluster.devices),
+        custom_topology_data=CustomTopologyData(limits, cluster.devices),
         **{name: given / 1000 for name, given in bandwidths.items() if given},
     )
 
@@ -199,7 +204,8 @@ def _places(problem: Problem, option: int, sharded: list[ParameterSharding]) -> 
     Column blocks that all lie on one device, which TorchRec lists and plans, are the whole table there.
     """
     first, type = sharded[0], problem.option_type[option]
-    if any(s.ranks != first.ranks for s in sharded):
+    cached = [s.compute_kernel == Kernel.FUSED_UVM_CACHING for s in sharded]
+    if any(s.ranks != first.ranks for s in sharded) or cached != [share < 1.0 for share in problem.cached_of(option)]:
         return None
     in_columns = first.sharding_type in (ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE)
     if type is ShardingType.TABLE_WISE and in_columns and len(set(first.ranks)) == 1:

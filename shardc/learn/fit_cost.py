@@ -101,6 +101,7 @@ def workload_shards(workloads: Sequence[Workload]) -> Shards:
         output_bytes=np.full(len(pairs), 4),
         optimizer=np.array([list(Optimizer).index(Optimizer(w.optimizer)) for w, _ in pairs]),
         type=np.full(len(pairs), list(ShardingType).index(ShardingType.TABLE_WISE)),
+        cached=np.ones(len(pairs)),
     )
 
 

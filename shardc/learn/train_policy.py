@@ -35,9 +35,10 @@ from shardc.placers.policy import (
     Policy,
     device_features,
     even_load_ms,
+    filled,
     place_by_policy,
 )
-from shardc.problem import Bools, Floats, Ints
+from shardc.problem import Bools, Floats, Ints, Memory
 from shardc.spec import parse_spec
 
 _HIDDEN = 32
@@ -193,8 +194,9 @@ def draw_task(rng: np.random.Generator, profiles: Sequence[str]) -> Task:
         for b in range(len(problem.blocks))
     )
     used = np.isin(problem.unit_option, options)
-    even = float((problem.unit_count * problem.unit_memory)[used].sum()) / devices
-    room = int(max(even / rng.uniform(0.4, 0.92), problem.unit_memory[used].max() * 1.1))
+    memory = problem.unit_memory[Memory.DEVICE]
+    even = float((problem.unit_count * memory)[used].sum()) / devices
+    room = int(max(even / rng.uniform(0.4, 0.92), memory[used].max() * 1.1))
     kind = replace(problem.cluster.kinds[0], memory_bytes=room)
     problem = replace(problem, cluster=replace(problem.cluster, kinds=(kind,)))
     judge = Judge(problem, StepCost(hardware.compute(problem.optimizer, problem.weights, None), problem.cluster))
@@ -207,7 +209,7 @@ def rollout(task: Task, policy: Policy, rng: np.random.Generator, rollouts: int 
     devices, options = problem.cluster.devices, task.options
     latents, work = judge.latents[0], judge.single_ms * problem.unit_count
     z = np.zeros((rollouts, devices, latents.shape[1]))
-    memory = np.zeros((rollouts, devices))
+    memory = np.zeros((rollouts, *problem.cluster.memory_limit.shape))
     going = np.ones(rollouts, dtype=bool)
     everyone = np.arange(rollouts)
     left = float(work[np.isin(problem.unit_option, options)].sum())
@@ -216,15 +218,15 @@ def rollout(task: Task, policy: Policy, rng: np.random.Generator, rollouts: int 
     for block in placing_order(judge, options, judge.single_ms):
         holds = np.zeros((rollouts, devices), dtype=bool)  # units of one block go to distinct devices
         for unit in map(int, problem.units_of(options[block])):
-            room = memory + problem.unit_memory[unit] <= problem.cluster.memory_limit
+            room = (memory + problem.unit_memory[:, unit, None] <= problem.cluster.memory_limit).all(axis=1)
             mask = room & ~holds & problem.allowed[block]
             going = going & mask.any(axis=1)
             mask[~going] = True  # a stuck rollout plays on without counting
-            features = device_features(judge, z, memory, unit, task.even_ms, left / total)
+            features = device_features(judge, z, filled(problem, memory, unit), unit, task.even_ms, left / total)
             action = _sample(policy.logits(features), mask, rng)
             steps.append((features, mask, action, going))
             z[everyone, action] += latents[unit]
-            memory[everyone, action] += problem.unit_memory[unit]
+            memory[everyone, :, action] += problem.unit_memory[:, unit]
             holds[everyone, action] = True
             left -= float(judge.single_ms[unit])
     returns = np.where(going, judge.step_ms(z) / task.even_ms.sum(), np.nan)

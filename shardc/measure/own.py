@@ -47,7 +47,9 @@ def measure_shards(
     at: Location | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Floats:
-    """Forward and backward ms of each shard alone, float[S, 2]; NaN where one does not fit in local memory.
+    """Forward and backward ms of each shard alone, float[S, 2].
+
+    NaN where one does not fit in local memory, or is in the host's: what is measured is the operator on the device.
 
     Args:
         shards: what to measure.
@@ -66,7 +68,8 @@ def measure_shards(
     identity = {"device": device.name, "versions": versions(), "revision": REVISION, "reference_ms": clock}
     ms = np.full((len(shards), 2), np.nan)
     bench: Bench | None = None
-    for index in range(len(shards)):
+    on_device = np.flatnonzero(shards.cached == 1.0).tolist()
+    for done, index in enumerate(on_device, start=1):
         workload = workload_of(shards, [index])
         key = hashlib.sha256(json.dumps([identity, _content(workload)], sort_keys=True).encode()).hexdigest()
         entry = cache_folder() / "measurements" / key[:2] / f"{key}.json"
@@ -80,7 +83,7 @@ def measure_shards(
                 if disturbance(timing, hardware) <= DISTURBED:  # or else it is better measured again next time
                     make_folder(entry.parent)
                     write_atomic(entry, json.dumps(ms[index].tolist()).encode())
-        progress(index + 1, len(shards))
+        progress(done, len(on_device))
     return ms
 
 

@@ -34,7 +34,8 @@ class MeasuredDevices:
     """What the devices of a placement were measured to take.
 
     Attributes:
-        ms: float[D, 2], forward and backward; 0 for an empty device, NaN for one that does not fit in local memory.
+        ms: float[D, 2], forward and backward; 0 for an empty device, NaN for one that does not fit in local memory, or
+            has tables in the host's.
         timed: every operator that was measured, and its times.
         disturbance: the reference set's time relative to what it took when the device was profiled, at worst; 1 where
             no profile says.
@@ -78,7 +79,8 @@ def measure_devices(
     """
     from shardc.measure.benchmark import Bench
 
-    operators = device_operators(problem, held)
+    cached: Bools = np.asarray((held & (problem.shards.cached < 1.0)).any(axis=1))
+    operators = device_operators(problem, held & ~cached[:, None])
     distinct = list(dict.fromkeys(chain.from_iterable(operators)))
     bench = Bench()
     timings: dict[Workload, Timing] = {}
@@ -88,9 +90,12 @@ def measure_devices(
         progress(done, len(distinct))
     times = {workload: milliseconds(timing, hardware) for workload, timing in timings.items()}
     unknown = (np.nan, np.nan)
-    ms = [
-        np.sum([times.get(workload, unknown) for workload in of_device] or [(0.0, 0.0)], axis=0)
-        for of_device in operators
-    ]
+    ms = np.array(
+        [
+            np.sum([times.get(workload, unknown) for workload in of_device] or [(0.0, 0.0)], axis=0)
+            for of_device in operators
+        ]
+    )
+    ms[cached] = np.nan
     worst = max((disturbance(timing, hardware) for timing in timings.values()), default=1.0)
-    return MeasuredDevices(np.array(ms), tuple(timings.items()), worst)
+    return MeasuredDevices(ms, tuple(timings.items()), worst)

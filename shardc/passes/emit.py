@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 import shardc
 from shardc.cost.model import PhasedCost
 from shardc.passes.place import Choice
 from shardc.passes.verify import device_memory, plan_cluster
 from shardc.plan import (
     Bound,
+    CacheParams,
     Candidate,
     Chosen,
     DeviceScore,
@@ -21,7 +24,7 @@ from shardc.plan import (
     TablePlan,
     Tool,
 )
-from shardc.problem import Problem, ShardingType
+from shardc.problem import Ints, Kernel, Memory, Problem, ShardingType
 from shardc.spec import LoadedSpec
 
 
@@ -54,7 +57,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
         digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
         plan={spec.model.module: _tables(choice)},
-        score=_score(choice, [0] * cluster.devices, p90_ms),
+        score=_score(choice, np.zeros((len(Memory), cluster.devices), dtype=np.int64), p90_ms),
         bound=bound,
         chosen=Chosen(strategy=choice.strategy, reason=choice.why),
         candidates=tuple(
@@ -85,9 +88,17 @@ def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -
     if type is ShardingType.DATA_PARALLEL:
         return TablePlan.model_validate({"sharding_type": str(type), "compute_kernel": "dense", "ranks": range(world)})
     shards = tuple(_shards(problem, table, option, places))
-    ranks = [shard.rank for shard in shards]
+    block = problem.blocks[problem.option_block[option]]
+    cached = problem.cached_of(option)[block.index(table)]
+    kernel = Kernel.FUSED if cached == 1.0 else Kernel.FUSED_UVM_CACHING
     return TablePlan.model_validate(
-        {"sharding_type": str(type), "compute_kernel": "fused", "ranks": ranks, "shards": shards}
+        {
+            "sharding_type": str(type),
+            "compute_kernel": str(kernel),
+            "cache_params": None if kernel is Kernel.FUSED else CacheParams(load_factor=cached),
+            "ranks": [shard.rank for shard in shards],
+            "shards": shards,
+        }
     )
 
 
@@ -115,7 +126,7 @@ def _placement(problem: Problem, rank: int) -> str:
     return f"rank:{rank}/cuda:{rank % problem.cluster.devices_per_host}"
 
 
-def _score(choice: Choice, memory: list[int], p90_ms: float | None) -> Score:
+def _score(choice: Choice, memory: Ints, p90_ms: float | None) -> Score:
     judge, z = choice.judge, choice.judgement.z
     phases, passes = {"step": choice.judgement.step_time_ms}, None
     compute = judge.device_ms(z)  # [D]
@@ -125,6 +136,7 @@ def _score(choice: Choice, memory: list[int], p90_ms: float | None) -> Score:
         passes = judge.rounded(judge.cost.passes(z))  # [D, 2]
         compute = passes.sum(axis=1)
     limits = judge.problem.cluster.memory_limit
+    used = list(zip(("", "host_"), memory.tolist(), limits.tolist(), strict=False))
     return Score(
         step_time_ms=choice.judgement.step_time_ms,
         step_time_p90_ms=p90_ms,
@@ -135,8 +147,8 @@ def _score(choice: Choice, memory: list[int], p90_ms: float | None) -> Score:
                 rank=rank,
                 forward_ms=None if passes is None else float(passes[rank, 0]),
                 backward_ms=None if passes is None else float(passes[rank, 1]),
-                memory_bytes=memory[rank],
-                memory_limit_bytes=int(limits[rank]),
+                **{f"{kind}memory_bytes": bytes[rank] for kind, bytes, _ in used},
+                **{f"{kind}memory_limit_bytes": limit[rank] for kind, _, limit in used},
             )
             for rank in range(len(z))
         ),

@@ -6,8 +6,11 @@ sharding type is one function in `_WAYS`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import ge
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +18,7 @@ import numpy as np
 from shardc.access import histograms
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import Hardware
-from shardc.memory import device_bytes_for, shard_bytes
+from shardc.memory import device_bytes_for, host_bytes, rounded_up, shard_bytes
 from shardc.problem import (
     BYTES_PER_ELEMENT,
     Bools,
@@ -23,7 +26,9 @@ from shardc.problem import (
     Collective,
     HostKind,
     Ints,
+    Kernel,
     Link,
+    Memory,
     Optimizer,
     Problem,
     ShardingType,
@@ -34,6 +39,7 @@ from shardc.problem import (
 from shardc.spec import Bins, HostSettings, LoadedSpec, ModelSpec, Table
 from shardc.units import format_bytes
 
+_REPLICATED = ShardingType.DATA_PARALLEL
 _VECTOR = 4  # elements: the width of a column block is a multiple of it
 
 
@@ -47,16 +53,18 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
 
     Raises:
         DiagnosticError: SH201 for each block that fits on no device in any allowed way, SH112 for a cluster of CPUs
-            and GPUs.
+            and GPUs, SH113 for tables that may be cached on CPUs, SH114 for Adam on CPUs.
     """
     model, cluster = loaded.spec.model, lower_cluster(loaded, hardware)
     blocks = _blocks(loaded.tables)
     allowed = _allowed(loaded.tables, blocks, cluster.devices)
     offered = [_together([list(_options(t, loaded.tables[t], model, cluster)) for t in members]) for members in blocks]
     units = [unit for options in offered for option in options for unit in option.units]
-    memory = iter(_memory(units, model).tolist())
+    memory = iter(_memory(units, model, len(cluster.memory_limit)).T.tolist())
     needed = [[[next(memory) for _ in option.units] for option in options] for options in offered]
-    room = [_Room.of(cluster, devices) for devices in allowed]
+    alike = [devices.tobytes() for devices in allowed]
+    rooms = {key: _Room.of(cluster, devices) for key, devices in dict(zip(alike, allowed, strict=True)).items()}
+    room = [rooms[key] for key in alike]
     fitting = [
         [(option, sizes) for option, sizes in zip(options, of_options, strict=True) if space.takes(option, sizes)]
         for options, of_options, space in zip(offered, needed, room, strict=True)
@@ -87,7 +95,7 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
         unit_option=np.repeat(np.arange(len(options)), [len(option.units) for option in options]),
         unit_count=np.array([unit.number for option in options for unit in option.units]),
         unit_shards=tuple(tuple(number[piece] for piece in u.pieces) for option in options for u in option.units),
-        unit_memory=np.array([size for of_block in fitting for _, sizes in of_block for size in sizes]),
+        unit_memory=np.array([size for of_block in fitting for _, sizes in of_block for size in sizes]).T,
         allowed=allowed,
         labels=_labels(loaded.tables, blocks),
     )
@@ -96,16 +104,33 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
 def lower_cluster(loaded: LoadedSpec, hardware: Sequence[Hardware]) -> Cluster:
     """The devices of a spec: the profiles' figures, or what the spec says instead.
 
-    A bandwidth that the spec gives is every collective's; latencies remain the profile's.
+    The devices of a host share its memory equally, as each of TorchRec's ranks has a `Storage.ddr` of its own. A
+    bandwidth that the spec gives is every collective's; latencies remain the profile's.
     """
     spec = loaded.spec.cluster
     types = list(dict.fromkeys(profile.device_type for profile in hardware))
     if len(types) > 1:
         message = f"a cluster cannot have devices of the types {' and '.join(types)} together"
         raise DiagnosticError(Diagnostic("SH112", message, loaded.at("cluster", "host")))
+    if types == ["cpu"] and loaded.spec.model.optimizer == "adam":
+        message = "FBGEMM has no adam on CPUs"
+        at, fix = loaded.at("model", "optimizer"), 'use "sgd", "rowwise_adagrad" or "adagrad"'
+        raise DiagnosticError(Diagnostic("SH114", message, at, help=fix))
+    cached = loaded.cached_tables
+    if cached and types == ["cpu"]:
+        message = f'table "{cached[0].name}" may be cached on a device, and FBGEMM has such a cache on GPUs only'
+        fix = 'leave out kernels = ["fused_uvm_caching"]: on CPUs all tables are in the memory of the host'
+        raise DiagnosticError(Diagnostic("SH113", message, loaded.at_table(cached[0], "kernels"), help=fix))
     profiles = {profile.name: profile for profile in hardware}
     by_name = dict(zip(spec.device_names, profiles.values(), strict=True))
     kinds = tuple(_host_kind(host, by_name[host.device]) for host in spec.kinds)
+    if cached:
+        of_host = [host.host_memory_bytes // spec.devices_per_host for host in spec.kinds]
+        links = [by_name[host.device].host_bandwidth for host in spec.kinds]
+        kinds = tuple(
+            replace(kind, host_memory_bytes=memory, host_bandwidth=link)
+            for kind, memory, link in zip(kinds, of_host, links, strict=True)
+        )
     return Cluster(
         device_type=types[0],
         devices_per_host=spec.devices_per_host,
@@ -143,6 +168,7 @@ class _Piece(NamedTuple):
     dim: int
     pooling: float
     bags: int
+    cached: float = 1.0
 
 
 class _Unit(NamedTuple):
@@ -263,7 +289,18 @@ _WAYS = {
 
 
 def _options(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
-    """Every option of one table that its allowed types and its pin leave."""
+    """Every option of one table that its allowed types, its kernels and its pin leave: cached ones last."""
+    sharded = list(_sharded(index, table, model, cluster))
+    if Kernel.FUSED in table.kernels:
+        yield from sharded
+    if Kernel.FUSED_UVM_CACHING in table.kernels:
+        yield from (_cached(option, table.cache_ratio) for option in sharded if option.type is not _REPLICATED)
+    if Kernel.FUSED not in table.kernels:
+        yield from (option for option in sharded if option.type is _REPLICATED)
+
+
+def _sharded(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
+    """Every option of one table that its allowed types and its pin leave, all of it on devices."""
     types = set(map(ShardingType, table.sharding))
     # What a freer type can do as well is left to that.
     if ShardingType.COLUMN_WISE in types:
@@ -274,6 +311,14 @@ def _options(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> It
         for option in _WAYS[type](index, table, model, cluster):
             if _respects(table, option, cluster):
                 yield option
+
+
+def _cached(option: _Option, ratio: float) -> _Option:
+    """The option with tables in the memory of the host, and that share of the rows of every piece in a cache."""
+    units = (
+        unit._replace(pieces=tuple(piece._replace(cached=ratio) for piece in unit.pieces)) for unit in option.units
+    )
+    return option._replace(units=tuple(units))
 
 
 def _respects(table: Table, option: _Option, cluster: Cluster) -> bool:
@@ -295,57 +340,83 @@ def _respects(table: Table, option: _Option, cluster: Cluster) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """Bytes that the units of a block may take of each of their devices.
+    """Bytes that the units of a block may take of each of their devices, by kind of memory.
+
+    Few places differ, and there may be thousands: so they are counted by the room that they have.
 
     Attributes:
-        of_site: by what a unit takes up, the room at every place, descending; -1 where the block may not go.
-        of_host: int[hosts, devices], the same for devices of one host.
+        of_site: by what a unit takes up, how many places have so much room; -1 where the block may not go.
+        of_hosts: the same for the devices of one host, for every kind of hosts.
     """
 
-    of_site: Mapping[Site, Ints]
-    of_host: Ints
+    of_site: Mapping[Site, Counter[tuple[int, ...]]]
+    of_hosts: tuple[Counter[tuple[int, ...]], ...]
 
     @staticmethod
     def of(cluster: Cluster, allowed: Bools) -> _Room:
         """The room on the devices that are allowed, bool[D]."""
         limits = np.where(allowed, cluster.memory_limit, -1)
-        by_host = limits.reshape(cluster.hosts, -1)
-        places = {Site.DEVICE: limits, Site.HOST: by_host.min(axis=1), Site.CLUSTER: limits.min(keepdims=True)}
-        descending = {site: -np.sort(-room) for site, room in places.items()}
-        return _Room(descending, -np.sort(-by_host, axis=1))
+        by_host = limits.reshape(len(limits), cluster.hosts, -1)
+        places = {Site.DEVICE: limits, Site.HOST: by_host.min(axis=2), Site.CLUSTER: limits.min(axis=1, keepdims=True)}
+        hosts = np.unique(by_host, axis=1).swapaxes(0, 1)
+        return _Room({site: _counted(room) for site, room in places.items()}, tuple(map(_counted, hosts)))
 
-    def takes(self, option: _Option, sizes: Sequence[int]) -> bool:
-        """Whether there is room for all units of an option, each kind of so many bytes, largest first."""
+    def takes(self, option: _Option, sizes: Sequence[Sequence[int]]) -> bool:
+        """Whether there is room for all units of an option, each kind of so many bytes, largest first.
+
+        Where the largest has room all others have, so it is enough to count places for them and those before them.
+        """
         one_host = option.type is ShardingType.TABLE_COLUMN_WISE
-        rooms = self.of_host if one_host else self.of_site[option.site][None]
-        last = np.cumsum([unit.number for unit in option.units]) - 1
-        return bool((rooms[:, last] >= sizes).all(axis=1).any()) if last[-1] < rooms.shape[1] else False
+        numbers = list(accumulate(unit.number for unit in option.units))
+        return any(
+            all(_having(places, size) >= number for size, number in zip(sizes, numbers, strict=True))
+            for places in (self.of_hosts if one_host else (self.of_site[option.site],))
+        )
 
 
-def _memory(units: Sequence[_Unit], model: ModelSpec) -> Ints:
-    """Bytes of one unit on a device, int[U]."""
+def _counted(room: Ints) -> Counter[tuple[int, ...]]:
+    """How many of the places int[M, places] have which room."""
+    return Counter(zip(*room.tolist(), strict=True))
+
+
+def _having(places: Counter[tuple[int, ...]], size: Sequence[int]) -> int:
+    """How many places have room for so many bytes of each kind of memory."""
+    return sum(count for room, count in places.items() if all(map(ge, room, size)))
+
+
+def _memory(units: Sequence[_Unit], model: ModelSpec, kinds: int) -> Ints:
+    """Bytes of one unit on a device, int[M, U], of the kinds of memory that tables may use."""
     pieces = [piece for unit in units for piece in unit.pieces]
-    size = shard_bytes(
-        np.array([piece.rows for piece in pieces]),
-        np.array([piece.dim for piece in pieces]),
-        weights=model.weights,
-        outputs=model.outputs,
-        optimizer=model.optimizer,
-        bags=np.array([piece.bags for piece in pieces]),
-        pooling=np.array([piece.pooling for piece in pieces]),
-        dense=np.array([piece.type is ShardingType.DATA_PARALLEL for piece in pieces]),
-    )
+    rows, dim = np.array([piece.rows for piece in pieces]), np.array([piece.dim for piece in pieces])
+    cached = np.array([piece.cached for piece in pieces])
+    sizes = [
+        shard_bytes(
+            rows,
+            dim,
+            weights=model.weights,
+            outputs=model.outputs,
+            optimizer=model.optimizer,
+            bags=np.array([piece.bags for piece in pieces]),
+            pooling=np.array([piece.pooling for piece in pieces]),
+            dense=np.array([piece.type is _REPLICATED for piece in pieces]),
+            cached=cached,
+        ),
+        host_bytes(rows, dim, weights=model.weights, optimizer=model.optimizer, cached=cached),
+    ]
     starts = np.cumsum([0, *(len(unit.pieces) for unit in units)])[:-1]
-    return np.add.reduceat(size, starts)
+    return np.add.reduceat(np.stack(sizes[:kinds]), starts, axis=1)
 
 
 def _together(members: list[list[_Option]]) -> list[_Option]:
-    """The options of a block: of its one table, or of a group, which is one unit of whole tables."""
+    """The options of a block: of its one table, or of a group, which is one unit of whole tables.
+
+    As many tables of a group are on the device as may be, or as many are cached.
+    """
     if len(members) == 1:
         return members[0]
-    whole = [next(o for o in options if o.type is ShardingType.TABLE_WISE) for options in members]
-    pieces = tuple(piece for option in whole for unit in option.units for piece in unit.pieces)
-    return [_Option(ShardingType.TABLE_WISE, Site.DEVICE, (_Unit(1, pieces),))]
+    whole = [[o.units[0].pieces for o in options if o.type is ShardingType.TABLE_WISE] for options in members]
+    ways = dict.fromkeys(tuple(piece for of_table in whole for piece in of_table[kernel]) for kernel in (0, -1))
+    return [_Option(ShardingType.TABLE_WISE, Site.DEVICE, (_Unit(1, pieces),)) for pieces in ways]
 
 
 def _blocks(tables: tuple[Table, ...]) -> tuple[tuple[int, ...], ...]:
@@ -399,6 +470,7 @@ def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bin
         output_bytes=np.full(len(pieces), BYTES_PER_ELEMENT[model.outputs]),
         optimizer=np.full(len(pieces), list(Optimizer).index(Optimizer(model.optimizer))),
         type=np.array([list(ShardingType).index(piece.type) for piece in pieces]),
+        cached=np.array([piece.cached for piece in pieces]),
     )
 
 
@@ -406,11 +478,20 @@ def _fits_nowhere(
     loaded: LoadedSpec,
     members: tuple[int, ...],
     offered: Sequence[_Option],
-    needed: Sequence[Sequence[int]],
+    needed: Sequence[Sequence[Sequence[int]]],
     room: _Room,
     cluster: Cluster,
 ) -> Diagnostic:
-    """Name the table (or group), the least memory that any allowed option needs, and the least change that helps."""
+    """Name the table (or group), the least memory that any allowed option needs, and the least change that helps.
+
+    Args:
+        loaded: the spec.
+        members: the tables of the block.
+        offered: its options.
+        needed: for each option and kind of its units the bytes of each kind of memory.
+        room: what the block may take.
+        cluster: the devices.
+    """
     tables = [loaded.tables[t] for t in members]
     first = tables[0]
     what = f'table "{first.name}"' if len(tables) == 1 else f'group "{first.group}"'
@@ -420,21 +501,55 @@ def _fits_nowhere(
         )
         message = f"{what}: no allowed sharding type has a way{keeping} on {cluster.devices} devices"
         return Diagnostic("SH201", message, loaded.at_table(first, field), help=f"allow table_wise{more}")
-    least = min(range(len(offered)), key=lambda i: needed[i][0])
-    limit = int(room.of_site[offered[least].site][0])
+    on_device = [[[size[0], *[0] * len(size[1:])] for size in sizes] for sizes in needed]
+    if too_much := [i for i, sizes in enumerate(on_device) if room.takes(offered[i], sizes)]:
+        return _fits_in_no_host(loaded, first, what, min(needed[i][0][Memory.HOST] for i in too_much), cluster)
+    least = min(range(len(offered)), key=lambda i: needed[i][0][0])
+    size, limit = needed[least][0][0], max(room.of_site[offered[least].site])[0]
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "
-        f"{format_bytes(needed[least][0])} ({offered[least].type}), and a device has {format_bytes(limit)} for tables"
+        f"{format_bytes(size)} ({offered[least].type}), and a device has {format_bytes(limit)} for tables"
     )
     ways = []
     if len(tables) > 1:
         ways.append("take tables out of the group")
     elif wider := _smallest_allowed_otherwise(first, members[0], loaded.spec.model, cluster):
         ways.append(wider)
+    if len(tables) == 1 and (cached := _cached_instead(first, members[0], loaded.spec.model, cluster)):
+        ways.append(cached)
     kind = cluster.kinds[0]
-    enough = device_bytes_for(needed[least][0], kind.memory_bytes, kind.reserve_bytes)
+    enough = device_bytes_for(size, kind.memory_bytes, kind.reserve_bytes)
     ways.append(f"give a device {format_bytes(enough)} or more")
     return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help="; or ".join(ways))
+
+
+def _fits_in_no_host(loaded: LoadedSpec, first: Table, what: str, size: int, cluster: Cluster) -> Diagnostic:
+    """Say how much host memory a table (or group) needs that its devices have room for, if it is cached."""
+    limit, local = int(cluster.memory_limit[Memory.HOST].max()), cluster.devices_per_host
+    message = (
+        f"{what} fits in no host: the least that a cached table puts in the memory of one is {format_bytes(size)} for "
+        f"one device, and a device has {format_bytes(limit)} of it for tables"
+    )
+    fix = f"give a host {format_bytes(rounded_up(size * local))} of host_memory or more"
+    return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help=fix)
+
+
+def _cached_instead(table: Table, index: int, model: ModelSpec, cluster: Cluster) -> str | None:
+    """The change of a table's kernels that would make it fit on devices, and the host memory that it needs then."""
+    if cluster.device_type == "cpu" or table.may_be_cached:
+        return None
+    pinned = np.isin(np.arange(cluster.devices), table.pin) if table.pin else np.ones(cluster.devices, dtype=bool)
+    kinds = tuple(replace(kind, host_memory_bytes=None) for kind in cluster.kinds)
+    room = _Room.of(replace(cluster, kinds=kinds), pinned)
+    sizes = [
+        (option, _memory(option.units, model, len(Memory)))
+        for option in _options(index, replace(table, kernels=(Kernel.FUSED_UVM_CACHING,)), model, cluster)
+    ]
+    fits = [int(size[Memory.HOST, 0]) for option, size in sizes if room.takes(option, size[:1].T.tolist())]
+    if not fits:
+        return None
+    enough = format_bytes(rounded_up(min(fits) * cluster.devices_per_host))
+    return f'let it be cached: kernels = ["fused", "fused_uvm_caching"], and host_memory of {enough} or more'
 
 
 def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, cluster: Cluster) -> str | None:
@@ -443,7 +558,7 @@ def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, clus
     for way, change in (("allow {}", free), ("allow {} and remove the pin", replace(free, pin=None))):
         pinned = np.isin(np.arange(cluster.devices), change.pin) if change.pin else np.ones(cluster.devices, dtype=bool)
         room, options = _Room.of(cluster, pinned), list(_options(index, change, model, cluster))
-        sizes = [_memory(option.units, model).tolist() for option in options]
+        sizes = [_memory(option.units, model, len(cluster.memory_limit)).T.tolist() for option in options]
         fits = [(of_option[0], i) for i, of_option in enumerate(sizes) if room.takes(options[i], of_option)]
         if fits:
             return way.format(options[min(fits)[1]].type)

@@ -15,12 +15,12 @@ from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import CostModel, PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Judgement
-from shardc.memory import device_bytes_for
+from shardc.memory import device_bytes_for, rounded_up
 from shardc.placers.feasible import Fit, fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Watch, improve
 from shardc.placers.policy import Policy, place_by_policy
-from shardc.problem import Placement, Problem
+from shardc.problem import Cluster, Memory, Placement, Problem
 from shardc.units import format_bytes
 
 Options = tuple[int, ...]
@@ -172,9 +172,9 @@ def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Option
 
 
 def _smallest_memory(problem: Problem) -> Options:
-    """For each block the option that puts least on a single device: where memory is tight, small pieces fit."""
-    largest = problem.unit_memory[problem.first_unit]
-    return tuple(min(problem.options_of(b), key=lambda o: (int(largest[o]), o)) for b in range(len(problem.blocks)))
+    """For each block the option that fills a single device least: where memory is tight, small pieces fit."""
+    largest = problem.unit_fill[problem.first_unit]
+    return tuple(min(problem.options_of(b), key=lambda o: (float(largest[o]), o)) for b in range(len(problem.blocks)))
 
 
 def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, bound: LowerBound | None) -> Choice:
@@ -207,12 +207,16 @@ def _check_total_memory(problem: Problem) -> None:
     """Refuse a model whose smallest options together exceed the memory of all devices."""
     cluster = problem.cluster
     of_units = problem.unit_memory * problem.unit_count
-    total = np.add.reduceat(of_units, problem.first_unit) * problem.site_size[problem.option_site]
-    least = int(np.minimum.reduceat(total, problem.first_option).sum())
-    room = int(cluster.memory_limit.sum())
-    if least <= room:
+    total = np.add.reduceat(of_units, problem.first_unit, axis=1) * problem.site_size[problem.option_site]
+    needed = np.minimum.reduceat(total, problem.first_option, axis=1).sum(axis=1)
+    lacking = np.flatnonzero(needed > cluster.memory_limit.sum(axis=1))
+    if not len(lacking):
         return
-    each = f" ({format_bytes(int(cluster.memory_limit[0]))} each)" * (len(set(cluster.memory_limit.tolist())) == 1)
+    if lacking[0] == Memory.HOST:
+        raise DiagnosticError(_too_little_host_memory(cluster, int(needed[Memory.HOST])))
+    limits = cluster.memory_limit[Memory.DEVICE]
+    least, room = int(needed[Memory.DEVICE]), int(limits.sum())
+    each = f" ({format_bytes(int(limits[0]))} each)" * (len(set(limits.tolist())) == 1)
     message = (
         f"the model needs at least {format_bytes(least)} on all devices together, and {cluster.devices} devices have "
         f"{format_bytes(room)} for tables{each}"
@@ -221,19 +225,39 @@ def _check_total_memory(problem: Problem) -> None:
     enough = device_bytes_for(-(-least // cluster.devices), kind.memory_bytes, kind.reserve_bytes)
     more = f"use {-(-least * cluster.devices // room)} devices" if room else "lower the reserve"
     fix = f"{more}; or give each device {format_bytes(enough)} or more"
+    if len(cluster.memory_limit) == 1 and cluster.device_type != "cpu":
+        fix += '; or let tables be cached: kernels = ["fused", "fused_uvm_caching"], and host_memory under [cluster]'
     raise DiagnosticError(Diagnostic("SH202", message, help=fix))
+
+
+def _too_little_host_memory(cluster: Cluster, least: int) -> Diagnostic:
+    """Say how much memory of hosts the tables need that cannot but be cached."""
+    room = int(cluster.memory_limit[Memory.HOST].sum())
+    message = (
+        f"cached tables need at least {format_bytes(least)} of all hosts together, and {cluster.hosts} "
+        f"host{'s have' if cluster.hosts > 1 else ' has'} {format_bytes(room)} for tables"
+    )
+    enough = format_bytes(rounded_up(-(-least // cluster.hosts)))
+    return Diagnostic("SH202", message, help=f"give each host {enough} of host_memory or more, or use more hosts")
 
 
 def _none_found(problem: Problem, best: Fit | None) -> Diagnostic:
     """Say how close the search came, and what would help."""
     fix = "allow more sharding types, loosen pins and groups, give devices more memory, or use more devices"
-    limit = int(problem.cluster.memory_limit.max())
     if best is None:
         message = "no placement keeps every pin, group and exclusion, however much memory devices had"
         return Diagnostic("SH203", message, help="loosen pins, groups and apart sets, or use more devices")
+    limit = int(problem.cluster.memory_limit[best.memory].max())
     needed = int(np.ceil(best.fullest * limit))
-    largest = int(np.argmax(problem.unit_memory[problem.first_unit[list(_smallest_memory(problem))]]))
+    largest = int(np.argmax(problem.unit_fill[problem.first_unit[list(_smallest_memory(problem))]]))
     names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
+    if best.memory is Memory.HOST:
+        message = (
+            f"no placement was found that fits: a device has {format_bytes(limit)} of its host's memory for tables, "
+            f"and the best that was found puts {format_bytes(needed)} there; the hardest to place is {names}"
+        )
+        enough = format_bytes(rounded_up(needed * problem.cluster.devices_per_host))
+        return Diagnostic("SH203", message, help=f"give each host {enough} of host_memory; or {fix}")
     message = (
         f"no placement was found that fits: a device has {format_bytes(limit)} for tables, and the best that was found "
         f"puts {format_bytes(needed)} on one; the hardest to place is {names}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from shardc.cost.calibrated import calibrate
 from shardc.cost.model import ComputeCost, PhasedCost, step_cost
-from shardc.cost.torchrec import ASSUMPTIONS, VERSION, torchrec_cost
+from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS, VERSION, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.hardware import Hardware, Measured
 from shardc.problem import Floats, HostKind, Problem, Shards
@@ -62,7 +62,8 @@ def profile(
             alone.
 
     Raises:
-        DiagnosticError: SH507 when a quantile is asked for of costs that nobody measured.
+        DiagnosticError: SH507 when a quantile is asked for of costs that nobody measured, SH113 when tables may be in
+            host memory and the profile does not say how fast the link to it is.
     """
     quantile, cluster = loaded.spec.compile.quantile, problem.cluster
     all_measured = all(device.measured is not None for device in hardware)
@@ -73,10 +74,19 @@ def profile(
     if loaded.spec.compile.cost == "torchrec":
         return _torchrec(problem, hardware, loaded, measuring=measure is not None)
     by_name = dict(zip(loaded.spec.cluster.device_names, hardware, strict=True))
+    if cached := loaded.cached_tables:
+        for name in (name for name, device in by_name.items() if device.host_bandwidth is None):
+            message = (
+                f'table "{cached[0].name}" may be in host memory, and the profile {name} does not know the link to it'
+            )
+            fix = 'give `"host_bandwidth"` in its profile.json, bytes/s in one direction'
+            raise DiagnosticError(Diagnostic("SH113", message, loaded.at_table(cached[0], "kernels"), help=fix))
     warnings: list[Diagnostic] = []
     for name, device in by_name.items():
         warnings += _unmeasured(device, problem, loaded, loaded.at_device(name), measuring=measure is not None)
     digest = hardware[0].digest if len(hardware) == 1 else _sha256(json.dumps([each.digest for each in hardware]))
+    if cached:
+        digest = _sha256(json.dumps([digest, [each.host_bandwidth for each in hardware]]))
 
     def compute(kind: HostKind, quantile: float | None) -> ComputeCost:
         return by_name[kind.device].compute(problem.optimizer, problem.weights, quantile)
@@ -90,7 +100,8 @@ def profile(
     measured = measure(problem.shards)
     missing = int(np.isnan(measured).any(axis=1).sum())
     if missing:
-        message = f"{missing} of {len(measured)} shards were too large to measure here: their cost is predicted"
+        why = "too large to measure here" + " or in host memory" * bool(cached)
+        message = f"{missing} of {len(measured)} shards were {why}: their cost is predicted"
         warnings.append(Diagnostic("SH504", message, severity="warning"))
     calibrated = [calibrate(compute(kind, quantile), problem.shards, measured) for kind in cluster.kinds]
     return Profiled(step_cost(calibrated, problem), digest, tuple(warnings), measured)
@@ -113,7 +124,8 @@ def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec
         severity="warning",
         notes=("nothing was measured: measurements correct a profile's costs",) if measuring else (),
     )
-    return Profiled(cost, _sha256(json.dumps([[device.digest for device in hardware], ASSUMPTIONS])), (warning,))
+    assumptions = [ASSUMPTIONS, CACHING_ASSUMPTIONS] if loaded.cached_tables else [ASSUMPTIONS]
+    return Profiled(cost, _sha256(json.dumps([[device.digest for device in hardware], *assumptions])), (warning,))
 
 
 def _sha256(text: str) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import isclose
 
 import numpy as np
 
 from shardc.diagnostics import Diagnostic, quoted_tables
-from shardc.memory import shard_bytes
+from shardc.memory import host_bytes, shard_bytes
 from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
-from shardc.problem import Cluster
+from shardc.problem import BYTES_PER_ELEMENT, Cluster, Ints, Memory
 from shardc.spec import MAX_DEVICES, LoadedSpec, Table
 from shardc.units import format_bytes
 
 _NAMED = 5
+_STATED = 1e-5  # relative: plans state six digits
 
 
 def verify(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]:
@@ -58,21 +60,55 @@ def verify_alone(plan: Plan) -> list[Diagnostic]:
         rows, columns = _extent(table.shards)
         if table.sharding_type != "data_parallel" and (fault := _cover_fault(table.shards, rows, columns)):
             findings.append(Diagnostic("SH305", f"table {_quoted(name)}: {fault}"))
-        kernels = ("fused",) if table.compute_kernel == "dense" else (table.compute_kernel,)
-        for fault in _rule_faults(rows, table, cluster, kernels):
+        for fault in _rule_faults(rows, table, cluster):
             findings.append(Diagnostic("SH306", f"table {_quoted(name)}: {fault}"))
     return findings
 
 
-def device_memory(plan: Plan, loaded: LoadedSpec) -> list[int]:
-    """Return the bytes that the shards of a plan take on each device, by rank; `score` is not looked at.
+def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
+    """Return the bytes that the shards of a plan take of each device, int[2, D] by kind of memory.
 
-    The plan has to be one that `verify` finds no fault with but for memory and constraints.
+    The plan has to be one that `verify` finds no fault with but for memory and constraints; `score` is not looked at.
     """
-    total = [0] * plan.cluster.devices
-    for rank, _, size in _shard_memory(plan, loaded):
-        total[rank] += size
+    total = np.zeros((len(Memory), plan.cluster.devices), dtype=np.int64)
+    for rank, _, sizes in _shard_memory(plan, loaded):
+        total[:, rank] += sizes
     return total
+
+
+def wide_caches(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]:
+    """Return a warning if caches take more than a device has because tables of different widths share one.
+
+    FBGEMM makes one cache for all cached tables of an operator, as wide as the widest of them, and TorchRec has one
+    operator for each sharding type. It depends on which tables meet on a device, so no table's bytes count it.
+
+    Args:
+        plan: a plan that `verify` finds no fault with.
+        loaded: the spec.
+        cluster: the devices of the spec.
+    """
+    caches: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    for table, placed in _placed(plan, loaded):
+        for shard in placed.shards if placed.cache_params else ():
+            rows, width = shard.shard_sizes
+            caches.setdefault((shard.rank, placed.sharding_type), []).append((rows * table.cache_ratio, width))
+    more = np.zeros(cluster.devices)
+    for (rank, _), parts in caches.items():
+        widest = max(width for _, width in parts)
+        more[rank] += BYTES_PER_ELEMENT[loaded.spec.model.weights] * sum(
+            rows * (widest - width) for rows, width in parts
+        )
+    needed = device_memory(plan, loaded)[Memory.DEVICE] + more
+    excess = np.where(more > 0, needed - cluster.memory_limit[Memory.DEVICE], 0)
+    rank = int(excess.argmax())
+    if excess[rank] <= 0:
+        return []
+    message = (
+        f"cached tables of different widths share a cache as wide as the widest: device {rank} may need "
+        f"{format_bytes(int(more[rank]))} more than is counted, {format_bytes(int(excess[rank]))} over its limit"
+    )
+    fix = "cache tables of one dim, lower cache_ratio, or raise the reserve"
+    return [Diagnostic("SH511", message, loaded.at("cluster"), help=fix, severity="warning")]
 
 
 def _placed(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[Table, TablePlan]]:
@@ -138,7 +174,7 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
             yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
         elif fault:
             yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    for fault in _rule_faults(table.rows, placed, cluster, ("fused",)):
+    for fault in _rule_faults(table.rows, placed, cluster):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
 
@@ -173,13 +209,15 @@ def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | 
     return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
 
 
-def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
+def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster) -> Iterator[str]:
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
     devices, local = cluster.devices, cluster.devices_per_host
-    kernels = ("dense",) if kind == "data_parallel" else kernels
-    if placed.compute_kernel not in kernels:
-        yield f"{kind} needs the compute kernel {' or '.join(kernels)}, not {placed.compute_kernel}"
+    dense, cached = kind == "data_parallel", placed.compute_kernel == "fused_uvm_caching"
+    if dense != (placed.compute_kernel == "dense"):
+        yield f"{kind} needs the compute kernel {'dense' if dense else 'fused'}, not {placed.compute_kernel}"
+    if cached != (placed.cache_params is not None):
+        yield f"{placed.compute_kernel} {'needs' if cached else 'has no'} cache_params"
     if any(rank >= devices for rank in ranks):
         yield f"rank {max(ranks)} is none of the {devices} devices"
     if kind == "data_parallel":
@@ -245,6 +283,11 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
         faults = []
         if placed.sharding_type not in table.sharding:
             faults.append(("sharding", f"is {placed.sharding_type}, which the spec does not allow"))
+        if placed.compute_kernel not in ("dense", *table.kernels):
+            faults.append(("kernels", f"has the kernel {placed.compute_kernel}, which the spec does not allow"))
+        elif placed.cache_params and not isclose(placed.cached, table.cache_ratio, rel_tol=_STATED):
+            stated = f"caches {placed.cached:g} of its rows, the spec has {table.cache_ratio:g}"
+            faults.append(("cache_ratio", stated))
         if table.pin and (outside := sorted(set(placed.ranks) - set(table.pin))):
             faults.append(("pin", f"is on device {outside[0]}, but pinned to {', '.join(map(str, table.pin))}"))
         if table.group and sizes[table.group] > 1:
@@ -264,36 +307,54 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
 
 
 def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
-    contents: list[Counter[str]] = [Counter() for _ in range(cluster.devices)]
-    for rank, name, size in _shard_memory(plan, loaded):
-        contents[rank][name] += size
-    for rank, tables in enumerate(contents):
-        limit = int(cluster.memory_limit[rank])
-        excess = tables.total() - limit
-        if excess > 0:
-            largest = ", ".join(f"{_quoted(name)} ({format_bytes(size)})" for name, size in tables.most_common(_NAMED))
-            message = (
-                f"device {rank} needs {format_bytes(tables.total())}, {format_bytes(excess)} over its limit"
-                f" of {format_bytes(limit)}"
-            )
-            yield Diagnostic("SH307", message, loaded.at("cluster"), notes=(f"its largest tables: {largest}",))
+    contents: list[list[Counter[str]]] = [[Counter() for _ in range(cluster.devices)] for _ in Memory]
+    for rank, name, sizes in _shard_memory(plan, loaded):
+        for of_kind, size in zip(contents, sizes, strict=True):
+            of_kind[rank][name] += size
+    for kind, limits in zip(Memory, cluster.memory_limit.tolist(), strict=False):
+        for rank, (tables, limit) in enumerate(zip(contents[kind], limits, strict=True)):
+            yield from _overfull(rank, kind, tables, limit, loaded)
     if [device.rank for device in plan.score.devices] != list(range(cluster.devices)):
         yield Diagnostic("SH310", f"the score does not list the devices 0 to {cluster.devices - 1} in order")
         return
-    for device, tables, limit in zip(plan.score.devices, contents, cluster.memory_limit.tolist(), strict=True):
-        for name, true in (("memory_bytes", tables.total()), ("memory_limit_bytes", limit)):
-            if (stated := getattr(device, name)) != true:
-                yield Diagnostic("SH310", f"device {device.rank} has {name} = {stated} in the plan, truly {true}")
+    for device in plan.score.devices:
+        for kind, prefix in zip(Memory, ("", "host_"), strict=True):
+            used = kind < len(cluster.memory_limit)
+            true = {
+                "memory_bytes": contents[kind][device.rank].total() if used else None,
+                "memory_limit_bytes": int(cluster.memory_limit[kind, device.rank]) if used else None,
+            }
+            for name, bytes in true.items():
+                if (stated := getattr(device, prefix + name)) != bytes:
+                    message = f"device {device.rank} has {prefix}{name} = {stated} in the plan, truly {bytes}"
+                    yield Diagnostic("SH310", message)
 
 
-def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, int]]:
-    """Yield rank, table and bytes of every shard, replicas of data-parallel tables included."""
+def _overfull(rank: int, kind: Memory, tables: Counter[str], limit: int, loaded: LoadedSpec) -> Iterator[Diagnostic]:
+    """A finding if tables take more memory of one kind than a device may give them."""
+    excess = tables.total() - limit
+    if excess <= 0:
+        return
+    needs, at = ("needs", loaded.at("cluster"))
+    if kind is Memory.HOST:
+        needs, at = "needs of its host's memory", loaded.at("cluster", "host_memory")
+    largest = ", ".join(f"{_quoted(name)} ({format_bytes(size)})" for name, size in tables.most_common(_NAMED))
+    message = (
+        f"device {rank} {needs} {format_bytes(tables.total())}, {format_bytes(excess)} over its limit"
+        f" of {format_bytes(limit)}"
+    )
+    yield Diagnostic("SH307", message, at, notes=(f"its largest tables: {largest}",))
+
+
+def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, list[int]]]:
+    """Yield rank, table and bytes by kind of memory of every shard, replicas of data-parallel tables included."""
     model, devices = loaded.spec.model, plan.cluster.devices
     for table, placed in _placed(plan, loaded):
         features, dense = len(table.features), placed.sharding_type == "data_parallel"
         extents = [(table.rows, table.dim)] * devices if dense else [shard.shard_sizes for shard in placed.shards]
         rows, dims = np.array(extents).T
-        sizes = shard_bytes(
+        cached = table.cache_ratio if placed.compute_kernel == "fused_uvm_caching" else 1.0
+        on_device = shard_bytes(
             rows,
             dims,
             weights=model.weights,
@@ -302,9 +363,11 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, in
             bags=features * (-(-model.global_batch // devices) if dense else model.global_batch),
             pooling=table.pooling / features * rows / table.rows,
             dense=dense,
+            cached=cached,
         )
-        for rank, size in zip(placed.ranks, sizes.tolist(), strict=True):
-            yield rank, table.name, size
+        in_host = host_bytes(rows, dims, weights=model.weights, optimizer=model.optimizer, cached=cached)
+        for rank, *sizes in zip(placed.ranks, on_device.tolist(), in_host.tolist(), strict=True):
+            yield rank, table.name, sizes
 
 
 def _quoted(value: object) -> str:

@@ -90,6 +90,7 @@ class _CappedGreedy:
             for finer in problem.options_of(int(block)):
                 count, kinds = int(problem.option_units[finer]), len(np.unique(problem.units_of(finer)))
                 even = problem.option_type[finer] is ShardingType.COLUMN_WISE and kinds == 1
+                even &= problem.cached_of(finer) == problem.cached_of(option)
                 if even and count & (count - 1) == 0 and count > problem.option_units[option]:
                     after[option] = option = finer
         return after
@@ -123,7 +124,7 @@ class _CappedGreedy:
         problem, options = self.judge.problem, np.array(candidate)
         blocks = np.array([b for b, option in enumerate(candidate) if option in self._next_halving], dtype=np.int64)
         units = problem.first_unit[options[blocks]]
-        by_size = blocks[np.argsort(-problem.unit_memory[units], kind="stable")][:HALVED]
+        by_size = blocks[np.argsort(-problem.unit_fill[units], kind="stable")][:HALVED]
         by_cost = blocks[np.argsort(-self.judge.single_ms[units], kind="stable")][:HALVED]
         for block in dict.fromkeys([*by_size.tolist(), *by_cost.tolist()]):
             yield (*candidate[:block], self._next_halving[candidate[block]], *candidate[block + 1 :])
@@ -143,7 +144,7 @@ class _CappedGreedy:
         blocks, units = self._sequences(candidates)  # [N, L]
         shape = (len(candidates), len(CAPS), cluster.devices)
         z = np.broadcast_to(fixed.z, (*shape, fixed.z.shape[1])).copy()
-        memory = np.broadcast_to(fixed.memory, shape).copy()
+        memory = np.broadcast_to(fixed.memory[:, None, None], (len(fixed.memory), *shape)).copy()
         dims = np.zeros(shape)
         holds = np.zeros(shape, dtype=bool)  # a piece of the block that is being placed
         # A unit that is wider than the cap by itself would fit nowhere.
@@ -159,14 +160,14 @@ class _CappedGreedy:
             given = (unit >= 0)[:, None] & possible
             holds &= (step > 0) & (blocks[:, step] == blocks[:, step - 1])[:, None, None]
             after = z + judge.latents[cluster.kind[None], unit[:, None]][:, None]
-            grown = memory + problem.unit_memory[unit][:, None, None]
-            fits = (grown <= cluster.memory_limit) & ~holds
+            grown = memory + problem.unit_memory[:, unit, None, None]
+            fits = (grown <= cluster.memory_limit[:, None, None]).all(axis=0) & ~holds
             fits &= dims + dim[:, step, None, None] <= cap[..., None] * (1.0 + 1e-12)
             device = np.where(fits, self._compute_ms(after), np.inf).argmin(axis=2)
             possible &= fits.any(axis=2) | ~given
             given &= possible
             taken = (n[:, 0][given.nonzero()[0]], c[0][given.nonzero()[1]], device[given])
-            z[taken], memory[taken] = after[taken], grown[taken]
+            z[taken], memory[:, *taken] = after[taken], grown[:, *taken]
             dims[taken] += dim[taken[0], step]
             holds[taken] = True
             where[:, step][given] = device[given]

@@ -17,7 +17,7 @@ from shardc.cost.model import PhasedCost
 from shardc.judge import Judge
 from shardc.placers.greedy import cost_greedy
 from shardc.placers.local_search import improve
-from shardc.problem import Floats, Ints, Placement, Problem, Shards
+from shardc.problem import Floats, Ints, Memory, Placement, Problem, Shards
 
 _FULL = 1.0 - 1e-9  # of a device's memory; what judges round a share by is less
 _ANY_MEMORY = 2**62
@@ -30,12 +30,14 @@ class Fit:
     Attributes:
         placement: the placement.
         fits: whether every device has room for what it holds.
-        fullest: share of its memory that the fullest device would need.
+        fullest: share of its memory that the fullest device would need, of the kind that it needs most of.
+        memory: that kind.
     """
 
     placement: Placement
     fits: bool
     fullest: float
+    memory: Memory
 
 
 def fit(problem: Problem, choices: Iterable[Sequence[int]], *, evaluations: int, seed: int) -> Fit | None:
@@ -50,16 +52,19 @@ def fit(problem: Problem, choices: Iterable[Sequence[int]], *, evaluations: int,
     Returns:
         The best that was found; None if pins and exclusions leave no way to place all units one after the other.
     """
-    judge = _FillJudge(_without_limits(problem), _Fill(), problem.cluster.memory_limit)
+    limits = problem.cluster.memory_limit
+    judge = _FillJudge(_without_limits(problem), _Fill(), limits)
     best: Fit | None = None
     for options in choices:
         start = cost_greedy(judge, options)
         if start is None:
             continue
         found = improve(judge, start, evaluations=evaluations, seed=seed, enough_ms=_FULL)
+        fill, memory = judge.loads(found)
         fullest = judge.judge(found).step_time_ms
         if best is None or fullest < best.fullest:
-            best = Fit(found, fullest <= _FULL, fullest)
+            kind = Memory(int(fill.max(axis=0).argmax()))
+            best = Fit(found, bool((memory <= limits).all()), fullest, kind)
         if best.fits:
             break
     return best
@@ -67,12 +72,20 @@ def fit(problem: Problem, choices: Iterable[Sequence[int]], *, evaluations: int,
 
 def _without_limits(problem: Problem) -> Problem:
     """The problem, if memory were no limit."""
-    kinds = tuple(replace(kind, memory_bytes=_ANY_MEMORY, reserve_bytes=0) for kind in problem.cluster.kinds)
+    kinds = tuple(
+        replace(
+            kind,
+            memory_bytes=_ANY_MEMORY,
+            reserve_bytes=0,
+            host_memory_bytes=None if kind.host_memory_bytes is None else _ANY_MEMORY,
+        )
+        for kind in problem.cluster.kinds
+    )
     return replace(problem, cluster=replace(problem.cluster, kinds=kinds, rank_limit={}))
 
 
 class _Fill(PhasedCost):
-    """How full a device is, in place of the time that it takes; its one latent is the share of its memory."""
+    """How full a device is, in place of the time that it takes; its latents are the shares of its kinds of memory."""
 
     phases = ("memory",)
     computing = (0,)
@@ -85,16 +98,16 @@ class _Fill(PhasedCost):
         raise NotImplementedError("units have memory, shards by themselves do not")
 
     def heads(self, z: Floats) -> Floats:
-        return np.asarray(z)
+        return np.asarray(z.max(axis=-1, keepdims=True))
 
     def slopes(self, z: Floats) -> Floats:
-        return np.ones((1, 1))
+        return np.asarray(np.arange(len(z)) == z.argmax(), dtype=np.float64)[None]
 
     def present(self, z: Floats) -> Floats:
-        return np.asarray(z > 0, dtype=np.float64)
+        return np.asarray(self.heads(z) > 0, dtype=np.float64)
 
     def passes(self, z: Floats) -> Floats:
-        return np.repeat(z, 2, axis=-1)
+        return np.repeat(self.heads(z), 2, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -102,18 +115,23 @@ class _FillJudge(Judge):
     """Judges how full devices are.
 
     Attributes:
-        limits: int[D], bytes that each device has room for.
+        limits: int[M, D], bytes that each device has room for.
     """
 
     limits: Ints
 
     @cached_property
     def latents(self) -> Floats:
-        """float[G, U, 1]: the share of a largest device's memory that a unit takes."""
-        share = self.problem.unit_memory / max(int(self.limits.max()), 1)
-        return np.broadcast_to(share[:, None], (len(self.problem.cluster.kinds), len(share), 1))
+        """float[G, U, M]: the shares of a largest device's memory that a unit takes."""
+        share = self.problem.unit_memory / self._largest
+        return np.broadcast_to(share.T, (len(self.problem.cluster.kinds), *share.T.shape))
+
+    @property
+    def _largest(self) -> Ints:
+        """int[M, 1]: what the largest device has room for."""
+        return np.asarray(np.maximum(self.limits.max(axis=1, keepdims=True), 1))
 
     def loads(self, placement: Placement) -> tuple[Floats, Ints]:
         """As of any judge; a device that is smaller than the largest is partly full from the start."""
         z, memory = super().loads(placement)
-        return z + (1.0 - self.limits / max(int(self.limits.max()), 1))[:, None], memory
+        return z + np.minimum(1.0 - self.limits / self._largest, _FULL).T, memory

@@ -121,7 +121,7 @@ class _Search:
         self._several_labels = np.array([len(labels) > 1 for labels in problem.labels])
         # None is the last kind of unit, so that -1 finds it.
         self._latents = np.append(judge.latents, np.zeros((len(judge.latents), 1, judge.latents.shape[2])), axis=1)
-        self._unit_memory = np.append(problem.unit_memory, 0)
+        self._unit_memory = np.append(problem.unit_memory, np.zeros((len(problem.unit_memory), 1), np.int64), axis=1)
         self._free = np.append(problem.option_site[problem.unit_option] == Site.DEVICE, False)
         # Units of an option are of two kinds at most: columns in pieces differ by one vector.
         counts = np.zeros((len(problem.option_block), 2), dtype=np.int64)
@@ -260,11 +260,15 @@ class _Search:
         mine, theirs = self._movable(first, second), self._movable(second, first)
         given, memory_given = self._sums(mine, first, pair)
         taken, memory_taken = self._sums(theirs, second, pair)
-        room = self._limit[pair] - self._memory[pair]
         possible = None
-        if memory_taken.max() > room[0] or memory_given.max() > room[1]:
-            more = memory_taken - memory_given[:, None]  # on the first device, and as much less on the second
-            possible = (more <= room[0]) & (-more <= room[1])
+        for given_of, taken_of, limit, memory in zip(
+            memory_given, memory_taken, self._limit, self._memory, strict=True
+        ):
+            room = limit[pair] - memory[pair]
+            if taken_of.max() > room[0] or given_of.max() > room[1]:
+                more = taken_of - given_of[:, None]  # on the first device, and as much less on the second
+                fits = (more <= room[0]) & (-more <= room[1])
+                possible = fits if possible is None else possible & fits
         self.budget -= LIKELY
         likely = changes.likely(pair, given, taken, possible, self._rng)
         if not len(likely):
@@ -302,20 +306,20 @@ class _Search:
 
     def _open_to(self, block: int, source: int) -> Ints:
         """Devices that a block's unit on one device may move to."""
-        room = self._memory + self._unit_memory[self._unit[block, source]] <= self._limit
+        room = (self._memory + self._unit_memory[:, self._unit[block, source], None] <= self._limit).all(axis=0)
         free = ~self._taken[self._problem.labels[block]].any(axis=0)
         if self._problem.option_one_host[self._option[block]]:
             free &= np.arange(self._devices) // self._local == source // self._local
         return np.flatnonzero(room & free & self._problem.allowed[block])
 
-    def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, Ints]:
-        """Latents float[2, M, K] on either device and memory int[M] of all sets of up to two units of one device."""
+    def _sums(self, blocks: Ints, source: int, pair: Ints) -> tuple[Floats, list[Ints]]:
+        """Latents float[2, N, K] on either device, and memory by kind int[N], of all sets of up to two of its units."""
         units = np.append(self._unit[blocks, source], -1)
         first, second = _up_to_two(len(blocks)).T
-        memory, kinds = self._unit_memory[units], self._host_kind[pair]
+        memory, kinds = [bytes[units] for bytes in self._unit_memory], self._host_kind[pair]
         latents = [self._latents[kind, units] for kind in kinds[: 1 + (kinds[0] != kinds[1])]]
         sums = np.stack([of_kind[first] + of_kind[second] for of_kind in latents])
-        return np.broadcast_to(sums, (2, *sums.shape[1:])), memory[first] + memory[second]
+        return np.broadcast_to(sums, (2, *sums.shape[1:])), [of_kind[first] + of_kind[second] for of_kind in memory]
 
     def _change_option(self) -> bool:
         """The best of some other ways to shard and place some blocks, if one helps."""
@@ -388,7 +392,7 @@ class _Search:
         blocks = np.stack([self._some_to_rebuild(count) for _ in range(tries)])  # [R, M]
         old = self._unit[blocks]  # [R, M, D]
         z = changes.z - self._latents[kinds, old].sum(axis=1)
-        memory = self._memory - self._unit_memory[old].sum(axis=1)
+        memory = self._memory[:, None] - self._unit_memory[:, old].sum(axis=2)  # of each kind, [R, D]
         options, units = np.empty_like(blocks), np.full_like(old, -1)
         guide = np.zeros(tries)
         for step in range(blocks.shape[1]):
@@ -397,8 +401,9 @@ class _Search:
             attempt, option = np.repeat(np.arange(tries), each), ranges(start, each)
             largest = problem.first_unit[option][:, None]
             block = blocks[attempt, step]
-            fits = memory[attempt] + self._unit_memory[largest] <= self._limit
-            fits &= problem.allowed[block]
+            fits = problem.allowed[block]
+            for limit, used, bytes in zip(self._limit, memory, self._unit_memory, strict=True):
+                fits &= used[attempt] + bytes[largest] <= limit
             for row in np.flatnonzero(self._several_labels[block]):
                 fits[row] &= self._apart(blocks[attempt[row]], step, units[attempt[row]])
             without = z[attempt]  # [N, D, K]
@@ -412,7 +417,7 @@ class _Search:
             best = np.array([first + found[first:end].argmin() for first, end in zip(ends - each, ends, strict=True)])
             guide = np.maximum(found[best], np.where(np.isinf(guide), np.inf, 0.0))
             z, options[:, step], units[:, step] = after[best], option[best], put[best]
-            memory = memory + self._unit_memory[put[best]]
+            memory += self._unit_memory[:, put[best]]
         winner = int(guide.argmin())
         if not guide[winner] < below:
             return False
@@ -482,9 +487,9 @@ class _Search:
         block = problem.option_block[option]
         old = self._unit[block[:, None], pool]
         z = self._changes.z[pool] - self._latents[self._host_kind[pool], old]
-        memory = self._memory[pool] - self._unit_memory[old]
-        fits = memory + self._unit_memory[problem.first_unit[option]][:, None] <= self._limit[pool]
-        fits &= problem.allowed[block[:, None], pool]
+        fits = problem.allowed[block[:, None], pool]
+        for limit, memory, bytes in zip(self._limit, self._memory, self._unit_memory, strict=True):
+            fits &= memory[pool] - bytes[old] + bytes[problem.first_unit[option]][:, None] <= limit[pool]
         for row in np.flatnonzero(self._several_labels[block]):
             fits[row] &= (self._taken[problem.labels[block[row]]][:, pool[row]] == (old[row] >= 0)).all(axis=0)
         return z, fits
@@ -527,7 +532,7 @@ class _Search:
         kinds = self._host_kind[devices]
         old = self._unit[block, devices]
         z = self._changes.z[devices] + self._latents[kinds, put] - self._latents[kinds, old]
-        self._memory[devices] += self._unit_memory[put] - self._unit_memory[old]
+        self._memory[:, devices] += self._unit_memory[:, put] - self._unit_memory[:, old]
         for label in self._problem.labels[block]:
             self._taken[label, devices] += (put >= 0) * 1 - (old >= 0)
         self._option[block] = option
@@ -539,8 +544,8 @@ class _Search:
         """Note that a block's unit has moved, except in the loads."""
         kind = self._unit[block, source]
         self._unit[block, target], self._unit[block, source] = kind, -1
-        self._memory[source] -= self._unit_memory[kind]
-        self._memory[target] += self._unit_memory[kind]
+        self._memory[:, source] -= self._unit_memory[:, kind]
+        self._memory[:, target] += self._unit_memory[:, kind]
         labels = self._problem.labels[block]
         self._taken[labels, source] -= 1
         self._taken[labels, target] += 1

@@ -20,7 +20,7 @@ import safetensors.numpy
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Partial
 from shardc.placers.greedy import place_largest_first
-from shardc.problem import Bools, Floats, Ints, Placement
+from shardc.problem import Bools, Floats, Ints, Placement, Problem
 
 POLICY_FORMAT = "1"
 POLICY_FEATURES = 12
@@ -87,7 +87,7 @@ def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Pla
     problem = judge.problem
 
     def best_scored(partial: Partial, block: int, unit: int, fits: Bools) -> int:
-        features = device_features(judge, partial.z, partial.memory, unit, even, partial.left())
+        features = device_features(judge, partial.z, filled(problem, partial.memory, unit), unit, even, partial.left())
         size = problem.site_size[problem.option_site[partial.options[block]]]
         # A host is as good as the worst of its devices.
         scores = np.round(policy.logits(features), 9).reshape(-1, size).min(axis=1)
@@ -106,7 +106,13 @@ def even_load_ms(judge: Judge, options: Sequence[int]) -> Floats:
     return np.asarray(np.maximum(1e-9, judge.phase_ms(by_kind).mean(axis=0)))
 
 
-def device_features(judge: Judge, z: Floats, memory: Floats | Ints, unit: int, even: Floats, left: float) -> Floats:
+def filled(problem: Problem, memory: Floats | Ints, unit: int) -> Floats:
+    """How full devices would be with a unit, float[..., D], from bytes [..., M, D]: of the memory that is fullest."""
+    shares = (memory + problem.unit_memory[:, unit, None]) / np.maximum(problem.cluster.memory_limit, 1)
+    return np.asarray(shares.max(axis=-2))
+
+
+def device_features(judge: Judge, z: Floats, full: Floats, unit: int, even: Floats, left: float) -> Floats:
     """float[..., D, 12]: what the policy sees of each device when it places a unit.
 
     Times are ratios to the step time of an even load. The step time after placing is the one the judge would give if
@@ -115,7 +121,7 @@ def device_features(judge: Judge, z: Floats, memory: Floats | Ints, unit: int, e
     Args:
         judge: the problem and its costs.
         z: float[..., D, K], loads so far.
-        memory: [..., D], bytes so far.
+        full: float[..., D], how full devices would be with the unit.
         unit: the kind of the unit that is placed.
         even: float[P] ms, cost of an even load by phase.
         left: share of the units' cost that is still to be placed, this one included.
@@ -136,7 +142,7 @@ def device_features(judge: Judge, z: Floats, memory: Floats | Ints, unit: int, e
         np.maximum(after - even, 0.0).sum(axis=-1) / scale,
         (after**2 / even).sum(axis=-1) / scale,
         total_before.mean(axis=-1, keepdims=True) - total_before,
-        (memory + judge.problem.unit_memory[unit]) / np.maximum(cluster.memory_limit, 1),
+        full,
         left,
         judge.single_ms[unit] / scale,
         np.log2(z.shape[-2]) / 8.0,

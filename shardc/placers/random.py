@@ -22,4 +22,4 @@ def place_at_random(judge: Judge, options: Sequence[int], seed: int) -> Placemen
     def any_place(partial: Partial, block: int, unit: int, fits: Bools) -> int:
         return int(rng.choice(np.flatnonzero(fits)))
 
-    return place_largest_first(judge, options, judge.problem.unit_memory.astype(np.float64), any_place)
+    return place_largest_first(judge, options, judge.problem.unit_fill, any_place)

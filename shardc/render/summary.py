@@ -137,15 +137,16 @@ def _phase_name(name: str) -> str:
 def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
     """Compute time and memory of the devices: all, or where they are many the costliest and the cheapest."""
     devices = plan.score.devices
-    limits = [device.memory_limit_bytes for device in devices]
-    limit = " to ".join(format_bytes(limit) for limit in sorted({min(limits), max(limits)}))
+    limit = _range([device.memory_limit_bytes for device in devices])
+    in_hosts = [device.host_memory_limit_bytes for device in devices if device.host_memory_limit_bytes is not None]
+    host = [(f"of {_range(in_hosts)} in its host", "right")] if in_hosts else []
     compute = f"forward {glyphs.forward} backward {glyphs.backward}"
     rows = table(
-        ("device", "right"), (compute, "left"), ("time", "right"), (f"memory of {limit}", "left"), ("", "right")
+        ("device", "right"), (compute, "left"), ("time", "right"), (f"memory of {limit}", "left"), ("", "right"), *host
     )
     costliest, cheapest = extremes(list(map(_compute_ms, devices)))
     longest = max(max(map(_compute_ms, devices)), 1e-300)
-    free = width - 34
+    free = width - 34 - sum(len(name) + 2 for name, _ in host)
     for position, rank in enumerate([*costliest, *cheapest]):
         if cheapest and position == len(costliest):
             rows.add_row("", f"{glyphs.more} {len(devices) - len(costliest) - len(cheapest)} more")
@@ -162,8 +163,14 @@ def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
             format_ms(_compute_ms(device)),
             _bar(free * 3 // 8, (filled, glyphs.forward, style), (1.0 - filled, glyphs.track, "dim")),
             format_bytes(device.memory_bytes),
+            *([format_bytes(device.host_memory_bytes or 0)] if host else []),
         )
     return rows
+
+
+def _range(limits: Sequence[int]) -> str:
+    """Bytes of the least and the most, or of all."""
+    return " to ".join(format_bytes(limit) for limit in sorted({min(limits), max(limits)}))
 
 
 def _compute_ms(device: DeviceScore) -> float:
@@ -192,7 +199,7 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs) -> Tab
             _compact(info.rows),
             str(info.dim),
             f"{info.pooling:.4g}",
-            placed.sharding_type,
+            placed.sharding_type + f", {placed.cached:.0%} cached" * (placed.cached < 1.0),
             _shortened(_ranges(placed.ranks), 12, glyphs),
             f"{shares[index]:.1%}",
         )

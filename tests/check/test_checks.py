@@ -374,3 +374,18 @@ def test_a_sharding_that_is_no_option(committed):
 def test_a_spec_that_is_no_file_has_no_plan():
     with pytest.raises(ValueError, match="read from a file"):
         check(load(tomli.loads(spec_text())))
+
+
+def test_a_plan_with_cached_tables_has_no_findings_and_other_caches_do(committed):
+    """The share that is cached has more digits than plans state."""
+    room = 'host_memory = "1TiB"\n[defaults]\nkernels = ["fused_uvm_caching"]\ncache_ratio = 0.123456789\n'
+    text = spec_text().replace("[defaults]\n", room)
+    committed.spec.write_text(text)
+    committed.compile()
+    placed = json.loads(committed.plan.read_text())["plan"]["ebc"]["a"]
+    assert (placed["compute_kernel"], placed["cache_params"]) == ("fused_uvm_caching", {"load_factor": 0.123457})
+    assert committed.codes() == []
+    committed.spec.write_text(text.replace("0.123456789", "0.2"))
+    assert set(committed.codes()) == {"SH308"}
+    committed.spec.write_text(spec_text())
+    assert set(committed.codes()) == {"SH308"}

@@ -25,12 +25,13 @@ def lower_bound(judge: Judge) -> LowerBound:
     return bound_module.lower_bound(judge.problem, judge.cost, judge.latents)
 
 
-@given(st.integers(0, 2**32))
+@pytest.mark.parametrize("cached", [False, True])
+@given(seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_no_placement_beats_the_bound(seed):
-    """Every sharding type on up to two hosts and three devices, that may differ in kind and memory."""
+def test_no_placement_beats_the_bound(cached, seed):
+    """Every sharding type on up to two hosts and three devices, that may differ in kind and memory; and caches."""
     rng = np.random.default_rng(seed)
-    if (problem := random_problem(rng)) is None:
+    if (problem := random_problem(rng, cached=cached)) is None:
         return
     judge = Judge(problem, random_cost(rng, problem))
     if (found := best_of_all(judge)) is None:

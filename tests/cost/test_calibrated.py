@@ -26,6 +26,7 @@ def shards(count: int = 6) -> Shards:
         output_bytes=np.full(count, 4),
         optimizer=np.zeros(count, dtype=np.int64),
         type=np.zeros(count, dtype=np.int64),
+        cached=np.ones(count),
     )
 
 

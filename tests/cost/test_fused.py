@@ -57,6 +57,7 @@ def random_shards(seed: int, count: int = 10) -> Shards:
         output_bytes=rng.choice([2, 4], count),
         optimizer=rng.integers(0, 4, count),
         type=np.zeros(count, dtype=np.int64),
+        cached=np.ones(count),
     )
 
 
@@ -72,7 +73,9 @@ def test_features_are_the_papers_and_more():
 
 def test_features_are_finite_for_extreme_shards():
     shards = random_shards(0, 1)
-    tiny = Shards(*(np.array([v]) for v in (1, 4, 1e-9, 1)), shards.bins, *(np.array([v]) for v in (1e-12, 2, 2, 0, 0)))
+    tiny = Shards(
+        *(np.array([v]) for v in (1, 4, 1e-9, 1)), shards.bins, *(np.array([v]) for v in (1e-12, 2, 2, 0, 0, 1.0))
+    )
     for found in (features(tiny), bases(tiny), random_cost(0).encode(tiny)):
         assert np.isfinite(found).all()
 
@@ -80,7 +83,7 @@ def test_features_are_finite_for_extreme_shards():
 def test_bases_grow_with_the_work():
     one = random_shards(1, 1)
     twice = Shards(*(getattr(one, name) for name in ("rows", "dim", "pooling")), 2 * one.bags, one.bins, one.unique,
-                   one.weight_bytes, one.output_bytes, one.optimizer, one.type)  # fmt: skip
+                   one.weight_bytes, one.output_bytes, one.optimizer, one.type, one.cached)  # fmt: skip
     assert (bases(twice) >= bases(one)).all()
     assert bases(one).shape == (1, BASES)
 

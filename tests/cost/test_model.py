@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardc.cost.model import PHASES, CostModel, MixedCost, StepCost, shares_sent
+from shardc.cost.model import PHASES, CostModel, MixedCost, StepCost, host_traffic, shares_sent
 from shardc.cost.roofline import Roofline
-from shardc.problem import Cluster, Collective, HostKind, Link, ShardingType, Shards
+from shardc.problem import Cluster, Collective, HostKind, Link, Optimizer, ShardingType, Shards
 
 KIND = HostKind(
     device="gpu",
@@ -44,6 +44,7 @@ def random_shards(seed: int, count: int = 12) -> Shards:
         output_bytes=rng.choice([2, 4], count),
         optimizer=rng.integers(0, 4, count),
         type=rng.integers(0, len(ShardingType), count),
+        cached=np.ones(count),
     )
 
 
@@ -282,6 +283,64 @@ def test_heads_of_hosts_that_differ_are_convex_and_never_above_the_time(seed):
     assert (cost.heads((a + b) / 2) <= (cost.heads(a) + cost.heads(b)) / 2 + tolerance).all()
     for z in (a, b):
         assert (cost.heads(z) + cost.constants * cost.present(z) <= cost.device_ms(z) + tolerance).all()
+
+
+OFFLOADING = dataclasses.replace(
+    CLUSTER, kinds=(dataclasses.replace(KIND, host_memory_bytes=2**40, host_bandwidth=1e9),)
+)
+WITH_HOST = StepCost(COST.compute, OFFLOADING)
+
+
+def cached(share: float, **values) -> Shards:
+    """1,000 rows of 64 bytes, 200 of which a step looks up, half of them once."""
+    bins = np.eye(17)[:2].mean(axis=0)
+    usual = {"rows": 1000, "dim": 16, "weight_bytes": 4, "unique": 200.0, "optimizer": 0, "type": 0}
+    return one(**usual | {"bins": bins, "cached": share} | values)
+
+
+def test_rows_that_a_step_does_not_find_in_the_cache_are_exchanged_for_others():
+    """Room for half of the 900 rows that are not looked up twice: 50 of 100 are missed, 50 others written back."""
+    assert host_traffic(cached(0.55))[0] == pytest.approx(np.array([2 * 50, 0]) * 64.0)
+    assert host_traffic(cached(1.0)).tolist() == [[0, 0]]
+
+
+def test_rows_beyond_the_caches_size_are_used_where_they_are():
+    """Room for 50 of the 200 rows of a step: the others are read forward, read and written backward."""
+    assert host_traffic(cached(0.05))[0] == pytest.approx(np.array([150, 2 * 150]) * 64.0)
+
+
+def test_state_of_every_weight_is_read_and_written_in_host_memory():
+    for name, values in (("sgd", 0), ("rowwise_adagrad", 0), ("adagrad", 1), ("adam", 2)):
+        shards = cached(0.55, optimizer=list(Optimizer).index(Optimizer(name)))
+        assert host_traffic(shards)[0, 1] == pytest.approx(2 * 200 * 16 * 4 * values)
+
+
+@given(st.integers(0, 10**6))
+def test_a_larger_cache_never_moves_more(seed):
+    rng = np.random.default_rng(seed)
+    shards = random_shards(seed)
+    small, large = np.sort(rng.random((2, len(shards))), axis=0)
+    less, more = (host_traffic(dataclasses.replace(shards, cached=share)) for share in (large, small))
+    assert (less >= 0).all()
+    assert (less.sum(axis=1) <= more.sum(axis=1) * (1 + 1e-9)).all()
+
+
+@given(st.integers(0, 10**6))
+def test_the_link_to_the_host_adds_to_both_passes_and_keeps_the_form(seed):
+    """Linear latents: the heads stay convex, and at least what they are without the link."""
+    rng = np.random.default_rng(seed)
+    shards = dataclasses.replace(random_shards(seed), cached=rng.choice([1.0, 0.3, 0.01], 12))
+    latents, plain = WITH_HOST.encode(shards), COST.encode(shards)
+    assert (latents >= 0).all()
+    a, b = (rng.random(12) ** 3 @ latents for _ in range(2))
+    tolerance = 1e-9 * (1 + WITH_HOST.heads(a + b).sum())
+    assert (WITH_HOST.heads(b) >= WITH_HOST.heads(a) + WITH_HOST.slopes(a) @ (b - a) - tolerance).all()
+    assert WITH_HOST.heads(np.zeros_like(a)).max() == 0
+    share = rng.random(12)
+    over_link = share @ host_traffic(shards) / 1e9 * 1e3
+    extra = WITH_HOST.heads(share @ latents) - COST.heads(share @ plain)
+    assert extra[[PHASES.index("forward"), PHASES.index("backward")]] == pytest.approx(over_link)
+    assert np.abs(np.delete(extra, [PHASES.index("forward"), PHASES.index("backward")])).max() < tolerance
 
 
 def test_the_protocol_is_two_methods():

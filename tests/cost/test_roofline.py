@@ -23,6 +23,7 @@ def shard(**values) -> Shards:
         "output_bytes": 4,
         "optimizer": list(Optimizer).index(Optimizer.SGD),
         "type": list(ShardingType).index(ShardingType.TABLE_WISE),
+        "cached": 1.0,
     }
     arrays = {name: np.array([value]) for name, value in (usual | values).items()}
     return Shards(bins=np.eye(17)[:1], **arrays)

@@ -21,7 +21,7 @@ from torchrec.distributed.planner.perf_models import NoopPerfModel  # noqa: E402
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator  # noqa: E402
 from torchrec.distributed.planner.types import Shard, ShardingOption  # noqa: E402
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name  # noqa: E402
-from torchrec.distributed.types import ParameterSharding  # noqa: E402
+from torchrec.distributed.types import CacheParams, ParameterSharding  # noqa: E402
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig  # noqa: E402
 from torchrec.modules.embedding_modules import EmbeddingBagCollection  # noqa: E402
 
@@ -60,7 +60,7 @@ def spec_of(tables: list[dict], *, samples: int, hosts: int, local: int, device:
     }
 
 
-def random_spec(seed: int) -> LoadedSpec:
+def random_spec(seed: int, *, cached: bool = False) -> LoadedSpec:
     rng = np.random.default_rng(seed)
     tables = []
     for index in range(8):
@@ -75,6 +75,9 @@ def random_spec(seed: int) -> LoadedSpec:
                 "pooling": float(rng.choice([0.3, 1.0, 3.7, len(features), 40.0]) * rng.choice([1.0, rng.random()])),
             }
         )
+        if cached:
+            kernels = [["fused_uvm_caching"], ["fused", "fused_uvm_caching"]][int(rng.integers(2))]
+            tables[-1] |= {"kernels": kernels, "cache_ratio": round(float(rng.uniform(0.01, 0.99)), 3)}
         if rng.random() < 0.4:  # what is left to a freer type where that is allowed
             tables[-1]["sharding"] = ["table_wise", "table_column_wise", "table_row_wise", "grid_shard"]
     return load(
@@ -83,8 +86,9 @@ def random_spec(seed: int) -> LoadedSpec:
             samples=int(rng.integers(1, 5000)),
             hosts=int(rng.integers(1, 4)),
             local=int(rng.choice([1, 2, 8])),
-            device=str(rng.choice(["h100-80gb", "cpu-epyc"])),
+            device=str(rng.choice(["h100-80gb", "h100-80gb" if cached else "cpu-epyc"])),
             weights=str(rng.choice(list(DTYPES))),
+            **{"host_memory": "1000TB"} if cached else {},
         )
     )
 
@@ -117,19 +121,20 @@ def constraints(loaded: LoadedSpec, **more: object) -> dict:
     return {
         table.name: ParameterConstraints(
             pooling_factors=[table.pooling / len(table.features)] * len(table.features),
-            compute_kernels=["fused", "dense"],
+            compute_kernels=[*table.kernels, "dense"],
+            cache_params=CacheParams(load_factor=table.cache_ratio) if table.may_be_cached else None,
             **more,
         )
         for table in loaded.tables
     }
 
 
-Options = dict[tuple[str, str], ShardingOption]
+Options = dict[tuple[str, str, str], ShardingOption]
 IN_COLUMNS = ("column_wise", "table_column_wise", "grid_shard")
 
 
 def enumerated(loaded: LoadedSpec, topology: Topology) -> Options:
-    """TorchRec's options with its estimates, by table and sharding type."""
+    """TorchRec's options with its estimates, by table, sharding type and kernel."""
     limits = constraints(loaded, sharding_types=list(SHARDING_TYPES))  # a grid is listed only where it is named
     enumerator = EmbeddingEnumerator(
         topology,
@@ -138,7 +143,7 @@ def enumerated(loaded: LoadedSpec, topology: Topology) -> Options:
         estimator=EmbeddingPerfEstimator(topology, constraints=limits),
     )
     found = enumerator.enumerate(collection(loaded), [AnySharder()])
-    return {(option.name, option.sharding_type): option for option in found}
+    return {(option.name, option.sharding_type, option.compute_kernel): option for option in found}
 
 
 def estimated(loaded: LoadedSpec, problem: Problem, topology: Topology) -> list[ShardingOption]:
@@ -151,7 +156,9 @@ def estimated(loaded: LoadedSpec, problem: Problem, topology: Topology) -> list[
     counterparts = []
     for option, type in enumerate(problem.option_type):
         (table,) = problem.blocks[problem.option_block[option]]
-        theirs = copy.copy(found[problem.tables[table].name, type])
+        kernel = "fused" if min(problem.cached_of(option)) == 1.0 else "fused_uvm_caching"
+        kernel = "dense" if type == "data_parallel" else kernel
+        theirs = copy.copy(found[problem.tables[table].name, type, kernel])
         theirs.shards = [Shard(list(shard.size), list(shard.offset), perf=shard.perf) for shard in theirs.shards]
         if type in IN_COLUMNS:
             places = tuple(range(int(problem.option_units[option])))
@@ -184,6 +191,19 @@ def assert_same_costs(loaded: LoadedSpec, topology: Topology) -> set[str]:
     return set(problem.option_type)
 
 
+@pytest.mark.parametrize("type", SHARDING_TYPES)
+def test_a_cached_table_costs_what_torchrec_estimates_by_the_share_that_is_cached(type):
+    tables = [
+        {
+            **{"name": f"t{ratio}".replace(".", "_"), "rows": 10_001, "dim": 64, "pooling": 3.0, "sharding": [type]},
+            **{"kernels": ["fused", "fused_uvm_caching"], "cache_ratio": ratio},
+        }
+        for ratio in (0.01, 0.2, 0.75)
+    ]
+    loaded = load(spec_of(tables, samples=512, hosts=2, local=4, device="h100-80gb", weights="fp16", host_memory="1TB"))
+    assert assert_same_costs(loaded, topology(loaded)) == {type}
+
+
 @pytest.mark.parametrize("hosts", [1, 2])
 @pytest.mark.parametrize("type", SHARDING_TYPES)
 def test_each_type_costs_what_torchrec_estimates(type, hosts):
@@ -200,9 +220,10 @@ def test_each_type_costs_what_torchrec_estimates(type, hosts):
     assert assert_same_costs(loaded, topology(loaded)) == {type}
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("seed", range(16))
-def test_every_option_costs_what_torchrec_estimates(seed):
-    loaded = random_spec(seed)
+def test_every_option_costs_what_torchrec_estimates(seed, cached):
+    loaded = random_spec(seed, cached=cached)
     assert_same_costs(loaded, topology(loaded))
 
 
@@ -269,7 +290,9 @@ def test_a_plan_is_better_than_the_one_that_torchrecs_planner_makes():
     options = enumerated(loaded, machine)
 
     def rated(plan: Mapping[str, TablePlan | ParameterSharding]) -> float:
-        chosen = [copy.copy(options[name, placed.sharding_type]) for name, placed in plan.items()]
+        chosen = [
+            copy.copy(options[name, placed.sharding_type, placed.compute_kernel]) for name, placed in plan.items()
+        ]
         for option, placed in zip(chosen, plan.values(), strict=True):
             for shard, rank in zip(option.shards, placed.ranks, strict=True):
                 shard.rank = rank

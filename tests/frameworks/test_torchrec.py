@@ -250,3 +250,77 @@ def test_says_what_to_install(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> No
 def test_costs_no_import_of_torch_before_it_is_called() -> None:
     code = "import sys, shardc.frameworks.torchrec; assert 'torch' not in sys.modules and 'torchrec' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+@pytest.fixture(scope="module")
+def cached() -> Plan:
+    """A plan in which some tables are in host memory."""
+    tables = [
+        {"name": "hot", "rows": 1000, "kernels": ["fused"]},
+        {"name": "cold", "rows": 1000, "kernels": ["fused_uvm_caching"], "cache_ratio": 0.1},
+        {"name": "columns", "rows": 1000, "kernels": ["fused_uvm_caching"], "sharding": ["column_wise"]},
+        {"name": "replica", "rows": 10, "kernels": ["fused_uvm_caching"], "sharding": ["data_parallel"]},
+    ]
+    spec = {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": BATCH},
+        "cluster": {"device": "h100-80gb", "devices_per_host": DEVICES, "host_memory": "1TB"},
+        "defaults": {"dim": DIM, "pooling": 2, "sharding": ["table_wise"]},
+        "table": tables,
+    }
+    return shardc.compile(spec)
+
+
+def test_caches_as_torchrec_has_them(cached: Plan) -> None:
+    """What TorchRec hands to FBGEMM's operator on a GPU. A CPU has no such cache, so this cannot be run on one."""
+    from torchrec.distributed.embedding_types import EmbeddingComputeKernel, compute_kernel_to_embedding_location
+    from torchrec.distributed.utils import add_params_from_parameter_sharding
+
+    tables = load_plan(cached).plan["ebc"]
+    kernels = {name: table.compute_kernel for name, table in tables.items()}
+    assert kernels == {"hot": "fused", "cold": "fused_uvm_caching", "columns": "fused_uvm_caching", "replica": "dense"}
+    factors = {name: table.cache_params and table.cache_params.load_factor for name, table in tables.items()}
+    assert factors == {"hot": None, "cold": 0.1, "columns": 0.2, "replica": None}
+    for name in ("cold", "columns"):
+        location = compute_kernel_to_embedding_location(EmbeddingComputeKernel(kernels[name]))
+        assert location.name == "MANAGED_CACHING"
+        assert add_params_from_parameter_sharding({}, tables[name])["cache_load_factor"] == factors[name]
+    assert "cache_load_factor" not in add_params_from_parameter_sharding({}, tables["hot"])
+
+
+def test_on_cpus_a_cached_table_is_a_table_like_any_other(cached: Plan) -> None:
+    tables = load_plan(cached, device_type="cpu").plan["ebc"]
+    assert {table.compute_kernel for table in tables.values()} == {"fused", "dense"}
+    assert all(table.cache_params is None for table in tables.values())
+
+
+def look_up(rank: int, path: Path) -> None:
+    """One rank: the plan's tables, cached ones among them, look up what the unsharded ones do."""
+    features = ("hot", "cold", "columns", "replica")
+    configs = [
+        EmbeddingBagConfig(name=n, embedding_dim=DIM, num_embeddings=10 if n == "replica" else 1000, feature_names=[n])
+        for n in features
+    ]
+    model = torch.nn.Module()
+    torch.manual_seed(0)
+    model.ebc = EmbeddingBagCollection(tables=configs, device=torch.device("cpu"))
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    lengths = torch.ones(4 * BATCH // DEVICES, dtype=torch.int64)
+    sparse = KeyedJaggedTensor(list(features), torch.arange(len(lengths)) % 10, lengths=lengths)
+    expected = {name: value.detach().clone() for name, value in model.ebc(sparse).to_dict().items()}
+    sharder = EmbeddingBagCollectionSharder({"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": RATE})
+    sharded = DistributedModelParallel(
+        model, device=torch.device("cpu"), plan=load_plan(path, device_type="cpu"), sharders=[sharder]
+    )
+    with torch.no_grad():
+        for _, mine, part in local_parts(sharded, whole):
+            mine.copy_(part)
+    found = sharded.module.ebc(sparse).to_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_a_plan_with_caches_runs_on_cpu_processes_without_them(cached: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "cached.plan.json"
+    path.write_bytes(plan_bytes(cached))
+    run_ranks(look_up, (path,), hosts=1, devices=DEVICES, folder=tmp_path)

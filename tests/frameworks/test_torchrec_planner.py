@@ -92,3 +92,19 @@ def test_a_planner_that_crashes_has_failed_and_the_others_go_on(monkeypatch):
     theirs, ours = compare("s", [("p", spec)], ["torchrec_planner", "shardc"]).results[0].runs
     assert (theirs.failure, theirs.detail) == (Failure.CRASHED, "TorchRec's planner failed: KeyError: 't0'")
     assert ours.failure is None
+
+
+def test_a_cached_table_is_cached_in_its_plan_too():
+    tables = [{"kernels": ["fused_uvm_caching"], "sharding": ["table_wise"]}, {"sharding": ["table_wise"]}]
+    problem = problem_of(spec_of(*tables, host_memory="1TB"))
+    placement = plan_with_torchrec(problem).placement
+    assert not broken(problem, placement)
+    assert [problem.cached_of(option) for option in placement.option] == [(0.2,), (1.0,)]
+
+
+def test_what_fits_on_no_device_is_cached_in_its_plan():
+    both = {"rows": 1_000_000, "sharding": ["table_wise"], "kernels": ["fused", "fused_uvm_caching"]}  # 256 MB each
+    problem = problem_of(spec_of(*[both] * 4, memory="400MB", reserve="0%", host_memory="1TB"))
+    placement = plan_with_torchrec(problem).placement
+    assert not broken(problem, placement)
+    assert sorted(problem.cached_of(option)[0] for option in placement.option) == [0.2, 0.2, 1.0, 1.0]

@@ -27,6 +27,7 @@ HARDWARE = Hardware(
     0.0,
     {},
     {},
+    None,
     lambda *_: Roofline(1e10, 1e6),
     "sha256:0",
     Measured.model_construct(reference_ms=(2.0, 3.0)),
@@ -193,3 +194,15 @@ def test_devices_are_really_measured(whole, mixed, one_core):
     assert np.isfinite(found.ms).all()
     assert (found.ms > 0).all()
     assert len(found.timed) == 6 - 1  # the twins' operators are equal
+
+
+def test_a_device_with_tables_in_host_memory_is_not_measured(whole, mixed, seen):
+    """Not even what else it holds: that time would pass for the time of all."""
+    held = whole.held(mixed)
+    before = measure_devices(whole, held, HARDWARE).ms
+    (first,) = np.flatnonzero(held[0] & (whole.shard_table == 0))  # twin_a, on device 0 only
+    cached = np.where(np.arange(len(whole.shards)) == first, 0.2, 1.0)
+    ms = measure_devices(replace(whole, shards=replace(whole.shards, cached=cached)), held, HARDWARE).ms
+    assert np.isnan(ms[0]).all()
+    assert np.array_equal(ms[1:], before[1:], equal_nan=True)
+    assert np.isfinite(ms[1]).all()

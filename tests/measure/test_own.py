@@ -29,6 +29,7 @@ HARDWARE = Hardware(
     0.0,
     {},
     {},
+    None,
     lambda *_: Roofline(1e10, 1e6),
     "sha256:0",
     MEASURED,
@@ -48,6 +49,7 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
         output_bytes=np.full(count, 4),
         optimizer=np.full(count, list(Optimizer).index(optimizer)),
         type=np.zeros(count, dtype=np.int64),
+        cached=np.ones(count),
     )
 
 
@@ -219,3 +221,12 @@ def test_shards_are_really_measured(monkeypatch, tmp_path, one_core):
     ms = own.measure_shards(shards((100,), weight_bytes=2), here)
     assert np.isfinite(ms).all()
     assert (ms > 0).all()
+
+
+def test_what_is_in_host_memory_is_not_measured(seen):
+    cached = dataclasses.replace(shards(), cached=np.array([1.0, 0.2, 1.0]))
+    shown: list[tuple[int, int]] = []
+    ms = own.measure_shards(cached, HARDWARE, progress=lambda done, total: shown.append((done, total)))
+    assert np.isnan(ms).all(axis=1).tolist() == [False, True, False]
+    assert [workload.tables[0].rows for workload in seen] == [100, 300]
+    assert shown == [(1, 2), (2, 2)]

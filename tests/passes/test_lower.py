@@ -137,7 +137,7 @@ def test_a_group_is_one_block_of_whole_tables_on_the_ranks_that_all_allow():
     assert problem.shards.dim[list(problem.unit_shards[problem.first_unit[first]])].tolist() == [64, 8]
     assert len(problem.labels[0]) == 2
     alone = [lowered({"dim": dim}) for dim in (64, 8)]
-    assert problem.unit_memory[problem.first_unit[first]] == sum(int(one.unit_memory[0]) for one in alone)
+    assert problem.unit_memory[0, problem.first_unit[first]] == sum(int(one.unit_memory[0, 0]) for one in alone)
 
 
 def test_a_group_of_one_is_a_table_like_any_other():
@@ -259,7 +259,7 @@ def test_hosts_and_ranks_have_limits_of_their_own():
         rank=[{"ranks": [0, 3], "memory": "0.5GB"}],
     )
     # A reserve that is a share is one of the rank's own memory.
-    assert problem.cluster.memory_limit.tolist() == [
+    assert problem.cluster.memory_limit[0].tolist() == [
         450 * 10**6,
         9 * 10**8,
         18 * 10**8,
@@ -284,7 +284,7 @@ def test_a_host_has_the_figures_of_its_own_device():
     assert loaded.spec.cluster.device_names == ("a100-40gb", "h100-80gb")
     cluster = lower(loaded, [load_hardware(name) for name in loaded.spec.cluster.device_names]).cluster
     assert [kind.device for kind in cluster.kinds] == ["a100-40gb", "h100-80gb"]
-    assert cluster.memory_limit.tolist() == [40 * 10**9] * 2 + [80 * 10**9] * 2
+    assert cluster.memory_limit[0].tolist() == [40 * 10**9] * 2 + [80 * 10**9] * 2
     assert cluster.kinds[0].intra_host_bandwidth < cluster.kinds[1].intra_host_bandwidth == 450e9
 
 
@@ -324,6 +324,14 @@ def test_what_fits_only_larger_hosts_or_ranks_is_offered():
 # --- Shards -----------------------------------------------------------------------------------------------------------
 
 
+def test_adam_on_cpus_is_refused():
+    loaded = parse_spec(spec_of({}, model={"optimizer": "adam"}, device="cpu-epyc"))
+    with pytest.raises(DiagnosticError) as caught:
+        lower(loaded, [load_hardware("cpu-epyc")])
+    (found,) = caught.value.diagnostics
+    assert (found.code, "rowwise_adagrad" in found.help) == ("SH114", True)
+
+
 def test_shards_are_what_each_device_gets():
     problem = lowered({"rows": 1001, "dim": 64, "pooling": 4.0}, model={"weights": "fp16", "optimizer": "adam"})
     whole = shard(problem, 0, "table_wise", 1)
@@ -361,11 +369,11 @@ def test_the_cluster_is_the_profiles_unless_the_spec_says_otherwise():
     (kind,) = usual.kinds
     assert (kind.memory_bytes, kind.reserve_bytes) == (80 * 10**9, 8 * 10**9)
     assert (kind.intra_host_bandwidth, kind.inter_host_bandwidth) == (450e9, 50e9)
-    assert usual.memory_limit.tolist() == [72 * 10**9] * 8
+    assert usual.memory_limit[0].tolist() == [72 * 10**9] * 8
     own = lowered(
         {}, memory="1GiB", reserve="24MiB", intra_host_bandwidth="7GB/s", inter_host_bandwidth="2GB/s"
     ).cluster
-    assert own.memory_limit.tolist() == [1000 * 2**20] * 8
+    assert own.memory_limit[0].tolist() == [1000 * 2**20] * 8
     assert (own.kinds[0].intra_host_bandwidth, own.kinds[0].inter_host_bandwidth) == (7e9, 2e9)
 
 
@@ -397,7 +405,7 @@ def test_memory_is_counted_by_the_one_function():
         ("row_wise", 1): shard_bytes(126, 64, bags=1000, pooling=3.0 * 126 / 1001, **common),
         ("data_parallel", 1): shard_bytes(1001, 64, bags=125, pooling=3.0, dense=True, **common),
     }
-    found = dict(zip(offered(problem), problem.unit_memory[problem.first_unit].tolist(), strict=True))
+    found = dict(zip(offered(problem), problem.unit_memory[0, problem.first_unit].tolist(), strict=True))
     assert {key: found[key] for key in expected} == expected
 
 
@@ -542,3 +550,89 @@ def test_each_feature_of_a_table_is_pooled_into_an_output_of_its_own():
     shards = [taken(lowered(table).shards, np.array([0])) for table in (one, two)]
     assert shards[0].lookups == shards[1].lookups
     assert 2 * shards[0].bags == shards[1].bags
+
+
+# --- Kernels ----------------------------------------------------------------------------------------------------------
+
+BOTH = {"kernels": ["fused", "fused_uvm_caching"]}
+ONLY = {"kernels": ["fused_uvm_caching"]}
+
+
+def test_every_way_to_shard_a_table_is_offered_with_a_cache_too_but_replicas():
+    plain = offered(lowered({}))
+    problem = lowered(BOTH | {"cache_ratio": 0.3}, host_memory="1TiB")
+    shares = [problem.cached_of(option)[0] for option in problem.options_of(0)]
+    of_share = {
+        share: [way for way, found in zip(offered(problem), shares, strict=True) if found == share]
+        for share in set(shares)
+    }
+    assert of_share == {1.0: plain, 0.3: [way for way in plain if way[0] != "data_parallel"]}
+    assert offered(problem)[: len(plain)] == plain  # those on devices come first
+    only = lowered(ONLY, host_memory="1TiB")
+    assert offered(only) == plain
+    assert [only.cached_of(option)[0] for option in only.options_of(0)] == [0.2] * (len(plain) - 1) + [1.0]
+
+
+def test_units_take_memory_of_the_device_and_of_its_host():
+    problem = lowered(ONLY | {"sharding": ["row_wise"], "rows": 8000}, host_memory="1TiB", model={"optimizer": "adam"})
+    assert problem.unit_memory.tolist() == [
+        [
+            int(
+                shard_bytes(
+                    1000,
+                    64,
+                    weights="fp32",
+                    outputs="fp32",
+                    optimizer="adam",
+                    bags=1000,
+                    pooling=3.0 / 8,
+                    cached=0.2,
+                )
+            )
+        ],
+        [1000 * 64 * 4 * 3],
+    ]
+    assert problem.cluster.memory_limit[1].tolist() == [2**40 // 8] * 8
+    assert len(lowered({}, host_memory="1TiB").cluster.memory_limit) == 1  # no table uses it
+
+
+def test_hosts_may_have_different_memory_for_tables():
+    host = [{"hosts": [1], "host_memory": "100GB"}]
+    problem = lowered(BOTH, devices=2, hosts=3, host_memory="1TB", host=host)
+    assert problem.cluster.memory_limit[1].tolist() == [500 * 10**9] * 2 + [50 * 10**9] * 2 + [500 * 10**9] * 2
+    problem = lowered(BOTH, devices=2, hosts=2, host=host)
+    assert problem.cluster.memory_limit[1].tolist() == [0] * 2 + [50 * 10**9] * 2
+
+
+def test_a_group_is_on_the_device_as_far_as_it_may_be_or_cached_as_far_as_it_may_be():
+    group = {"group": "g", "sharding": ["table_wise"]}
+    problem = lowered(group | BOTH, group, group | ONLY, host_memory="1TiB")
+    assert [problem.cached_of(option) for option in problem.options_of(0)] == [(1.0, 1.0, 0.2), (0.2, 1.0, 0.2)]
+    alike = lowered(group, group | ONLY, host_memory="1TiB")
+    assert [alike.cached_of(option) for option in alike.options_of(0)] == [(1.0, 0.2)]
+
+
+def test_cpus_have_no_cache():
+    loaded = parse_spec(spec_of(BOTH, device="cpu-epyc", host_memory="1TiB"))
+    with pytest.raises(DiagnosticError, match='SH113 table "t0" may be cached on a device'):
+        lower(loaded, [load_hardware("cpu-epyc")])
+
+
+def test_a_table_too_large_for_the_host_is_told_what_it_needs():
+    table = ONLY | {"rows": 10**9, "sharding": ["table_wise"]}  # 256 GB
+    (found,) = faults(table, host_memory="1TB", devices=8)
+    assert found.code == "SH201"
+    assert "fits in no host" in found.message
+    (enough,) = re.findall(r"give a host ([\d.]+ [KMGT]?i?B) of host_memory", found.help)
+    lowered(table, host_memory=enough, devices=8)
+
+
+def test_a_cache_is_suggested_where_it_would_help():
+    table = {"rows": 10**9, "sharding": ["table_wise"]}
+    (found,) = faults(table, devices=1)
+    (enough,) = re.findall(
+        r'kernels = \["fused", "fused_uvm_caching"\], and host_memory of ([\d.]+ \w+) or', found.help
+    )
+    lowered(table | BOTH, devices=1, host_memory=enough)
+    (found,) = faults({"rows": 10**11}, devices=1)  # the cache alone is too large
+    assert "cached" not in found.help

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from brute_force import best_of_all, broken
+from brute_force import best_of_all, broken, random_cost, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +116,33 @@ def test_small_problems_are_solved_as_well_as_by_brute_force():
     assert max(ratios) < 1.25
 
 
+def test_small_problems_with_host_memory_are_placed_within_both_limits():
+    """As brute force has them: what it finds no placement for is refused, and all else is placed nearly as well."""
+    ratios, missed, cached, refused = [], 0, 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        if (problem := random_problem(rng, cached=True)) is None:
+            continue
+        judge = Judge(problem, random_cost(rng, problem))
+        if (best := best_of_all(judge)) is None:
+            continue
+        try:
+            choice = place(problem, judge.cost, policy=random_policy(seed), effort="fast")
+        except DiagnosticError as error:
+            assert {d.code for d in error.diagnostics} <= {"SH202", "SH203"}
+            missed += best[0] < np.inf
+            refused += best[0] == np.inf
+            continue
+        assert broken(problem, choice.placement) == []
+        assert choice.bound.step_time_ms <= best[0] <= choice.judgement.step_time_ms
+        ratios.append(choice.judgement.step_time_ms / best[0])
+        cached += min(min(problem.cached_of(option)) for option in choice.placement.option) < 1
+    assert len(ratios) >= 20
+    assert (missed, refused > 0) == (0, True)
+    assert cached >= 10
+    assert np.mean(np.array(ratios) < 1 + 1e-6) >= 0.8
+
+
 def test_never_costlier_than_any_heuristic():
     placed = 0
     for seed in range(12):
@@ -175,10 +202,10 @@ def test_what_is_chosen_keeps_every_constraint(seed):
 def test_memory_that_is_just_enough_is_found():
     """Eight equal tables on four devices: two each is the only way."""
     judge = judge_of(spec_of(*[{"rows": 100_000, "sharding": ["table_wise"]}] * 8))
-    exact = 2 * int(judge.problem.unit_memory[0])
+    exact = 2 * int(judge.problem.unit_memory[0, 0])
     tight = judge_of(spec_of(*[{"rows": 100_000, "sharding": ["table_wise"]}] * 8, memory=f"{exact}B", reserve="0%"))
     choice = place(tight.problem, tight.cost, policy=None, effort="fast")
-    assert choice.judgement.memory.tolist() == [exact] * 4
+    assert choice.judgement.memory[0].tolist() == [exact] * 4
 
 
 def test_tables_that_fit_only_in_pieces_are_split():
@@ -217,14 +244,14 @@ def test_a_model_larger_than_the_cluster_is_refused_with_what_would_suffice(rese
     (size,) = re.findall(r"device ([\d.]+ [KMGT]?i?B) or more", found.help)
     enough = judge_of(spec_of(*tables, devices=2, memory=size, reserve=reserve))
     assert parse_size(size)
-    assert 4 * int(enough.problem.unit_memory[0]) <= enough.problem.cluster.memory_limit.min()
+    assert 4 * int(enough.problem.unit_memory[0, 0]) <= enough.problem.cluster.memory_limit.min()
     assert place(enough.problem, enough.cost, policy=None, effort="fast").judgement.feasible
 
 
 def test_what_fits_in_total_but_not_together_is_refused():
     """Three tables of 60 % of a device on two devices."""
     tables = [{"rows": 100_000, "sharding": ["table_wise"]}] * 3
-    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0])
+    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0, 0])
     judge = judge_of(spec_of(*tables, devices=2, memory=f"{int(one / 0.6)}B", reserve="0%"))
     with pytest.raises(DiagnosticError) as caught:
         place(judge.problem, judge.cost, policy=None)
@@ -236,7 +263,7 @@ def test_what_fits_in_total_but_not_together_is_refused():
 
 def test_tables_pinned_onto_one_full_device_are_refused():
     tables = [{"rows": 100_000, "pin": [1]}] * 3
-    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0])
+    one = int(judge_of(spec_of(*tables)).problem.unit_memory[0, 0])
     judge = judge_of(spec_of(*tables, memory=f"{int(one * 2.5)}B", reserve="0%"))
     with pytest.raises(DiagnosticError) as caught:
         place(judge.problem, judge.cost, policy=None)

@@ -94,3 +94,20 @@ def test_there_is_no_quantile_of_costs_that_nobody_measured(without):
 def test_a_quantile_is_between_a_half_and_one(quantile):
     with pytest.raises(DiagnosticError, match="quantile"):
         spec(quantile=quantile)
+
+
+def test_a_profile_that_does_not_know_the_link_to_the_host_is_refused_and_told_what_to_add(tmp_path):
+    folder = shutil.copytree(PROFILES / "cpu-epyc", tmp_path / "gpu")
+    document = json.loads((folder / "profile.json").read_text())
+    document |= {"name": "gpu", "device_type": "cuda"}
+    (folder / "profile.json").write_text(json.dumps(document))
+    cached = spec(device=str(folder), cluster={"host_memory": "1TB"})
+    cached = replace(cached, tables=tuple(replace(t, kernels=("fused_uvm_caching",)) for t in cached.tables))
+    with pytest.raises(DiagnosticError, match="SH113") as refused:
+        run(cached)
+    assert "host_bandwidth" in refused.value.diagnostics[0].help
+    forward = []
+    for bandwidth in (32e9, 64e9):
+        (folder / "profile.json").write_text(json.dumps(document | {"host_bandwidth": bandwidth}))
+        forward.append(run(cached).plan.score.phases["forward"])
+    assert forward[1] < forward[0]

@@ -201,7 +201,7 @@ def test_a_block_without_rows_is_refused() -> None:
 
 
 def test_memory_counts_every_shard_and_replica(loaded: LoadedSpec) -> None:
-    assert device_memory(Plan.model_validate(document()), loaded) == expected_memory()
+    assert device_memory(Plan.model_validate(document()), loaded).tolist() == [expected_memory(), [0] * 4]
 
 
 def test_a_plan_for_cpu_processes_is_valid(loaded: LoadedSpec) -> None:
@@ -483,3 +483,79 @@ def test_a_lost_or_doubled_shard_is_found(pieces: list[tuple[int, int, int, int]
     number = data.draw(st.integers(0, len(pieces) - 1))
     assert coverage_codes([*pieces[:number], *pieces[number + 1 :]])
     assert coverage_codes([*pieces, pieces[number]])
+
+
+# --- Tables in host memory --------------------------------------------------------------------------------------------
+
+WITH_HOST = dataclasses.replace(CLUSTER, kinds=(dataclasses.replace(KIND, host_memory_bytes=700_000),))
+
+
+def cached_spec(**changes: object) -> LoadedSpec:
+    spec = tomllib.loads(SPEC)
+    spec["cluster"]["host_memory"] = "1400KB"
+    item = next(table for table in spec["table"] if table["name"] == "item")
+    item |= {"kernels": ["fused", "fused_uvm_caching"], "cache_ratio": 0.25} | changes
+    return parse_spec(spec)
+
+
+def cached_document() -> dict:
+    """The plan with a table in host memory, 640,000 bytes of each of two devices, and what that takes."""
+    content = document()
+    content["plan"]["ebc"]["item"] |= {"compute_kernel": "fused_uvm_caching", "cache_params": {"load_factor": 0.25}}
+    memory = device_memory(Plan.model_validate(content), cached_spec()).tolist()
+    for device, on_device, in_host in zip(content["score"]["devices"], *memory, strict=True):
+        device |= {"memory_bytes": on_device, "host_memory_bytes": in_host, "host_memory_limit_bytes": 700_000}
+    return content
+
+
+def test_a_plan_with_a_table_in_host_memory_is_valid() -> None:
+    content = cached_document()
+    assert check(cached_spec(), content, WITH_HOST) == []
+    assert [device["host_memory_bytes"] for device in content["score"]["devices"]] == [640_000, 0, 0, 640_000]
+    assert content["score"]["devices"][0]["memory_bytes"] < document()["score"]["devices"][0]["memory_bytes"]
+
+
+def test_a_plan_that_overfills_a_host_is_named_with_its_largest_tables() -> None:
+    less = dataclasses.replace(WITH_HOST.kinds[0], host_memory_bytes=639_999)
+    content = cached_document()
+    for device in content["score"]["devices"]:
+        device["host_memory_limit_bytes"] = 639_999
+    found = check(cached_spec(), content, dataclasses.replace(WITH_HOST, kinds=(less,)))
+    assert [finding.code for finding in found] == ["SH307"] * 2
+    assert found[1].message.startswith("device 3 needs of its host's memory 625 KiB")
+    assert found[1].notes[0].startswith('its largest tables: "item" (')
+
+
+@pytest.mark.parametrize(
+    ("edit", "code", "names"),
+    [
+        (table("item", cache_params=None), "SH306", "fused_uvm_caching needs cache_params"),
+        (table("item", compute_kernel="fused"), "SH306", "fused has no cache_params"),
+        (table("country", cache_params={"load_factor": 0.5}), "SH306", "dense has no cache_params"),
+        (table("country", compute_kernel="fused_uvm_caching"), "SH306", "needs the compute kernel dense"),
+        (
+            table("item", compute_kernel="dense", cache_params=None),
+            "SH306",
+            "needs the compute kernel fused, not dense",
+        ),
+        (table("item", cache_params={"load_factor": 0.3}), "SH308", "caches 0.3 of its rows, the spec has 0.25"),
+        (
+            table("ads", compute_kernel="fused_uvm_caching", cache_params={"load_factor": 0.2}),
+            "SH308",
+            '"ads" has the kernel fused_uvm_caching, which the spec does not allow',
+        ),
+        (lambda c: c["score"]["devices"][0].update(host_memory_bytes=1), "SH310", "device 0 has host_memory_bytes = 1"),
+        (lambda c: c["score"]["devices"][1].pop("host_memory_limit_bytes"), "SH310", "host_memory_limit_bytes = None"),
+    ],
+)
+def test_a_broken_rule_of_a_cache_is_named(edit: Edit, code: str, names: str) -> None:
+    content = cached_document()
+    edit(content)
+    found = check(cached_spec(), content, WITH_HOST)
+    assert any(finding.code == code and names in finding.message for finding in found), found
+
+
+def test_stated_host_memory_where_tables_may_use_none_is_wrong(loaded: LoadedSpec) -> None:
+    content = document()
+    content["score"]["devices"][0]["host_memory_bytes"] = 0
+    assert [finding.code for finding in check(loaded, content)] == ["SH310"]

@@ -70,7 +70,7 @@ def test_cost_greedy_balances_cost_not_size():
 
 def test_a_full_device_is_passed_over():
     tables = [{"rows": 100_000, "pooling": 1.0}, {"rows": 100_000, "pooling": 1.0}, {"rows": 10, "pooling": 100.0}]
-    one = int(judge_of(*tables).problem.unit_memory[0])
+    one = int(judge_of(*tables).problem.unit_memory[0, 0])
     judge = judge_of(*tables, memory=f"{int(one * 1.1)}B", reserve="0%", devices=3)
     for name in HEURISTICS:
         placement = heuristic_greedy(judge, first_options(judge), name)
@@ -80,7 +80,7 @@ def test_a_full_device_is_passed_over():
 
 def test_no_room_is_no_placement():
     tables = [{"rows": 100_000}] * 3
-    one = int(judge_of(*tables).problem.unit_memory[0])
+    one = int(judge_of(*tables).problem.unit_memory[0, 0])
     judge = judge_of(*tables, memory=f"{int(one * 1.5)}B", reserve="0%")
     assert cost_greedy(judge, first_options(judge)) is None
     assert all(heuristic_greedy(judge, first_options(judge), name) is None for name in HEURISTICS)
@@ -135,7 +135,7 @@ def test_blocks_of_a_grid_go_to_distinct_hosts_the_widest_first():
 def test_pieces_that_keep_to_one_host_do():
     """Two of the first host's devices are free enough for two pieces, one of the second host's is not."""
     tables = [{"rows": 100_000, "dim": 64, "sharding": ["table_column_wise"]}, {"rows": 100_000, "dim": 32, "pin": [2]}]
-    half = int(judge_of(*tables, **HOSTS).problem.unit_memory[0])
+    half = int(judge_of(*tables, **HOSTS).problem.unit_memory[0, 0])
     judge = judge_of(*tables, **HOSTS, memory=f"{int(1.2 * half)}B", reserve="0%")
     for placement in (cost_greedy(judge, first_options(judge)), heuristic_greedy(judge, first_options(judge), "dim")):
         assert placement is not None

@@ -12,10 +12,12 @@ from shardc.cost.roofline import Roofline
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
+from shardc.pipeline import load, run
 from shardc.placers.greedy import cost_greedy, heuristic_greedy
 from shardc.placers.local_search import _Search, improve
 from shardc.problem import Placement
 from shardc.spec import parse_spec
+from shardc.suites import problems
 
 
 class Spread:
@@ -190,10 +192,10 @@ def test_after_many_steps_the_kept_sums_are_those_of_a_fresh_count(own, seed):
         assert np.array_equal(search._taken, taken)
 
 
-def any_judge(seed: int) -> tuple[Judge, Placement] | None:
+def any_judge(seed: int, *, cached: bool = False) -> tuple[Judge, Placement] | None:
     """A small problem on hosts that may differ, and a start that keeps its constraints; None if none is found."""
     rng = np.random.default_rng(seed)
-    if (problem := random_problem(rng)) is None:
+    if (problem := random_problem(rng, cached=cached)) is None:
         return None
     judge = Judge(problem, random_cost(rng, problem))
     for _ in range(10):
@@ -204,10 +206,12 @@ def any_judge(seed: int) -> tuple[Judge, Placement] | None:
     return None
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=100, deadline=None)
-def test_hosts_ranks_pins_and_distances_are_kept(seed):
-    if (found := any_judge(seed)) is None:
+def test_hosts_ranks_pins_and_distances_are_kept(cached, seed):
+    """And both kinds of memory, where there are two."""
+    if (found := any_judge(seed, cached=cached)) is None:
         return
     judge, start = found
     better = improve(judge, start, evaluations=2000, seed=seed % 5)
@@ -217,11 +221,12 @@ def test_hosts_ranks_pins_and_distances_are_kept(seed):
     assert improve(judge, start, evaluations=2000, seed=seed % 5) == better
 
 
-def test_small_problems_on_several_hosts_are_mostly_solved():
+@pytest.mark.parametrize("cached", [False, True])
+def test_small_problems_on_several_hosts_are_mostly_solved(cached):
     """From a random way to shard every table, with memory that binds in some, and hosts that differ."""
     ratios, gained = [], 0
     for seed in range(150):
-        if (found := any_judge(seed)) is None or (best := best_of_all(found[0])) is None:
+        if (found := any_judge(seed, cached=cached)) is None or (best := best_of_all(found[0])) is None:
             continue
         judge, start = found
         before = judge.judge(start).step_time_ms
@@ -269,3 +274,10 @@ def test_pieces_on_many_hosts_are_looked_at_where_they_are_and_elsewhere():
     found = judge.judge(improve(judge, start, evaluations=5000, seed=0))
     assert found.feasible
     assert found.step_time_ms <= judge.judge(start).step_time_ms
+
+
+def test_tables_in_column_blocks_on_all_of_many_devices_are_put_back():
+    """Where a table is, and hosts and devices that it may go to, are the same devices to a large part."""
+    spec = problems("dlrm-dcnv2")[2]  # on 128 devices
+    compiled = run(load(spec | {"compile": {"effort": "fast"}}))
+    assert broken(compiled.choice.judge.problem, compiled.choice.placement) == []

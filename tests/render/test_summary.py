@@ -239,3 +239,17 @@ rl_policy                      not tried
 
 1 warning
 """
+
+
+def test_what_is_in_host_memory_is_shown_by_device_and_by_table():
+    cluster = {"device": "h100-80gb", "devices_per_host": 2, "memory": "1GiB", "host_memory": "10GiB"}
+    tables = [
+        {"name": "large", "rows": 10_000_000, "pooling": 3, "pin": [1], "kernels": ["fused_uvm_caching"]},
+        {"name": "small", "pooling": 2, "pin": [0]},
+    ]
+    text = shown(compiled(cluster=cluster, table=tables), width=100)
+    header, *devices = text[text.index("device ") :].splitlines()[:3]
+    assert header.endswith("of 5 GiB in its host")
+    assert [line.split()[-2:] for line in devices] == [["0", "B"], ["1.19", "GiB"]]
+    assert max(map(len, text.splitlines())) <= 100
+    assert "table_wise, 20% cached" in text
