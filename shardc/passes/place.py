@@ -6,16 +6,18 @@ The plan records what each rung reached and, when the RL policy did not win, why
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 
 from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import CostModel, PhasedCost
+from shardc.cost.torchrec import TorchRecCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.memory import device_bytes_for
+from shardc.placers.exact import require_highs, solve
 from shardc.placers.feasible import Fit, fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Watch, improve
@@ -34,6 +36,8 @@ _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
+_EXACT = "exact"
+_NODES = 2000  # of the exact solver's search tree
 
 
 class Why(StrEnum):
@@ -44,6 +48,7 @@ class Why(StrEnum):
     POLICY_INFEASIBLE = "policy_infeasible"
     HEURISTIC_BETTER = "heuristic_better"
     SEARCH_BETTER = "search_better"
+    EXACT_BETTER = "exact_better"
 
 
 class Outcome(StrEnum):
@@ -54,6 +59,7 @@ class Outcome(StrEnum):
     EQUAL = "equal"
     INFEASIBLE = "infeasible"
     NO_POLICY = "no_policy"
+    NO_SOLVER = "no_solver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,10 @@ def place(
         watch=watch,
     )
     proposals.append(_judged(judge, f"{start.strategy}+search", found))
+    # Where other costs are concerned, it has found nothing better in a minute, nor a bound that is better by much.
+    if effort == "thorough" and isinstance(cost, TorchRecCost) and bound:
+        proposal, bound = _exact(judge, found, bound, seed, watch)
+        proposals.append(proposal)
     return _choose(judge, proposals, policy, bound)
 
 
@@ -146,6 +156,16 @@ def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Prop
     proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
     proposals.append(_judged(judge, _POLICY, place_by_policy(judge, options, policy) if policy else None))
     return proposals
+
+
+def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> tuple[Proposal, LowerBound]:
+    """What the exact solver makes of the best placement so far, and a bound that is at least as good."""
+    try:
+        require_highs()
+    except DiagnosticError:
+        return Proposal(_EXACT, None, float("inf")), bound
+    solved = solve(judge, found, bound_ms=bound.step_time_ms, nodes=_NODES, seed=seed, watch=watch)
+    return _judged(judge, _EXACT, solved.placement), replace(bound, step_time_ms=solved.bound_ms)
 
 
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:
@@ -187,12 +207,16 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
         if proposal is best:
             return Outcome.CHOSEN
         if proposal.placement is None:
+            if proposal.strategy == _EXACT:  # which has a placement to start from
+                return Outcome.NO_SOLVER
             return Outcome.NO_POLICY if proposal.strategy == _POLICY and policy is None else Outcome.INFEASIBLE
         return Outcome.EQUAL if proposal.step_time_ms == best.step_time_ms else Outcome.COSTLIER
 
     outcomes = {p.strategy: outcome(p) for p in proposals}
     if best.strategy == _POLICY:
         why = Why.POLICY_BEST
+    elif best.strategy == _EXACT:
+        why = Why.EXACT_BETTER
     elif outcomes[_POLICY] is Outcome.NO_POLICY:
         why = Why.NO_POLICY
     elif outcomes[_POLICY] is Outcome.INFEASIBLE:

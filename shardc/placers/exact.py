@@ -22,16 +22,19 @@ optimal that was 0.05 % slower than another one. Devices that nothing tells apar
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from shardc.cost.model import PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge
+from shardc.placers.local_search import Watch
 from shardc.problem import Bools, Floats, Ints, Placement, Problem, Shards, Site
 
 INSTALL = "pip install 'highspy>=1.15'"
@@ -94,6 +97,7 @@ def solve(
     nodes: int = 100_000,
     seconds: float = 600.0,
     seed: int = 0,
+    watch: Watch = lambda done, step_ms: True,
 ) -> Exact:
     """Find the best placement, or bound it.
 
@@ -105,6 +109,7 @@ def solve(
         nodes: how many nodes search trees may have, all together.
         seconds: how long it may take, about.
         seed: of HiGHS.
+        watch: asked now and then whether to go on.
 
     Raises:
         DiagnosticError: SH604 when HiGHS is not installed.
@@ -115,6 +120,7 @@ def solve(
     deadline = time.monotonic() + seconds
     program = _Program(judge, judge.cost)
     highs = _Highs(program, seed, gap / 2)
+    highs.watch(lambda: watch(1.0, best_ms))
     best, best_ms = start, judge.judge(start).step_time_ms if start else np.inf
     used = 0
 
@@ -243,7 +249,7 @@ class _Program:
         ms = cost.heads(of_option).sum(axis=-1)
         cheapest = np.lexsort((ms, problem.option_block))[problem.first_option]
         usual = of_option[cheapest].sum(axis=0)
-        self.unit_of_z = np.ldexp(1.0, np.frexp(usual)[1])
+        self.unit_of_z = np.ldexp(1.0, np.frexp(np.where(usual > 0, usual, of_option.max(axis=0)))[1])
         self.unit_ms = float(np.ldexp(1.0, np.frexp(cost.heads(usual).sum() + cost.constants.sum())[1]))
         self.z = self.binaries + np.arange(self.devices * len(self.latents)).reshape(self.devices, -1)
         phases = len(self.cost.phases)
@@ -506,6 +512,15 @@ class _Highs:
         lp.row_lower_, lp.row_upper_, starts, matrix.index_, matrix.value_ = rows.compressed()
         matrix.start_ = np.append(starts, len(matrix.value_))
         self._highs.passModel(lp)
+
+    def watch(self, goes_on: Callable[[], bool]) -> None:
+        """Ask now and then whether to go on."""
+
+        def ask(event: Any) -> None:
+            if not goes_on():
+                event.interrupt()
+
+        self._highs.cbMipInterrupt.subscribe(ask)
 
     def leave_out(self, options: Ints) -> None:
         """Choose none of some options."""

@@ -1,7 +1,5 @@
 """The exact solver against brute force, and against its own limits."""
 
-import sys
-
 import numpy as np
 import pytest
 from brute_force import best_of_all, broken, random_cost, random_problem
@@ -10,12 +8,10 @@ from hypothesis import strategies as st
 
 from shardc.cost.model import StepCost
 from shardc.cost.roofline import Roofline
-from shardc.diagnostics import DiagnosticError
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
 from shardc.placers.exact import Status, fits, solve
-from shardc.placers.greedy import cost_greedy
 from shardc.problem import Problem
 from shardc.spec import parse_spec
 
