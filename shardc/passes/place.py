@@ -14,16 +14,15 @@ import numpy as np
 from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import CostModel, PhasedCost
 from shardc.cost.torchrec import TorchRecCost
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge, Judgement
-from shardc.memory import device_bytes_for
-from shardc.placers.exact import require_highs, solve
-from shardc.placers.feasible import Fit, fit
+from shardc.passes.infeasible import Origin, explain, find_cause, starts
+from shardc.placers.exact import Exact, Status, fits, require_highs, solve
+from shardc.placers.feasible import fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Watch, improve
 from shardc.placers.policy import Policy, place_by_policy
 from shardc.problem import Placement, Problem
-from shardc.units import format_bytes
 
 Options = tuple[int, ...]
 """An option for each block."""
@@ -38,6 +37,10 @@ _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
 _EXACT = "exact"
 _NODES = 2000  # of the exact solver's search tree
+_FIT_NODES, _MOST_PLACES = (
+    100,
+    4000,
+)  # of its search for any placement, and places of all units that it has to choose from
 
 
 class Why(StrEnum):
@@ -101,6 +104,7 @@ def place(
     policy: Policy | None,
     effort: str = "balanced",
     seed: int = 0,
+    origin: Origin | None = None,
     watch: Watch = lambda done, step_ms: True,
 ) -> Choice:
     """Choose a placement.
@@ -111,14 +115,18 @@ def place(
         policy: weights of the RL policy; None if there are none.
         effort: how much local search may score, a key of `EVALUATIONS`.
         seed: of every random choice.
+        origin: what the problem was lowered from, for a diagnostic that says where to change it.
         watch: told of local search as it goes on, and may end it.
 
     Raises:
-        DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when no strategy found a placement
-            that fits.
+        DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when nothing fits for another
+            reason, or no strategy found a placement that fits.
     """
     judge = Judge(problem, cost)
-    _check_total_memory(problem)
+    cause = find_cause(problem)
+    if cause is not None:
+        found_fit = fit(problem, starts(problem), evaluations=EVALUATIONS["fast"], seed=seed)
+        raise DiagnosticError(explain(problem, cause, found_fit, origin, seed=seed))
     bound = None
     if isinstance(cost, PhasedCost):
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
@@ -128,8 +136,13 @@ def place(
     if not any(p.placement for p in proposals):
         found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
         if found_fit is None or not found_fit.fits:
-            raise DiagnosticError(_none_found(problem, found_fit))
-        proposals.append(_judged(judge, _MEMORY, found_fit.placement))
+            solved = _any_placement(problem, seed)
+            if solved is None or solved.placement is None:
+                proven = solved is not None and solved.status is Status.INFEASIBLE
+                raise DiagnosticError(explain(problem, None, found_fit, origin, seed=seed, proven=proven))
+            proposals.append(_judged(judge, _EXACT, solved.placement))
+        else:
+            proposals.append(_judged(judge, _MEMORY, found_fit.placement))
     start = min(proposals, key=lambda p: p.step_time_ms)
     if start.placement is None:
         raise ValueError("the placement that fits does not keep the constraints")
@@ -168,6 +181,17 @@ def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: 
     return _judged(judge, _EXACT, solved.placement), replace(bound, step_time_ms=solved.bound_ms)
 
 
+def _any_placement(problem: Problem, seed: int) -> Exact | None:
+    """What the exact solver makes of a small problem that nothing else found a placement for; None if it cannot."""
+    places = (problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]]
+    if places.sum() > _MOST_PLACES:
+        return None
+    try:
+        return fits(problem, nodes=_FIT_NODES, seed=seed)
+    except DiagnosticError:
+        return None
+
+
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:
     judgement = judge.judge(placement) if placement else None
     if judgement is None or not judgement.feasible:
@@ -180,21 +204,15 @@ def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Option
 
     First those that the lower bound mixes most of; then tables as whole as they fit; then in pieces as small as can be.
     """
-    starts = problem.first_option
-    choices = [tuple(map(int, starts)), _smallest_memory(problem)]
+    first_option = problem.first_option
+    choices = starts(problem)
     if bound is not None:
         # Rounded, so that what processors differ by does not choose between options that are alike.
         mix = np.round(bound.mix, 3)
-        preferred = np.flatnonzero(mix == np.maximum.reduceat(mix, starts)[problem.option_block])
+        preferred = np.flatnonzero(mix == np.maximum.reduceat(mix, first_option)[problem.option_block])
         first = np.unique(problem.option_block[preferred], return_index=True)[1]
         choices.insert(0, tuple(map(int, preferred[first])))
     return list(dict.fromkeys(choices))
-
-
-def _smallest_memory(problem: Problem) -> Options:
-    """For each block the option that puts least on a single device: where memory is tight, small pieces fit."""
-    largest = problem.unit_memory[problem.first_unit]
-    return tuple(min(problem.options_of(b), key=lambda o: (int(largest[o]), o)) for b in range(len(problem.blocks)))
 
 
 def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, bound: LowerBound | None) -> Choice:
@@ -225,43 +243,3 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
         why = Why.SEARCH_BETTER if best.strategy.endswith("+search") else Why.HEURISTIC_BETTER
     candidates = tuple((p, outcomes[p.strategy]) for p in proposals)
     return Choice(judge, best.placement, judge.judge(best.placement), best.strategy, why, candidates, bound)
-
-
-def _check_total_memory(problem: Problem) -> None:
-    """Refuse a model whose smallest options together exceed the memory of all devices."""
-    cluster = problem.cluster
-    of_units = problem.unit_memory * problem.unit_count
-    total = np.add.reduceat(of_units, problem.first_unit) * problem.site_size[problem.option_site]
-    least = int(np.minimum.reduceat(total, problem.first_option).sum())
-    room = int(cluster.memory_limit.sum())
-    if least <= room:
-        return
-    each = f" ({format_bytes(int(cluster.memory_limit[0]))} each)" * (len(set(cluster.memory_limit.tolist())) == 1)
-    message = (
-        f"the model needs at least {format_bytes(least)} on all devices together, and {cluster.devices} devices have "
-        f"{format_bytes(room)} for tables{each}"
-    )
-    kind = cluster.kinds[0]
-    enough = device_bytes_for(-(-least // cluster.devices), kind.memory_bytes, kind.reserve_bytes)
-    more = f"use {-(-least * cluster.devices // room)} devices" if room else "lower the reserve"
-    fix = f"{more}; or give each device {format_bytes(enough)} or more"
-    raise DiagnosticError(Diagnostic("SH202", message, help=fix))
-
-
-def _none_found(problem: Problem, best: Fit | None) -> Diagnostic:
-    """Say how close the search came, and what would help."""
-    fix = "allow more sharding types, loosen pins and groups, give devices more memory, or use more devices"
-    limit = int(problem.cluster.memory_limit.max())
-    if best is None:
-        message = "no placement keeps every pin, group and exclusion, however much memory devices had"
-        return Diagnostic("SH203", message, help="loosen pins, groups and apart sets, or use more devices")
-    needed = int(np.ceil(best.fullest * limit))
-    largest = int(np.argmax(problem.unit_memory[problem.first_unit[list(_smallest_memory(problem))]]))
-    names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
-    message = (
-        f"no placement was found that fits: a device has {format_bytes(limit)} for tables, and the best that was found "
-        f"puts {format_bytes(needed)} on one; the hardest to place is {names}"
-    )
-    kind = problem.cluster.kinds[0]
-    enough = format_bytes(device_bytes_for(needed, kind.memory_bytes, kind.reserve_bytes))
-    return Diagnostic("SH203", message, help=f"give each device {enough}; or {fix}")
