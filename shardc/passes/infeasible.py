@@ -37,7 +37,7 @@ _LEAST_SIZES = 64  # below which small pieces are ignored, in turn
 _SLACK = 1e-9
 _MORE_MEMORY = (1.0, 1.01, 1.03, 1.1)  # of what the search for a placement came down to
 _MORE_DEVICES = (1, 2, 4)
-_SPLIT_TABLES = (1, 2, 4)
+_SEVERAL = (2, 4)  # tables that are changed alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _badly_packed(problem: Problem) -> Cause | None:
     for ranks in _rank_sets(problem):
         inside = ~problem.allowed[:, ~ranks].any(axis=1) & ~weights.spread
         limits = weights.limits[ranks]
-        where = f"the {len(limits)} devices" if ranks.all() else f"the tables' {len(limits)} ranks ({_ranges(ranks)})"
+        where = f"the {len(limits)} devices" if ranks.all() else f"their rank{'s' * (len(limits) > 1)} {_ranges(ranks)}"
         for message, of_units, of_devices in _weighings(problem, limits):
             own = np.where(inside, weights.least(of_units), 0)
             if own.sum() > of_devices.sum() + _SLACK:
@@ -130,14 +130,14 @@ def _weighings(problem: Problem, limits: Ints) -> Iterator[tuple[str, Floats | I
     """Weights of units [U], and what devices hold of them at most, [D]; and what is wrong if that is too little."""
     most, memory = int(limits.max()), problem.unit_memory
     room = format_bytes(int(limits.sum()))
-    yield f"tables need more memory than the {room} that {{where}} have for them", memory, limits
+    yield f"tables need more memory than there is on {{where}}, {room}", memory, limits
     if most == 0:
         return
     for parts in range(1, _MOST_PARTS + 1):
-        share = {1: "half", 2: "a third", 3: "a quarter"}.get(parts, f"1/{parts + 1}")
         message = (
-            f"pieces of more than {share} of a device's {format_bytes(most)} for tables, of which it holds {parts} at "
-            f"most, are too many for {{where}}"
+            f"pieces of half a device's {format_bytes(most)} for tables and more are too many for {{where}}"
+            if parts == 1
+            else "pieces cannot be packed onto {where}, whatever goes with which"
         )
         yield message, _by_parts(memory, most, parts), _by_parts(limits, most, parts)
     sizes = np.unique(memory[memory * 2 <= most])
@@ -303,6 +303,10 @@ def _at_fault(problem: Problem, cause: Cause, origin: Origin) -> list[Table]:
     return [origin.loaded.tables[t] for block in cause.blocks for t in problem.blocks[block]]
 
 
+def _quoted(tables: Sequence[Table]) -> str:
+    return ", ".join(f'"{table.name}"' for table in tables)
+
+
 def _with_tables(origin: Origin, *changed: Table) -> LoadedSpec:
     by_name = {table.name: table for table in changed}
     return replace(origin.loaded, tables=tuple(by_name.get(t.name, t) for t in origin.loaded.tables))
@@ -314,8 +318,13 @@ def _with_cluster(origin: Origin, **changed: object) -> LoadedSpec:
 
 
 def _without_pin(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
-    for table in [table for table in _at_fault(problem, cause, origin) if table.pin is not None][:_NAMED]:
+    pinned = [table for table in _at_fault(problem, cause, origin) if table.pin is not None]
+    for table in pinned[:_NAMED]:
         yield Change(f'remove the pin of table "{table.name}"', _with_tables(origin, replace(table, pin=None)))
+    for count in _SEVERAL:
+        if count <= len(pinned):
+            what = f"remove the pins of tables {_quoted(pinned[:count])}"
+            yield Change(what, _with_tables(origin, *(replace(table, pin=None) for table in pinned[:count])))
 
 
 def _not_apart(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
@@ -331,12 +340,11 @@ def _split(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
         type: [t for t in _at_fault(problem, cause, origin) if t.group is None and type not in t.sharding]
         for type in types
     }
-    for count in _SPLIT_TABLES:
+    for count in (1, *_SEVERAL):
         for type in types:
             if count <= len(tables[type]):
                 some = [replace(table, sharding=(*table.sharding, str(type))) for table in tables[type][:count]]
-                names = " and ".join(f'"{table.name}"' for table in some)
-                yield Change(f"allow {type} for {names}", _with_tables(origin, *some))
+                yield Change(f"allow {type} for {_quoted(some)}", _with_tables(origin, *some))
 
 
 def _enough(problem: Problem, best: Fit, factor: float = 1.0) -> int:

@@ -13,7 +13,6 @@ import numpy as np
 
 from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import CostModel, PhasedCost
-from shardc.cost.torchrec import TorchRecCost
 from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.passes.infeasible import Origin, explain, find_cause, starts
@@ -36,11 +35,10 @@ _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
 _EXACT = "exact"
-_NODES = 2000  # of the exact solver's search tree
-_FIT_NODES, _MOST_PLACES = (
-    100,
-    4000,
-)  # of its search for any placement, and places of all units that it has to choose from
+_MOST_PLACES = 4000  # of all units, that the exact solver has to choose from
+_NODES = 2_000_000  # of its search tree, for one place; fewer for more, of which each takes longer
+_MOST_NODES = 5000
+_FIT_NODES = 100  # of its search for any placement
 
 
 class Why(StrEnum):
@@ -156,8 +154,7 @@ def place(
         watch=watch,
     )
     proposals.append(_judged(judge, f"{start.strategy}+search", found))
-    # Where other costs are concerned, it has found nothing better in a minute, nor a bound that is better by much.
-    if effort == "thorough" and isinstance(cost, TorchRecCost) and bound:
+    if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES:
         proposal, bound = _exact(judge, found, bound, seed, watch)
         proposals.append(proposal)
     return _choose(judge, proposals, policy, bound)
@@ -177,19 +174,24 @@ def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: 
         require_highs()
     except DiagnosticError:
         return Proposal(_EXACT, None, float("inf")), bound
-    solved = solve(judge, found, bound_ms=bound.step_time_ms, nodes=_NODES, seed=seed, watch=watch)
+    nodes = min(_MOST_NODES, _NODES // _places(judge.problem))
+    solved = solve(judge, found, bound_ms=bound.step_time_ms, nodes=nodes, seed=seed, watch=watch)
     return _judged(judge, _EXACT, solved.placement), replace(bound, step_time_ms=solved.bound_ms)
 
 
 def _any_placement(problem: Problem, seed: int) -> Exact | None:
     """What the exact solver makes of a small problem that nothing else found a placement for; None if it cannot."""
-    places = (problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]]
-    if places.sum() > _MOST_PLACES:
+    if _places(problem) > _MOST_PLACES:
         return None
     try:
         return fits(problem, nodes=_FIT_NODES, seed=seed)
     except DiagnosticError:
         return None
+
+
+def _places(problem: Problem) -> int:
+    """Places of all units: how many decisions there are."""
+    return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
 
 
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from brute_force import best_of_all, random_spec
+from brute_force import best_of_all, random_spec, random_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ from shardc.passes import infeasible
 from shardc.passes.infeasible import Origin, find_cause
 from shardc.passes.lower import lower
 from shardc.passes.profile import profile
-from shardc.spec import SHARDING_TYPES, parse_spec
+from shardc.spec import parse_spec
 
 
 def origin_of(spec: dict) -> Origin:
@@ -24,16 +24,17 @@ def origin_of(spec: dict) -> Origin:
 def tight_spec(seed: int) -> dict:
     """A small random spec with about as much memory as its tables take, some of which keep whole, or to few ranks."""
     rng = np.random.default_rng(seed)
-    spec = random_spec(rng)
-    whole = 0.0
+    spec = random_spec(rng) | {"table": random_tables(rng, int(rng.integers(3, 7)), devices=2)}
+    sizes = []
     for table in spec["table"]:
-        table |= {"rows": int(np.exp(rng.uniform(9, 12))), "dim": int(rng.choice([16, 32, 64]))}
-        if rng.random() < 0.6:
+        table |= {"rows": int(np.exp(rng.uniform(10.5, 11.5))), "dim": int(rng.choice([16, 32, 64]))}
+        if rng.random() < 0.85:
             table["sharding"] = ["table_wise"]
-        whole += 4.0 * table["rows"] * table["dim"]
+        sizes.append(4.0 * table["rows"] * table["dim"])
     spec["model"] |= {"global_batch": 100, "optimizer": "sgd"}
     devices = spec["cluster"]["hosts"] * spec["cluster"]["devices_per_host"]
-    spec["cluster"] |= {"memory": f"{int(whole / devices * rng.uniform(0.8, 2.2))}B"}
+    memory = max(1.05 * max(sizes), sum(sizes) / devices * rng.uniform(0.7, 1.3))
+    spec["cluster"] |= {"memory": f"{int(memory)}B"}
     spec["cluster"].pop("rank", None)
     for host in spec["cluster"].get("host", ()):
         host.pop("memory", None)
@@ -67,3 +68,22 @@ def test_what_brute_force_cannot_place_is_refused_and_no_claim_is_wrong(seed):
     else:
         assert best[1] is not None
         assert plan.score.step_time_ms >= best[0] * (1 - 1e-9)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_every_change_that_is_offered_compiles(seed):
+    offered: list[infeasible.Change] = []
+
+    def spy(*given, **more):
+        offered.extend(found := original(*given, **more))
+        return found
+
+    original = infeasible.changes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infeasible, "changes", spy)
+        try:
+            pipeline.run(parse_spec(tight_spec(seed)))
+        except DiagnosticError:
+            for change in offered:
+                pipeline.run(change.loaded)
