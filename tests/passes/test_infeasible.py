@@ -1,13 +1,16 @@
 """Why nothing fits: claims of proof against brute force, and every change that is offered tried."""
 
+import sys
+
 import numpy as np
 import pytest
 from brute_force import best_of_all, random_spec, random_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shardc
 from shardc import pipeline
-from shardc.diagnostics import DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge
 from shardc.passes import infeasible
 from shardc.passes.infeasible import Origin, find_cause
@@ -87,3 +90,87 @@ def test_every_change_that_is_offered_compiles(seed):
         except DiagnosticError:
             for change in offered:
                 pipeline.run(change.loaded)
+
+
+# --- What people see --------------------------------------------------------------------------------------------------
+
+HEAD = """format = 1
+[model]
+name = "m"
+module = "ebc"
+global_batch = 1024
+[cluster]
+device = "h100-80gb"
+devices_per_host = 4
+memory = "{memory}"
+reserve = "0%"
+[defaults]
+dim = 64
+pooling = 1
+sharding = ["table_wise"]
+"""
+
+
+def refused(tmp_path, memory: str, *tables: str) -> Diagnostic:
+    path = tmp_path / "model.toml"
+    path.write_text(HEAD.format(memory=memory) + "".join(f"[[table]]\n{table}\n" for table in tables))
+    with pytest.raises(DiagnosticError) as caught:
+        shardc.compile(path)
+    (found,) = caught.value.diagnostics
+    assert caught.value.exit_code == 1
+    return found
+
+
+def test_tables_pinned_to_a_full_rank_are_named_with_their_places_and_a_pin_to_remove(tmp_path):
+    pinned = [f'name = "{name}"\nrows = 1_000_000\npin = [2]' for name in "abc"]
+    found = refused(tmp_path, "600MB", *pinned, 'name = "d"\nrows = 10')
+    assert found.code == "SH203"
+    assert "rank 2" in found.message
+    assert all(name in found.message.rpartition(": ")[2].split(", ") for name in "abc")
+    assert found.location.text == "pin = [2]"
+    assert found.location.line == 18
+    assert [note.partition(" is at ")[0] for note in found.notes] == ['table "b"', 'table "c"']
+    assert found.notes[0].endswith("model.toml:22:7")
+    assert 'remove the pin of table "a"' in found.help
+
+
+def test_too_many_large_tables_are_counted_and_one_is_split(tmp_path):
+    """Five tables of 256 MB on four devices of 400 MB."""
+    found = refused(tmp_path, "400MB", *(f'name = "t{i}"\nrows = 1_000_000' for i in range(5)))
+    assert found.code == "SH203"
+    assert "pieces of half a device's" in found.message
+    assert "too many for the 4 devices" in found.message
+    assert found.help.startswith('allow column_wise for "t0"; or give each device ')
+    assert found.help.endswith("; or use 5 devices")
+
+
+def test_pieces_kept_apart_on_too_few_devices_are_refused_however_much_memory_there_is(tmp_path):
+    """Three tables that are each cut in two."""
+    found = refused(
+        tmp_path, "80GB", *(f'name = "t{i}"\nrows = 1000\napart = "hot"\nsharding = ["column_wise"]' for i in range(3))
+    )
+    assert found.message == "tables that are kept apart need 6 devices, and may go to 4: t0, t1, t2"
+    assert found.help == 'take table "t0" out of the set "hot" that is kept apart; or use 6 devices'
+
+
+def test_what_counting_does_not_prove_highs_does(tmp_path, monkeypatch):
+    """Eleven tables that fill four devices to 98 %, and that no counting argument tells apart from such as fit."""
+    pytest.importorskip("highspy")
+    sizes = [8, 8, 6, 5, 4, 3, 3, 3, 3, 3, 2]
+    tables = [f'name = "t{i:02}"\nrows = {size}00_000' for i, size in enumerate(sizes)]
+    found = refused(tmp_path, "318MB", *tables)
+    assert found.message.startswith("no placement fits, as HiGHS proves")
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    without = refused(tmp_path, "318MB", *tables)
+    assert without.message.startswith("no placement was found that fits")
+    assert (without.code, without.help) == (found.code, found.help)
+
+
+def test_pieces_that_leave_no_room_for_each_other(tmp_path):
+    """Four of 0.65 and two of 0.4 of a device, on four: all together they take 85 % of the memory."""
+    rows = [650_000] * 4 + [400_000] * 2
+    tables = [f'name = "t{i}"\nrows = {count}' for i, count in enumerate(rows)]
+    found = refused(tmp_path, "262MB", *tables)
+    assert found.code == "SH203"
+    assert "pieces" in found.message
+    assert "for the 4 devices" in found.message or "onto the 4 devices" in found.message
