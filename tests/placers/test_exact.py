@@ -1,18 +1,24 @@
 """The exact solver against brute force, and against its own limits."""
 
+import sys
+
 import numpy as np
 import pytest
 from brute_force import best_of_all, broken, random_cost, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardc.bench import compare, usable
 from shardc.cost.model import StepCost
 from shardc.cost.roofline import Roofline
+from shardc.diagnostics import DiagnosticError
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
+from shardc.passes.place import EVALUATIONS, Outcome, Proposal, Why, place
 from shardc.placers.exact import Status, fits, solve
-from shardc.problem import Problem
+from shardc.placers.greedy import cost_greedy
+from shardc.problem import Placement, Problem
 from shardc.spec import parse_spec
 
 pytest.importorskip("highspy")
@@ -64,3 +70,102 @@ def test_what_is_called_optimal_is_and_no_placement_beats_the_bound(seed):
     anything = fits(problem)
     assert anything.placement is not None
     assert broken(problem, anything.placement) == []
+
+
+def some_tables(count: int, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    return [
+        {"rows": int(np.exp(rng.uniform(5, 14))), "dim": int(rng.choice([8, 32])), "pooling": float(rng.uniform(1, 30))}
+        for _ in range(count)
+    ]
+
+
+def test_devices_that_are_alike_may_be_numbered_in_any_way():
+    """A start on the last devices comes back as good, and better ones are found from it."""
+    judge = judge_of(*(table | {"sharding": ["table_wise"]} for table in some_tables(9)))
+    problem = judge.problem
+    start = Placement(tuple(range(9)), ((3,), (3,), (2,), *[(1,)] * 6))
+    found = solve(judge, start)
+    assert found.status is Status.OPTIMAL
+    assert broken(problem, found.placement) == []
+    assert found.step_time_ms < judge.judge(start).step_time_ms
+    assert solve(judge, start, nodes=0, seconds=0.0).step_time_ms <= judge.judge(start).step_time_ms
+
+
+def test_one_seed_one_result():
+    judge = judge_of(*some_tables(8))
+    first, second = (solve(judge, nodes=30, seed=3) for _ in range(2))
+    assert first == second
+
+
+def test_what_watches_may_end_it():
+    judge = judge_of(*some_tables(14, seed=1))
+    start = cost_greedy(judge, judge.problem.first_option.tolist())
+    found = solve(judge, start, watch=lambda done, step_ms: False)
+    assert found.status is Status.LIMIT
+    assert found.placement is not None
+    assert found.step_time_ms <= judge.judge(start).step_time_ms
+
+
+def test_costs_without_phases_are_not_known():
+    class Whole:
+        def encode(self, shards):
+            return np.ones((len(shards), 1))
+
+        def score(self, z):
+            return z[..., 0].max(axis=-1)
+
+    with pytest.raises(TypeError, match="phases"):
+        solve(Judge(problem_of({}), Whole()))
+
+
+# --- In compiles and benchmarks ---------------------------------------------------------------------------------------
+
+
+def test_a_thorough_compile_ends_closer_to_its_bound(monkeypatch):
+    monkeypatch.setitem(EVALUATIONS, "thorough", 20_000)
+    judge = judge_of(*(table | {"sharding": ["table_wise"]} for table in some_tables(12)))
+    balanced = place(judge.problem, judge.cost, policy=None)
+    thorough = place(judge.problem, judge.cost, policy=None, effort="thorough")
+    assert "exact" not in {p.strategy for p, _ in balanced.candidates}
+    assert "exact" in {p.strategy for p, _ in thorough.candidates}
+    assert thorough.bound.step_time_ms > balanced.bound.step_time_ms
+    assert thorough.judgement.step_time_ms <= balanced.judgement.step_time_ms
+    assert thorough.judgement.step_time_ms <= thorough.bound.step_time_ms * 1.0002
+    if thorough.strategy == "exact":
+        assert thorough.why is Why.EXACT_BETTER
+
+
+def test_without_highs_a_thorough_compile_says_so_and_a_benchmark_refuses(monkeypatch):
+    monkeypatch.setitem(EVALUATIONS, "thorough", 2000)
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    judge = judge_of(*some_tables(6))
+    choice = place(judge.problem, judge.cost, policy=None, effort="thorough")
+    assert {p.strategy: outcome for p, outcome in choice.candidates}["exact"] is Outcome.NO_SOLVER
+    with pytest.raises(DiagnosticError, match=r"SH604.*highspy") as caught:
+        usable(["exact"])
+    assert caught.value.exit_code == 2
+    assert "pip install" in caught.value.diagnostics[0].help
+
+
+def test_a_benchmark_takes_the_better_bound():
+    spec = {
+        "format": 1,
+        "model": {"name": "m", "module": "ebc", "global_batch": 8192},
+        "cluster": {"device": "v100-16gb", "devices_per_host": 4},
+        "compile": {"effort": "fast"},
+        "table": [{"name": f"t{i}", "sharding": ["table_wise"]} | t for i, t in enumerate(some_tables(10))],
+    }
+    alone, both = (compare("s", [("p", parse_spec(spec))], names) for names in (["shardc"], ["shardc", "exact"]))
+    assert both.results[0].bound_ms > alone.results[0].bound_ms
+    assert both.results[0].step_ms["exact"] <= both.results[0].step_ms["shardc"]
+    assert both.results[0].gap("exact") < 2e-4
+
+
+def test_what_no_search_places_the_exact_solver_does(monkeypatch):
+    monkeypatch.setattr("shardc.passes.place.fit", lambda *given, **more: None)
+    monkeypatch.setattr("shardc.passes.place._propose", lambda *given: [Proposal("rl_policy", None, np.inf)])
+    judge = judge_of(*some_tables(6))
+    choice = place(judge.problem, judge.cost, policy=None, effort="fast")
+    assert broken(judge.problem, choice.placement) == []
+    assert "exact" in {p.strategy for p, _ in choice.candidates}
