@@ -35,7 +35,7 @@ _OFFERED = 3  # changes
 _MOST_PARTS = 8  # pieces of a device that pigeonhole bounds tell apart
 _LEAST_SIZES = 64  # below which small pieces are ignored, in turn
 _SLACK = 1e-9
-_MORE_MEMORY = (1.0, 1.01, 1.03, 1.1)  # of what the search for a placement came down to
+_MORE_MEMORY = (1.0, 1.1, 1.5, 3.0, 10.0)  # times what the best placement that was found lacks
 _MORE_DEVICES = (1, 2, 4)
 _SEVERAL = (2, 4)  # tables that are changed alike
 
@@ -248,10 +248,10 @@ def _unknown(problem: Problem, best: Fit | None, proven: bool) -> Cause:
             "SH203", f"{found}: pins, groups and exclusions leave none, however much memory there were", blocks
         )
     limit = int(problem.cluster.memory_limit.max())
+    lacks = int(np.ceil((best.fullest - 1.0) * limit))
     message = (
-        f"{found}: a device has {format_bytes(limit)} for tables, and the best that was found puts "
-        f"{format_bytes(int(np.ceil(best.fullest * limit)))} on one; the hardest to place are "
-        f"{_names(problem, blocks[:3])}"
+        f"{found}: a device has {format_bytes(limit)} for tables, and the best that was found lacks "
+        f"{format_bytes(lacks)} on one; the hardest to place are {_names(problem, blocks[:3])}"
     )
     return Cause("SH203", message, blocks)
 

@@ -38,7 +38,7 @@ _EXACT = "exact"
 _MOST_PLACES = 4000  # of all units, that the exact solver has to choose from
 _NODES = 2_000_000  # of its search tree, for one place; fewer for more, of which each takes longer
 _MOST_NODES = 5000
-_FIT_NODES = 100  # of its search for any placement
+_FIT_PLACES, _FIT_NODES = 1000, 30  # of its search for any placement
 
 
 class Why(StrEnum):
@@ -181,7 +181,7 @@ def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: 
 
 def _any_placement(problem: Problem, seed: int) -> Exact | None:
     """What the exact solver makes of a small problem that nothing else found a placement for; None if it cannot."""
-    if _places(problem) > _MOST_PLACES:
+    if _places(problem) > _FIT_PLACES:
         return None
     try:
         return fits(problem, nodes=_FIT_NODES, seed=seed)
