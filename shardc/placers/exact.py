@@ -41,6 +41,7 @@ INSTALL = "pip install 'highspy>=1.15'"
 
 _TOLERANCE = 1e-5  # relative: what HiGHS's own tolerances can make of a bound, and more
 _ROUNDING = 1e-9  # ms: more than the judge rounds a step time down by
+_GAP = 1e-4  # relative: what is this close to its bound is optimal
 _CLOSE = 2e-5  # relative to the step time: tangents this close to the cost of a phase are good enough
 _LP_ROUNDS = 20  # of tangents without integrality
 _MEMORY_SCALE = 1e3  # of a device's memory in a row, whose tolerance is 1e-6
@@ -92,7 +93,7 @@ def solve(
     judge: Judge,
     start: Placement | None = None,
     *,
-    gap: float = _CLOSE,
+    gap: float = _GAP,
     bound_ms: float = 0.0,
     nodes: int = 100_000,
     seconds: float = 600.0,
@@ -137,7 +138,8 @@ def solve(
         if solved.status is Status.INFEASIBLE and best is None:
             bound_ms = np.inf
             return ended(Status.INFEASIBLE)
-        proven = solved.bound_ms * (1.0 - _TOLERANCE) - _ROUNDING
+        grid = _TOLERANCE * program.unit_ms  # so that the last digits, which processors may differ by, do not show
+        proven = float(np.floor((solved.bound_ms * (1.0 - _TOLERANCE) - _ROUNDING) / grid)) * grid
         if proven <= best_ms:  # more would be an error of HiGHS, and prove nothing
             bound_ms = max(bound_ms, proven)
         if solved.placement is None:
@@ -145,7 +147,7 @@ def solve(
         found = judge.judge(solved.placement)
         if found.feasible and found.step_time_ms < best_ms:
             best, best_ms = solved.placement, found.step_time_ms
-        if best is not None and best_ms <= bound_ms * (1.0 + gap) + 2 * _ROUNDING:
+        if best is not None and best_ms <= bound_ms * (1.0 + gap) + grid + 2 * _ROUNDING:
             return ended(Status.OPTIMAL)
         if solved.status is not Status.OPTIMAL or not highs.add_tangents(found.z, solved.phase_ms):
             return ended(Status.LIMIT)
