@@ -14,7 +14,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, partial
 from pathlib import Path
@@ -281,7 +281,6 @@ def _exact(case: Case) -> Answer:
         found, bound = None, None
     known = bound.step_time_ms if bound else 0.0
     solved = solve(judge, found, bound_ms=known, seconds=EXACT_SECONDS, seed=case.seed)
-    bound = replace(bound, step_time_ms=solved.bound_ms) if bound else None
     return Answer(solved.placement, time.perf_counter() - start, bound)
 
 
@@ -405,7 +404,7 @@ def _compare(name: str, case: Case, strategies: Sequence[str], progress: Callabl
     for strategy in strategies:
         run, found = _run(strategy, case, judge)
         runs.append(run)
-        bound = max(filter(None, (bound, found)), key=lambda of: of.step_time_ms, default=None)
+        bound = bound or found
         progress(name, strategy)
     if bound is None and any(run.failure is None for run in runs):
         bound = lower_bound(problem, case.cost, judge.latents)

@@ -219,7 +219,7 @@ def explain(
         best: the placement whose fullest device was least full; None if pins and exclusions leave none.
         origin: what the problem was lowered from; without it, changes are offered that have not been tried.
         seed: of the compile.
-        proven: whether there is a proof of another kind that nothing fits.
+        proven: whether the exact solver says that nothing fits.
     """
     if cause is None:
         cause = _unknown(problem, best, proven)
@@ -242,7 +242,7 @@ def explain(
 def _unknown(problem: Problem, best: Fit | None, proven: bool) -> Cause:
     """Tables that are hard to place, where nothing is known to be at fault."""
     blocks = _heaviest(np.minimum.reduceat(problem.unit_memory[problem.first_unit], problem.first_option))[:_NAMED]
-    found = "no placement fits, as HiGHS proves" if proven else "no placement was found that fits"
+    found = "no placement was found that fits" + ", and HiGHS holds that there is none" * proven
     if best is None:
         return Cause(
             "SH203", f"{found}: pins, groups and exclusions leave none, however much memory there were", blocks

@@ -6,7 +6,7 @@ The plan records what each rung reached and, when the RL policy did not win, why
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -36,8 +36,8 @@ _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
 _EXACT = "exact"
 _MOST_PLACES = 4000  # of all units, that the exact solver has to choose from
-_NODES = 2_000_000  # of its search tree, for one place; fewer for more, of which each takes longer
-_MOST_NODES = 5000
+_NODES = 500_000  # of its search tree, for one place; fewer for more, of which each takes longer
+_MOST_NODES = 3000
 _FIT_PLACES, _FIT_NODES = 1000, 30  # of its search for any placement
 
 
@@ -155,8 +155,7 @@ def place(
     )
     proposals.append(_judged(judge, f"{start.strategy}+search", found))
     if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES:
-        proposal, bound = _exact(judge, found, bound, seed, watch)
-        proposals.append(proposal)
+        proposals.append(_exact(judge, found, bound, seed, watch))
     return _choose(judge, proposals, policy, bound)
 
 
@@ -168,15 +167,15 @@ def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Prop
     return proposals
 
 
-def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> tuple[Proposal, LowerBound]:
-    """What the exact solver makes of the best placement so far, and a bound that is at least as good."""
+def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
+    """What the exact solver makes of the best placement so far."""
     try:
         require_highs()
     except DiagnosticError:
-        return Proposal(_EXACT, None, float("inf")), bound
+        return Proposal(_EXACT, None, float("inf"))
     nodes = min(_MOST_NODES, _NODES // _places(judge.problem))
     solved = solve(judge, found, bound_ms=bound.step_time_ms, nodes=nodes, seed=seed, watch=watch)
-    return _judged(judge, _EXACT, solved.placement), replace(bound, step_time_ms=solved.bound_ms)
+    return _judged(judge, _EXACT, solved.placement)
 
 
 def _any_placement(problem: Problem, seed: int) -> Exact | None:

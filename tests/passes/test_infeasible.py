@@ -66,7 +66,7 @@ def test_what_brute_force_cannot_place_is_refused_and_no_claim_is_wrong(seed):
     except DiagnosticError as error:
         (found,) = error.diagnostics
         assert found.code in ("SH202", "SH203")
-        assert "HiGHS proves" not in found.message or best[1] is None
+        assert "HiGHS holds" not in found.message or best[1] is None
         assert found.help
     else:
         assert best[1] is not None
@@ -153,16 +153,16 @@ def test_pieces_kept_apart_on_too_few_devices_are_refused_however_much_memory_th
     assert found.help == 'take table "t0" out of the set "hot" that is kept apart; or use 6 devices'
 
 
-def test_what_counting_does_not_prove_highs_does(tmp_path, monkeypatch):
+def test_what_no_counting_proves_highs_is_asked_about(tmp_path, monkeypatch):
     """Eleven tables that fill four devices to 98 %, and that no counting argument tells apart from such as fit."""
     pytest.importorskip("highspy")
     sizes = [8, 8, 6, 5, 4, 3, 3, 3, 3, 3, 2]
     tables = [f'name = "t{i:02}"\nrows = {size}00_000' for i, size in enumerate(sizes)]
     found = refused(tmp_path, "318MB", *tables)
-    assert found.message.startswith("no placement fits, as HiGHS proves")
+    assert found.message.startswith("no placement was found that fits, and HiGHS holds that there is none: ")
     monkeypatch.setitem(sys.modules, "highspy", None)
     without = refused(tmp_path, "318MB", *tables)
-    assert without.message.startswith("no placement was found that fits")
+    assert without.message.startswith("no placement was found that fits: ")
     assert (without.code, without.help) == (found.code, found.help)
 
 

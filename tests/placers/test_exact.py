@@ -16,10 +16,12 @@ from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
 from shardc.passes.place import EVALUATIONS, Outcome, Proposal, Why, place
+from shardc.pipeline import devices_of
 from shardc.placers.exact import Status, fits, solve
 from shardc.placers.greedy import cost_greedy
 from shardc.problem import Placement, Problem
 from shardc.spec import parse_spec
+from shardc.suites import packed
 
 pytest.importorskip("highspy")
 
@@ -122,16 +124,15 @@ def test_costs_without_phases_are_not_known():
 # --- In compiles and benchmarks ---------------------------------------------------------------------------------------
 
 
-def test_a_thorough_compile_ends_closer_to_its_bound(monkeypatch):
+def test_a_thorough_compile_of_few_tables_is_optimal(monkeypatch):
     monkeypatch.setitem(EVALUATIONS, "thorough", 20_000)
     judge = judge_of(*(table | {"sharding": ["table_wise"]} for table in some_tables(12)))
     balanced = place(judge.problem, judge.cost, policy=None)
     thorough = place(judge.problem, judge.cost, policy=None, effort="thorough")
     assert "exact" not in {p.strategy for p, _ in balanced.candidates}
     assert "exact" in {p.strategy for p, _ in thorough.candidates}
-    assert thorough.bound.step_time_ms > balanced.bound.step_time_ms
     assert thorough.judgement.step_time_ms <= balanced.judgement.step_time_ms
-    assert thorough.judgement.step_time_ms <= thorough.bound.step_time_ms * 1.0002
+    assert thorough.judgement.step_time_ms <= solve(judge).bound_ms * 1.0002
     if thorough.strategy == "exact":
         assert thorough.why is Why.EXACT_BETTER
 
@@ -148,7 +149,7 @@ def test_without_highs_a_thorough_compile_says_so_and_a_benchmark_refuses(monkey
     assert "pip install" in caught.value.diagnostics[0].help
 
 
-def test_a_benchmark_takes_the_better_bound():
+def test_a_benchmark_runs_it_where_it_is_named():
     spec = {
         "format": 1,
         "model": {"name": "m", "module": "ebc", "global_batch": 8192},
@@ -156,10 +157,9 @@ def test_a_benchmark_takes_the_better_bound():
         "compile": {"effort": "fast"},
         "table": [{"name": f"t{i}", "sharding": ["table_wise"]} | t for i, t in enumerate(some_tables(10))],
     }
-    alone, both = (compare("s", [("p", parse_spec(spec))], names) for names in (["shardc"], ["shardc", "exact"]))
-    assert both.results[0].bound_ms > alone.results[0].bound_ms
-    assert both.results[0].step_ms["exact"] <= both.results[0].step_ms["shardc"]
-    assert both.results[0].gap("exact") < 2e-4
+    (result,) = compare("s", [("p", parse_spec(spec))], ["shardc", "exact"]).results
+    assert result.bound_ms <= result.step_ms["exact"] <= result.step_ms["shardc"]
+    assert "exact" not in usable()[0]
 
 
 def test_what_no_search_places_the_exact_solver_does(monkeypatch):
@@ -169,3 +169,10 @@ def test_what_no_search_places_the_exact_solver_does(monkeypatch):
     choice = place(judge.problem, judge.cost, policy=None, effort="fast")
     assert broken(judge.problem, choice.placement) == []
     assert "exact" in {p.strategy for p, _ in choice.candidates}
+
+
+def test_a_problem_that_highs_calls_infeasible_after_its_presolve_is_placed():
+    spec = parse_spec(packed("full", np.random.default_rng([7, 9900, 2]), 0.99, mixed=False)[0])
+    problem = lower(spec, devices_of(spec))
+    found = fits(problem, nodes=300)
+    assert found.status is not Status.INFEASIBLE
