@@ -31,6 +31,7 @@ from shardc.passes.lower import lower
 from shardc.passes.place import place
 from shardc.passes.profile import profile
 from shardc.placers.beam import neuroshard_beam
+from shardc.placers.exact import require_highs, solve
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.policy import Policy, load_policy, place_by_policy
 from shardc.placers.random import place_at_random
@@ -39,6 +40,9 @@ from shardc.spec import LoadedSpec
 
 REFERENCE = "shardc"
 """The strategy whose step time others are ratios to, where it placed the problem."""
+
+EXACT_SECONDS = 60.0
+"""What the exact solver may take for one problem: unlike other strategies, how far it gets depends on the machine."""
 
 
 class Failure(StrEnum):
@@ -246,11 +250,13 @@ class Strategy:
         meaning: what it does, in a few words.
         answer: places a case.
         require: raises a DiagnosticError when something that it needs is missing.
+        slow: whether it runs only where it is named.
     """
 
     meaning: str
     answer: Callable[[Case], Answer]
     require: Callable[[], object] = lambda: None
+    slow: bool = False
 
 
 def _timed(propose: Callable[[Case], Placement | None], case: Case) -> Answer:
@@ -263,6 +269,19 @@ def _shardc(case: Case) -> Answer:
     start = time.perf_counter()
     choice = place(case.problem, case.cost, policy=case.policy, effort=case.effort, seed=case.seed)
     return Answer(choice.placement, time.perf_counter() - start, choice.bound)
+
+
+def _exact(case: Case) -> Answer:
+    """From shardc's plan, or from nothing where shardc found none."""
+    start, judge = time.perf_counter(), case.judge()
+    try:
+        choice = place(case.problem, case.cost, policy=case.policy, effort=case.effort, seed=case.seed)
+        found, bound = choice.placement, choice.bound
+    except DiagnosticError:
+        found, bound = None, None
+    known = bound.step_time_ms if bound else 0.0
+    solved = solve(judge, found, bound_ms=known, seconds=EXACT_SECONDS, seed=case.seed)
+    return Answer(solved.placement, time.perf_counter() - start, bound)
 
 
 def _rl_policy(case: Case) -> Placement | None:
@@ -289,6 +308,12 @@ def _placer(propose: Callable[[Case], Placement | None], meaning: str) -> Strate
 
 STRATEGIES: Mapping[str, Strategy] = {
     REFERENCE: Strategy("shardc compile: heuristics, policy, lower bound, local search", _shardc),
+    "exact": Strategy(
+        f"HiGHS, from shardc's plan, for {EXACT_SECONDS:.0f} s at most; only where it is named",
+        _exact,
+        require_highs,
+        slow=True,
+    ),
     "neuroshard_beam": _placer(
         lambda case: neuroshard_beam(case.judge(), case.whole),
         "NeuroShard: beam search over column-wise halvings, greedy inside",
@@ -315,13 +340,13 @@ STRATEGIES: Mapping[str, Strategy] = {
 
 
 def usable(names: Sequence[str] = ()) -> tuple[list[str], list[Diagnostic]]:
-    """Strategies to run: those named, or else all that can run here, with notes on those that cannot.
+    """Strategies to run: those named, or else all that can run here but the slow, with notes on those that cannot.
 
     Raises:
         DiagnosticError: exit code 2, what a strategy that was named needs is missing.
     """
     found, notes = [], []
-    for name in names or STRATEGIES:
+    for name in names or [name for name, strategy in STRATEGIES.items() if not strategy.slow]:
         try:
             STRATEGIES[name].require()
         except DiagnosticError as error:

@@ -14,6 +14,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import PROFILES, Hardware, load_hardware
 from shardc.judge import Judge
 from shardc.passes.emit import emit
+from shardc.passes.infeasible import Origin
 from shardc.passes.lower import lower
 from shardc.passes.place import Choice, place
 from shardc.passes.profile import Measure, profile
@@ -103,7 +104,8 @@ def run(
         digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
     policy, missing = _policy()
     effort = effort or loaded.spec.compile.effort
-    choice = place(problem, model, policy=policy, effort=effort, seed=seed, watch=watch)
+    origin = Origin(loaded, hardware, recorded)
+    choice = place(problem, model, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
     p90_ms = Judge(problem, pessimistic).judge(choice.placement).step_time_ms if pessimistic else None
     plan = emit(loaded, choice, digests=digests, seed=seed, p90_ms=p90_ms)
     if faults := verify(plan, loaded, problem.cluster):

@@ -13,15 +13,15 @@ import numpy as np
 
 from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import CostModel, PhasedCost
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge, Judgement
-from shardc.memory import device_bytes_for, rounded_up
-from shardc.placers.feasible import Fit, fit
+from shardc.passes.infeasible import Origin, explain, find_cause, starts
+from shardc.placers.exact import Exact, Status, fits, require_highs, solve
+from shardc.placers.feasible import fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Watch, improve
 from shardc.placers.policy import Policy, place_by_policy
-from shardc.problem import Cluster, Memory, Placement, Problem
-from shardc.units import format_bytes
+from shardc.problem import Placement, Problem
 
 Options = tuple[int, ...]
 """An option for each block."""
@@ -34,6 +34,11 @@ _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
+_EXACT = "exact"
+_MOST_PLACES = 4000  # of all units, that the exact solver has to choose from
+_NODES = 500_000  # of its search tree, for one place; fewer for more, of which each takes longer
+_MOST_NODES = 3000
+_FIT_PLACES, _FIT_NODES = 1000, 30  # of its search for any placement
 
 
 class Why(StrEnum):
@@ -44,6 +49,7 @@ class Why(StrEnum):
     POLICY_INFEASIBLE = "policy_infeasible"
     HEURISTIC_BETTER = "heuristic_better"
     SEARCH_BETTER = "search_better"
+    EXACT_BETTER = "exact_better"
 
 
 class Outcome(StrEnum):
@@ -54,6 +60,7 @@ class Outcome(StrEnum):
     EQUAL = "equal"
     INFEASIBLE = "infeasible"
     NO_POLICY = "no_policy"
+    NO_SOLVER = "no_solver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ def place(
     policy: Policy | None,
     effort: str = "balanced",
     seed: int = 0,
+    origin: Origin | None = None,
     watch: Watch = lambda done, step_ms: True,
 ) -> Choice:
     """Choose a placement.
@@ -105,14 +113,18 @@ def place(
         policy: weights of the RL policy; None if there are none.
         effort: how much local search may score, a key of `EVALUATIONS`.
         seed: of every random choice.
+        origin: what the problem was lowered from, for a diagnostic that says where to change it.
         watch: told of local search as it goes on, and may end it.
 
     Raises:
-        DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when no strategy found a placement
-            that fits.
+        DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when nothing fits for another
+            reason, or no strategy found a placement that fits.
     """
     judge = Judge(problem, cost)
-    _check_total_memory(problem)
+    cause = find_cause(problem)
+    if cause is not None:
+        found_fit = fit(problem, starts(problem), evaluations=EVALUATIONS["fast"], seed=seed)
+        raise DiagnosticError(explain(problem, cause, found_fit, origin, seed=seed))
     bound = None
     if isinstance(cost, PhasedCost):
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
@@ -122,8 +134,13 @@ def place(
     if not any(p.placement for p in proposals):
         found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
         if found_fit is None or not found_fit.fits:
-            raise DiagnosticError(_none_found(problem, found_fit))
-        proposals.append(_judged(judge, _MEMORY, found_fit.placement))
+            solved = _any_placement(problem, seed)
+            if solved is None or solved.placement is None:
+                proven = solved is not None and solved.status is Status.INFEASIBLE
+                raise DiagnosticError(explain(problem, None, found_fit, origin, seed=seed, proven=proven))
+            proposals.append(_judged(judge, _EXACT, solved.placement))
+        else:
+            proposals.append(_judged(judge, _MEMORY, found_fit.placement))
     start = min(proposals, key=lambda p: p.step_time_ms)
     if start.placement is None:
         raise ValueError("the placement that fits does not keep the constraints")
@@ -137,6 +154,8 @@ def place(
         watch=watch,
     )
     proposals.append(_judged(judge, f"{start.strategy}+search", found))
+    if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES:
+        proposals.append(_exact(judge, found, bound, seed, watch))
     return _choose(judge, proposals, policy, bound)
 
 
@@ -146,6 +165,32 @@ def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Prop
     proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
     proposals.append(_judged(judge, _POLICY, place_by_policy(judge, options, policy) if policy else None))
     return proposals
+
+
+def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
+    """What the exact solver makes of the best placement so far."""
+    try:
+        require_highs()
+    except DiagnosticError:
+        return Proposal(_EXACT, None, float("inf"))
+    nodes = min(_MOST_NODES, _NODES // _places(judge.problem))
+    solved = solve(judge, found, bound_ms=bound.step_time_ms, nodes=nodes, seed=seed, watch=watch)
+    return _judged(judge, _EXACT, solved.placement)
+
+
+def _any_placement(problem: Problem, seed: int) -> Exact | None:
+    """What the exact solver makes of a small problem that nothing else found a placement for; None if it cannot."""
+    if _places(problem) > _FIT_PLACES:
+        return None
+    try:
+        return fits(problem, nodes=_FIT_NODES, seed=seed)
+    except DiagnosticError:
+        return None
+
+
+def _places(problem: Problem) -> int:
+    """Places of all units: how many decisions there are."""
+    return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
 
 
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:
@@ -160,21 +205,15 @@ def _sharding_choices(problem: Problem, bound: LowerBound | None) -> list[Option
 
     First those that the lower bound mixes most of; then tables as whole as they fit; then in pieces as small as can be.
     """
-    starts = problem.first_option
-    choices = [tuple(map(int, starts)), _smallest_memory(problem)]
+    first_option = problem.first_option
+    choices = starts(problem)
     if bound is not None:
         # Rounded, so that what processors differ by does not choose between options that are alike.
         mix = np.round(bound.mix, 3)
-        preferred = np.flatnonzero(mix == np.maximum.reduceat(mix, starts)[problem.option_block])
+        preferred = np.flatnonzero(mix == np.maximum.reduceat(mix, first_option)[problem.option_block])
         first = np.unique(problem.option_block[preferred], return_index=True)[1]
         choices.insert(0, tuple(map(int, preferred[first])))
     return list(dict.fromkeys(choices))
-
-
-def _smallest_memory(problem: Problem) -> Options:
-    """For each block the option that fills a single device least: where memory is tight, small pieces fit."""
-    largest = problem.unit_fill[problem.first_unit]
-    return tuple(min(problem.options_of(b), key=lambda o: (float(largest[o]), o)) for b in range(len(problem.blocks)))
 
 
 def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, bound: LowerBound | None) -> Choice:
@@ -187,12 +226,16 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
         if proposal is best:
             return Outcome.CHOSEN
         if proposal.placement is None:
+            if proposal.strategy == _EXACT:  # which has a placement to start from
+                return Outcome.NO_SOLVER
             return Outcome.NO_POLICY if proposal.strategy == _POLICY and policy is None else Outcome.INFEASIBLE
         return Outcome.EQUAL if proposal.step_time_ms == best.step_time_ms else Outcome.COSTLIER
 
     outcomes = {p.strategy: outcome(p) for p in proposals}
     if best.strategy == _POLICY:
         why = Why.POLICY_BEST
+    elif best.strategy == _EXACT:
+        why = Why.EXACT_BETTER
     elif outcomes[_POLICY] is Outcome.NO_POLICY:
         why = Why.NO_POLICY
     elif outcomes[_POLICY] is Outcome.INFEASIBLE:
@@ -201,67 +244,3 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
         why = Why.SEARCH_BETTER if best.strategy.endswith("+search") else Why.HEURISTIC_BETTER
     candidates = tuple((p, outcomes[p.strategy]) for p in proposals)
     return Choice(judge, best.placement, judge.judge(best.placement), best.strategy, why, candidates, bound)
-
-
-def _check_total_memory(problem: Problem) -> None:
-    """Refuse a model whose smallest options together exceed the memory of all devices."""
-    cluster = problem.cluster
-    of_units = problem.unit_memory * problem.unit_count
-    total = np.add.reduceat(of_units, problem.first_unit, axis=1) * problem.site_size[problem.option_site]
-    needed = np.minimum.reduceat(total, problem.first_option, axis=1).sum(axis=1)
-    lacking = np.flatnonzero(needed > cluster.memory_limit.sum(axis=1))
-    if not len(lacking):
-        return
-    if lacking[0] == Memory.HOST:
-        raise DiagnosticError(_too_little_host_memory(cluster, int(needed[Memory.HOST])))
-    limits = cluster.memory_limit[Memory.DEVICE]
-    least, room = int(needed[Memory.DEVICE]), int(limits.sum())
-    each = f" ({format_bytes(int(limits[0]))} each)" * (len(set(limits.tolist())) == 1)
-    message = (
-        f"the model needs at least {format_bytes(least)} on all devices together, and {cluster.devices} devices have "
-        f"{format_bytes(room)} for tables{each}"
-    )
-    kind = cluster.kinds[0]
-    enough = device_bytes_for(-(-least // cluster.devices), kind.memory_bytes, kind.reserve_bytes)
-    more = f"use {-(-least * cluster.devices // room)} devices" if room else "lower the reserve"
-    fix = f"{more}; or give each device {format_bytes(enough)} or more"
-    if len(cluster.memory_limit) == 1 and cluster.device_type != "cpu":
-        fix += '; or let tables be cached: kernels = ["fused", "fused_uvm_caching"], and host_memory under [cluster]'
-    raise DiagnosticError(Diagnostic("SH202", message, help=fix))
-
-
-def _too_little_host_memory(cluster: Cluster, least: int) -> Diagnostic:
-    """Say how much memory of hosts the tables need that cannot but be cached."""
-    room = int(cluster.memory_limit[Memory.HOST].sum())
-    message = (
-        f"cached tables need at least {format_bytes(least)} of all hosts together, and {cluster.hosts} "
-        f"host{'s have' if cluster.hosts > 1 else ' has'} {format_bytes(room)} for tables"
-    )
-    enough = format_bytes(rounded_up(-(-least // cluster.hosts)))
-    return Diagnostic("SH202", message, help=f"give each host {enough} of host_memory or more, or use more hosts")
-
-
-def _none_found(problem: Problem, best: Fit | None) -> Diagnostic:
-    """Say how close the search came, and what would help."""
-    fix = "allow more sharding types, loosen pins and groups, give devices more memory, or use more devices"
-    if best is None:
-        message = "no placement keeps every pin, group and exclusion, however much memory devices had"
-        return Diagnostic("SH203", message, help="loosen pins, groups and apart sets, or use more devices")
-    limit = int(problem.cluster.memory_limit[best.memory].max())
-    needed = int(np.ceil(best.fullest * limit))
-    largest = int(np.argmax(problem.unit_fill[problem.first_unit[list(_smallest_memory(problem))]]))
-    names = ", ".join(problem.tables[t].name for t in problem.blocks[largest])
-    if best.memory is Memory.HOST:
-        message = (
-            f"no placement was found that fits: a device has {format_bytes(limit)} of its host's memory for tables, "
-            f"and the best that was found puts {format_bytes(needed)} there; the hardest to place is {names}"
-        )
-        enough = format_bytes(rounded_up(needed * problem.cluster.devices_per_host))
-        return Diagnostic("SH203", message, help=f"give each host {enough} of host_memory; or {fix}")
-    message = (
-        f"no placement was found that fits: a device has {format_bytes(limit)} for tables, and the best that was found "
-        f"puts {format_bytes(needed)} on one; the hardest to place is {names}"
-    )
-    kind = problem.cluster.kinds[0]
-    enough = format_bytes(device_bytes_for(needed, kind.memory_bytes, kind.reserve_bytes))
-    return Diagnostic("SH203", message, help=f"give each device {enough}; or {fix}")

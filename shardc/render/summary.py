@@ -24,6 +24,7 @@ WHY = {
     Why.POLICY_INFEASIBLE: "the RL policy found no placement that fits",
     Why.HEURISTIC_BETTER: "the RL policy did no better than a heuristic",
     Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
+    Why.EXACT_BETTER: "HiGHS found a better placement than local search",
 }
 """Reasons for a choice, in plain words."""
 
@@ -33,6 +34,7 @@ _OUTCOMES = {
     Outcome.EQUAL: "equal",
     Outcome.INFEASIBLE: "found nothing that fits",
     Outcome.NO_POLICY: "not tried",
+    Outcome.NO_SOLVER: "not tried: pip install highspy",
 }
 _MAX_TABLES = 8
 _STATED = 1e-5  # relative: plans state six digits
