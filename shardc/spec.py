@@ -513,7 +513,12 @@ Access = Zipf | Bins | IndexFile
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table with defaults filled in; `origin` is the key path of its entry, ("tables", row) for a CSV row."""
+    """One table with defaults filled in; `origin` is the key path of its entry, ("tables", row) for a CSV row.
+
+    What follows it no spec says, but a framework may: `bags` are the mean bags of a sample (None: one for each feature),
+    of a table that is not `pooled` every lookup is an output of its own, and no column block is narrower than
+    `least_width`.
+    """
 
     name: str
     features: tuple[str, ...]
@@ -526,6 +531,9 @@ class Table:
     group: str | None
     apart: str | None
     origin: Path = field(default=(), compare=False, repr=False)
+    bags: float | None = None
+    pooled: bool = True
+    least_width: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,7 +600,8 @@ class LoadedSpec:
         cluster = self.spec.cluster
         tables = [asdict(table) for table in self.tables]
         for table in tables:
-            del table["origin"]
+            for name in ("origin", "bags", "pooled", "least_width"):
+                del table[name]
         content = {
             "format": self.spec.format,
             "model": self.spec.model.model_dump(),
