@@ -54,6 +54,8 @@ CODES: dict[str, str] = {
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
     "SH605": "process group is not the plan's",
+    "SH610": "plan and PyTorch model differ",
+    "SH611": "TorchRec setting that shardc cannot honour",
     "SH901": "internal error",
     "SH902": "wrong usage",
     "SH903": "cannot write to stdout",

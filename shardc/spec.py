@@ -515,9 +515,9 @@ Access = Zipf | Bins | IndexFile
 class Table:
     """One table with defaults filled in; `origin` is the key path of its entry, ("tables", row) for a CSV row.
 
-    What follows it no spec says, but a framework may: `bags` are the mean bags of a sample (None: one for each feature),
-    of a table that is not `pooled` every lookup is an output of its own, and no column block is narrower than
-    `least_width`.
+    What follows it no spec says, but a framework may: `bags` are the mean bags of a sample (None: one for each
+    feature), of a table that is not `pooled` every lookup is an output of its own, and no column block is narrower
+    than `least_width`.
     """
 
     name: str

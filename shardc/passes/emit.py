@@ -53,7 +53,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
         cluster=plan_cluster(cluster),
         digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
-        plan={spec.model.module: _tables(choice)},
+        plan={spec.model.module: table_plans(choice)},
         score=_score(choice, [0] * cluster.devices, p90_ms),
         bound=bound,
         chosen=Chosen(strategy=choice.strategy, reason=choice.why),
@@ -71,7 +71,8 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
     return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded), p90_ms)})
 
 
-def _tables(choice: Choice) -> dict[str, TablePlan]:
+def table_plans(choice: Choice) -> dict[str, TablePlan]:
+    """How each table is sharded in a choice, by its name."""
     problem, placement = choice.judge.problem, choice.placement
     plans = {}
     for members, option, places in zip(problem.blocks, placement.option, placement.places, strict=True):

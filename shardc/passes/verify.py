@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
             yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
         elif fault:
             yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    for fault in _rule_faults(table, placed, cluster):
+    for fault in _rule_faults(table.rows, placed, cluster, ("fused",)):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
 
@@ -150,13 +150,32 @@ def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | 
     return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
 
 
-def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[str]:
+def shard_faults(placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with the shards of a table by themselves, whatever table it is.
+
+    Args:
+        placed: the table.
+        cluster: the devices; only their number, hosts and type count.
+        kernels: that tables with shards may have.
+    """
+    height, width = _extent(placed.shards)
+    if placed.sharding_type != "data_parallel" and (fault := _cover_fault(placed.shards, height, width)):
+        yield fault
+    yield from _rule_faults(height, placed, cluster, kernels)
+
+
+def extent(placed: TablePlan) -> tuple[int, int] | None:
+    """Return rows and columns of the table that the shards make up; None for a data-parallel one, which has none."""
+    return _extent(placed.shards) if placed.shards else None
+
+
+def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
     devices, local = cluster.devices, cluster.devices_per_host
-    kernel = "dense" if kind == "data_parallel" else "fused"
-    if placed.compute_kernel != kernel:
-        yield f"{kind} needs the compute kernel {kernel}, not {placed.compute_kernel}"
+    kernels = ("dense",) if kind == "data_parallel" else kernels
+    if placed.compute_kernel not in kernels:
+        yield f"{kind} needs the compute kernel {' or '.join(kernels)}, not {placed.compute_kernel}"
     if any(rank >= devices for rank in ranks):
         yield f"rank {max(ranks)} is none of the {devices} devices"
     if kind == "data_parallel":
@@ -179,16 +198,16 @@ def _rule_faults(table: Table, placed: TablePlan, cluster: Cluster) -> Iterator[
     if kind in ("table_column_wise", "table_row_wise") and len(hosts) > 1:
         yield f"{kind} keeps to one host, but has shards on hosts {hosts[0]} and {hosts[1]}"
     if kind != "table_wise":
-        yield from _block_faults(table, placed, {"row_wise": devices, "table_row_wise": local, "grid_shard": local})
+        yield from _block_faults(rows, placed, {"row_wise": devices, "table_row_wise": local, "grid_shard": local})
 
 
-def _block_faults(table: Table, placed: TablePlan, spread: Mapping[str, int]) -> Iterator[str]:
+def _block_faults(rows: int, placed: TablePlan, spread: Mapping[str, int]) -> Iterator[str]:
     """Faults of a table in column blocks, each of them in blocks of rows on `spread` devices, by sharding type."""
     kind, count, column = placed.sharding_type, spread.get(placed.sharding_type, 1), 0
     if len(placed.shards) % count or (kind in ("row_wise", "table_row_wise") and len(placed.shards) != count):
         yield f"{kind} has one shard on every rank of {count}, not {len(placed.shards)}"
         return
-    block, firsts = -(-table.rows // count), []
+    block, firsts = -(-rows // count), []
     for start in range(0, len(placed.shards), count):
         width = placed.shards[start].shard_sizes[1]
         ranks = placed.ranks[start : start + count]
@@ -198,11 +217,11 @@ def _block_faults(table: Table, placed: TablePlan, spread: Mapping[str, int]) ->
         if width % 4 or not width:
             yield f"shard {start} has {width} columns, not a multiple of 4"
         for number in range(start, start + count):
-            shard, first = placed.shards[number], min((number - start) * block, table.rows)
-            if first == table.rows:
-                yield f"shard {number} has no rows, as {table.rows} are too few for {count} ranks"
-            if shard.shard_offsets != (first, column) or shard.shard_sizes != (min(block, table.rows - first), width):
-                wanted = f"{min(block, table.rows - first)} rows from row {first} and column {column}"
+            shard, first = placed.shards[number], min((number - start) * block, rows)
+            if first == rows:
+                yield f"shard {number} has no rows, as {rows} are too few for {count} ranks"
+            if shard.shard_offsets != (first, column) or shard.shard_sizes != (min(block, rows - first), width):
+                wanted = f"{min(block, rows - first)} rows from row {first} and column {column}"
                 yield f"shard {number} is not {wanted}, as {kind} has them"
         column += width
     if kind == "grid_shard" and (twice := _twice(firsts)):
