@@ -517,7 +517,7 @@ class Table:
 
     What follows it no spec says, but a framework may: `bags` are the mean bags of a sample (None: one for each
     feature), of a table that is not `pooled` every lookup is an output of its own, and no column block is narrower
-    than `least_width`.
+    than `least_width`, nor wider if not `pooled`.
     """
 
     name: str

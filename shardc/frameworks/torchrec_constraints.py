@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardc.cost.torchrec import Inputs
 from shardc.diagnostics import Diagnostic
-from shardc.frameworks.torchrec_model import ModelTable
+from shardc.frameworks.torchrec_model import ModelTable, is_pooled, replicable
 from shardc.problem import Optimizer, ShardingType
 from shardc.spec import Table, Zipf
 
@@ -45,7 +45,8 @@ REFUSED = {
 }
 """Fields that are refused where they are set, and why."""
 
-_VECTOR = 4
+VECTOR = 4
+"""Columns that a width is a multiple of."""
 _OPTIMIZERS = {
     "sgd": Optimizer.SGD,
     "exactsgd": Optimizer.SGD,
@@ -124,7 +125,7 @@ def ask(
             apart=None,
             bags=bags if pooled else pooling,
             pooled=pooled,
-            least_width=max(_VECTOR, limits.min_partition or 0),
+            least_width=max(VECTOR, limits.min_partition or 0),
         ),
         inputs=Inputs(
             lookups=lookups,
@@ -143,13 +144,6 @@ def ask(
         outputs=_output_dtype(table, limits),
         optimizer=_optimizer(table),
     )
-
-
-def is_pooled(table: ModelTable) -> bool:
-    """Whether the lookups of a bag become one output."""
-    from torchrec.modules.embedding_modules import EmbeddingBagCollection
-
-    return isinstance(table.module, EmbeddingBagCollection)
 
 
 def features_of(table: ModelTable) -> tuple[str, ...]:
@@ -173,8 +167,8 @@ def _model_faults(table: ModelTable) -> Iterator[tuple[str, str]]:
         yield "use_virtual_table", REFUSED["use_virtual_table"]
     if table.dtype not in PRECISIONS:
         yield "data_type", f"weights are {table.dtype}, expected one of {', '.join(PRECISIONS)}"
-    if table.dim % _VECTOR or not table.rows:
-        yield "shape", f"{table.rows} x {table.dim}: expected rows, and columns in multiples of {_VECTOR}"
+    if table.dim % VECTOR or not table.rows:
+        yield "shape", f"{table.rows} x {table.dim}: expected rows, and columns in multiples of {VECTOR}"
 
 
 def _limit_faults(
@@ -223,6 +217,8 @@ def _types(table: ModelTable, limits: ParameterConstraints, device: str) -> tupl
     if strange := [type for type in wanted if type not in known]:
         return (), f'there is no sharding type "{strange[0]}"'
     offered = [type for type in sharder.sharding_types(device) if type in known]
+    if table.config is not None and not replicable(table, device):
+        offered = [type for type in offered if type != ShardingType.DATA_PARALLEL]
     if not set(offered) & set(wanted):
         return (), f"{type(sharder).__name__} has {', '.join(offered)} on {device}, not {', '.join(wanted)}"
     found = []

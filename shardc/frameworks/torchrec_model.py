@@ -78,6 +78,18 @@ def tables_of(model: nn.Module, sharders: Sequence[ModuleSharder[Any]] | None) -
     return tables
 
 
+def is_pooled(table: ModelTable) -> bool:
+    """Whether the lookups of a bag become one output."""
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+    return isinstance(table.module, EmbeddingBagCollection)
+
+
+def replicable(table: ModelTable, device_type: str) -> bool:
+    """Whether a table can be data-parallel: on CPUs, FBGEMM's dense operator pools what should not be (1.8.0)."""
+    return device_type != "cpu" or is_pooled(table)
+
+
 def _configs(module: nn.Module) -> dict[str, Any]:
     """The configurations of a collection's tables, by name."""
     from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -129,6 +141,7 @@ def differences(
                 yield _differs(f'module "{path}", table "{name}": expected in the model, found not')
             else:
                 yield from _of_table(wanted[path, name], placed, weights, device_type)
+        yield from _widths(path, tables, {name: wanted[path, name] for name in names})
 
 
 def _of_table(table: ModelTable, placed: TablePlan, weights: str, device_type: str) -> Iterator[Diagnostic]:
@@ -140,6 +153,9 @@ def _of_table(table: ModelTable, placed: TablePlan, weights: str, device_type: s
                 )
     if table.dtype != weights:
         yield _differs(f"{table.label}: expected {weights} weights as in the plan, found {table.dtype} in the model")
+    if placed.sharding_type == _DATA_PARALLEL and table.config is not None and not replicable(table, device_type):
+        message = f"{table.label}: expected a sharding type that FBGEMM has for sequences on CPUs, found data_parallel"
+        yield _differs(message, "its dense operator pools the lookups there")
     sharder, name = table.sharder, type(table.sharder).__name__
     types = list(dict.fromkeys([*sharder.sharding_types(device_type), *sharder.sharding_types("cuda")]))
     if placed.sharding_type not in types:
@@ -150,6 +166,24 @@ def _of_table(table: ModelTable, placed: TablePlan, weights: str, device_type: s
     if placed.compute_kernel not in kernels:
         message = f"{table.label}: expected a kernel that {name} has on {device_type}, found {placed.compute_kernel}"
         yield _differs(message, f"it has {', '.join(kernels)}")
+
+
+def _widths(path: str, tables: Mapping[str, TablePlan], known: Mapping[str, ModelTable]) -> Iterator[Diagnostic]:
+    """Yield the ranks on which a sequence collection has column blocks of several widths, which FBGEMM refuses."""
+    from torchrec.modules.embedding_modules import EmbeddingCollection
+
+    widths: dict[int, dict[int, str]] = {}
+    for name, placed in tables.items():
+        if name in known and isinstance(known[name].module, EmbeddingCollection) and "column" in placed.sharding_type:
+            for shard in placed.shards:
+                widths.setdefault(shard.rank, {})[shard.shard_sizes[1]] = name
+    for rank, found in sorted(widths.items()):
+        if len(found) > 1:
+            listed = " and ".join(f'{width} (table "{name}")' for width, name in sorted(found.items()))
+            yield _differs(
+                f'module "{path}": expected column blocks of one width on rank {rank}, found {listed}',
+                "lookups that are not pooled are one operator, of one width",
+            )
 
 
 def _differs(message: str, help: str | None = None) -> Diagnostic:

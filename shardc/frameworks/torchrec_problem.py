@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardc.cost.torchrec import Inputs, Machine
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.frameworks.torchrec_constraints import PRECISIONS, AskedTable, ask
+from shardc.frameworks.torchrec_constraints import PRECISIONS, VECTOR, AskedTable, ask
 from shardc.frameworks.torchrec_model import ModelTable
 from shardc.hardware import Hardware
 from shardc.passes.lower import lower_cluster, lower_onto
@@ -82,6 +82,7 @@ def problem_of(
                 faults += refused
     if faults:
         raise DiagnosticError(*faults)
+    _cut_sequences_alike(of_label, asked, topology.world_size)
     loaded = LoadedSpec(
         _spec(tables[0].dtype, asked, topology, batch_size, hardware), tuple(each.table for each in asked.values())
     )
@@ -94,6 +95,25 @@ def problem_of(
         members={label: each.members for label, each in asked.items()},
         warnings=tuple(_warnings(asked, hardware)),
     )
+
+
+def _cut_sequences_alike(tables: Mapping[str, ModelTable], asked: dict[str, AskedTable], devices: int) -> None:
+    """Give the tables of each sequence collection one width of column blocks: FBGEMM's operator has one.
+
+    That of the fewest blocks; or, as TorchRec does where a least width is asked for, of the most.
+    """
+    of_path: dict[str, list[str]] = {}
+    for label, each in asked.items():
+        if not each.table.pooled:
+            of_path.setdefault(tables[label].path, []).append(label)
+    for labels in of_path.values():
+        dim = asked[labels[0]].table.dim
+        least = max(asked[label].table.least_width for label in labels)
+        widths = [dim // count for count in range(2, devices + 1) if dim % (VECTOR * count) == 0]
+        widths = [width for width in widths if width >= least] or [dim]
+        width = widths[0] if least == VECTOR else widths[-1]
+        for label in labels:
+            asked[label] = replace(asked[label], table=replace(asked[label].table, least_width=width))
 
 
 def machine_of(topology: Topology) -> Machine:

@@ -222,13 +222,16 @@ def _in_columns(
 ) -> Iterator[_Option]:
     """Options of 2 to `most` column blocks whose widths differ by one vector of four elements at most.
 
-    More blocks whose widest is as wide as that of fewer ones are left out: they only repeat the lookups.
+    More blocks whose widest is as wide as that of fewer ones are left out: they only repeat the lookups. Where lookups
+    are not pooled, an operator has tables of one width, so there is one option at most.
     """
     pooling, bags = _reaching(table, rows, model.global_batch)
     vectors = table.dim // _VECTOR
     for count in range(2, min(most, vectors) + 1):
         width, wider = divmod(vectors, count)
         if -(-vectors // count) == -(-vectors // (count - 1)) or width * _VECTOR < table.least_width:
+            continue
+        if not table.pooled and (wider or width * _VECTOR != table.least_width):
             continue
         widths = ((wider, width + 1), (count - wider, width))
         units = tuple(
