@@ -101,9 +101,9 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
         asked = problem_of(
             tables_of(module, sharders),
             self._topology,
-            self._reserved(module, sharders),
             self._constraints,
             self._batch_size,
+            reserve=lambda: self._reserved(module, sharders),
             hardware=self._hardware,
             estimates=self._cost == "torchrec",
         )

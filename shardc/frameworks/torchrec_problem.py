@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +46,10 @@ class Asked:
 def problem_of(
     tables: Sequence[ModelTable],
     topology: Topology,
-    reserved: Topology,
     constraints: Mapping[str, ParameterConstraints],
     batch_size: int,
     *,
+    reserve: Callable[[], Topology],
     hardware: Hardware | None,
     estimates: bool,
 ) -> Asked:
@@ -58,9 +58,9 @@ def problem_of(
     Args:
         tables: the model's tables.
         topology: the devices.
-        reserved: the same, with the storage that tables may take.
         constraints: of tables, by their name in whatever module.
         batch_size: samples of a device.
+        reserve: returns the topology with the storage that tables may take.
         hardware: the profile that costs come from, if they do.
         estimates: whether costs are TorchRec's estimates.
 
@@ -89,7 +89,7 @@ def problem_of(
     return Asked(
         tables=of_label,
         loaded=loaded,
-        problem=lower_onto(loaded, _cluster(loaded, topology, reserved, hardware)),
+        problem=lower_onto(loaded, _cluster(loaded, topology, reserve(), hardware)),
         machine=machine_of(topology),
         inputs=[each.inputs for each in asked.values()],
         members={label: each.members for label, each in asked.items()},
