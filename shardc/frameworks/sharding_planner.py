@@ -33,6 +33,8 @@ from shardc.plan import PlanShard, TablePlan
 
 _RESERVED = 0.15  # what TorchRec's planner reserves unless told otherwise, beside dense parameters and inputs
 
+_MOST_SAMPLES = 2**31  # of a step, as in a spec
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,14 +70,17 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             seed: of every random choice.
 
         Raises:
-            DiagnosticError: SH104 for another effort, SH107 for an unknown profile, SH601 and SH602 for a damaged one.
+            DiagnosticError: SH104 for another effort or no batch, SH107 for an unknown profile, SH601 and SH602 for a
+                damaged one.
         """
         if effort not in EVALUATIONS:
             raise DiagnosticError(
                 Diagnostic("SH104", f'expected effort as one of {", ".join(EVALUATIONS)}, found "{effort}"')
             )
         self._topology = topology
-        self._batch_size = batch_size or BATCH_SIZE
+        self._batch_size = BATCH_SIZE if batch_size is None else batch_size
+        if not 1 <= self._batch_size * topology.world_size <= _MOST_SAMPLES:
+            raise DiagnosticError(Diagnostic("SH104", f"expected a batch_size of samples, found {batch_size}"))
         self._constraints = constraints or {}
         self._reservation = storage_reservation
         self._cost = cost
@@ -136,9 +141,6 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             message = "there is no process group to plan with"
             raise DiagnosticError(Diagnostic("SH605", message, help="use `plan`, or start one"), exit_code=2)
         group = pg or distributed.distributed_c10d._get_default_group()
-        if group.size() != self._topology.world_size:
-            message = f"the topology has {self._topology.world_size} ranks, the process group {group.size()}"
-            raise DiagnosticError(Diagnostic("SH605", message), exit_code=2)
         outcome: list[ShardingPlan | DiagnosticError | None] = [None]
         if group.rank() != 0:
             distributed.broadcast_object_list(outcome, group_src=0, group=group)
@@ -146,6 +148,9 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
                 raise outcome[0]
             return outcome[0]
         try:
+            if group.size() != self._topology.world_size:
+                message = f"the topology has {self._topology.world_size} ranks, the process group {group.size()}"
+                raise DiagnosticError(Diagnostic("SH605", message), exit_code=2)
             outcome = [self.plan(module, sharders)]
         except BaseException as error:
             # The others wait for what became of it, whatever that is.

@@ -413,6 +413,8 @@ def test_unknown_profiles_and_efforts():
         ShardcPlanner(topology(), cost="h100")
     with pytest.raises(DiagnosticError, match=r'SH104 expected effort as one of .*, found "most"'):
         ShardcPlanner(topology(), effort="most")
+    with pytest.raises(DiagnosticError, match="SH104 expected a batch_size of samples, found 0"):
+        ShardcPlanner(topology(), batch_size=0)
 
 
 # --- Models -----------------------------------------------------------------------------------------------------------
