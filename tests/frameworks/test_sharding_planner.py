@@ -23,7 +23,8 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder  # noqa: E
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder  # noqa: E402
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry  # noqa: E402
 from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder  # noqa: E402
-from torchrec.distributed.planner import ParameterConstraints, Topology  # noqa: E402
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology  # noqa: E402
+from torchrec.distributed.planner.stats import NoopEmbeddingStats  # noqa: E402
 from torchrec.distributed.planner.storage_reservations import (  # noqa: E402
     FixedPercentageStorageReservation,
     HeuristicalStorageReservation,
@@ -264,6 +265,33 @@ def test_a_rank_costs_what_torchrec_estimates(type, variant):
     expected = rank_times(plan, whole, by, where, constraints, 64)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert made.choice.judgement.step_time_ms == pytest.approx(expected.sum(axis=1).max(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_no_plan_of_torchrecs_planner_costs_less(seed):
+    """The same inputs for both: tables, poolings, types, kernels, and memory that is loose or tight."""
+    rng = np.random.default_rng(seed)
+    names = [f"t{i}" for i in range(10)]
+    rows = {name: int(10 ** rng.uniform(3, 6.5)) for name in names}
+    whole = model(
+        ebc=bags(*(bag(name, rows=rows[name], dim=int(rng.choice([16, 64, 128, 256]))) for name in names[:7])),
+        ec=sequences(*names[7:], rows=rows[names[7]]),
+    )
+    size = sum(parameter.numel() * 4 for parameter in whole.parameters())
+    ranks, local = ((4, None), (4, 2), (8, 4))[seed % 3]
+    where = topology(ranks, local=local, hbm_cap=int(size * (2.0 if seed % 2 else 0.6)) + GIB // 8)
+    constraints = {name: ParameterConstraints(pooling_factors=[float(rng.lognormal(1.5, 1.0))]) for name in names}
+    reserve = FixedPercentageStorageReservation(0.0)
+    theirs = EmbeddingShardingPlanner(
+        where, 256, storage_reservation=reserve, constraints=constraints, stats=[NoopEmbeddingStats()], debug=False
+    ).plan(whole, sharders())
+    ours = ShardcPlanner(where, 256, constraints, reserve).plan(whole, sharders())
+    cost = {
+        name: rank_times(plan, whole, sharders(), where, constraints, 256).sum(axis=1).max()
+        for name, plan in (("ours", ours), ("theirs", theirs))
+    }
+    assert cost["ours"] <= cost["theirs"] * (1 + 1e-9)
 
 
 # --- Topology and storage ---------------------------------------------------------------------------------------------

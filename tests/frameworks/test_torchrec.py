@@ -243,10 +243,11 @@ def test_moves_a_plan_to_another_kind_of_device(plan: Plan) -> None:
 
 def test_says_what_to_install(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchrec.distributed", None)
-    with pytest.raises(DiagnosticError) as raised:
-        load_plan(plan)
-    (finding,) = raised.value.diagnostics
-    assert (finding.code, raised.value.exit_code) == ("SH604", 2)
+    for needing in (lambda: load_plan(plan), lambda: shardc.frameworks.torchrec.ShardcPlanner):
+        with pytest.raises(DiagnosticError) as raised:
+            needing()
+        (finding,) = raised.value.diagnostics
+        assert (finding.code, raised.value.exit_code) == ("SH604", 2)
     assert "pip install --no-deps torchrec==1.9.2" in finding.help
 
 
