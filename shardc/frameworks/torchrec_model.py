@@ -72,7 +72,7 @@ def tables_of(model: nn.Module, sharders: Sequence[ModuleSharder[Any]] | None) -
             continue
         configs = _configs(module)
         for name, parameter in sharder.shardable_parameters(module).items():
-            rows, dim = parameter.shape
+            rows, dim = (*parameter.shape, 1, 1)[:2]
             dtype = _DTYPES.get(str(parameter.dtype), str(parameter.dtype))
             tables.append(ModelTable(path, name, rows, dim, dtype, module, sharder, parameter, configs.get(name)))
     return tables

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardc.cost.torchrec import Inputs, Machine
@@ -161,6 +162,9 @@ def _topology_faults(topology: Topology, hardware: Hardware | None, estimates: b
         yield _refused(
             f'topology: compute_device: "{device}", but {hardware.name} is a "{hardware.device_type}" device'
         )
+    if strange := [name for name, value in asdict(machine_of(topology)).items() if not 0 < value < math.inf]:
+        yield _refused(f"topology: {', '.join(strange)}: expected finite figures above zero")
+        return
     if estimates:
         return
     whose = "the cost model" if hardware is None else hardware.name
@@ -217,7 +221,7 @@ def _spec(
         "devices_per_host": group,
     }
     for name in ("intra_host", "inter_host"):
-        if f"{name}_bw" in _set_bandwidths(topology):
+        if hardware is not None and f"{name}_bw" in _set_bandwidths(topology):
             cluster[f"{name}_bandwidth"] = f"{getattr(topology, f'{name}_bw') / 1e6:.9f}GB/s"  # TorchRec has bytes/ms
     model = {
         "name": "model",

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import logging
 from collections.abc import Mapping
 
@@ -306,6 +307,29 @@ def test_devices_of_less_memory_hold_less():
     assert sorted(rank for table in tables.values() for rank in table.ranks) == [1, 2, 3]
 
 
+def test_every_figure_of_a_topology_has_an_effect_or_is_refused():
+    """A figure that a newer TorchRec adds belongs into one of these."""
+    tested = {"world_size", "compute_device", "hbm_cap", "ddr_cap", "local_world_size", "pod_size", "hbm_mem_bw"}
+    tested |= {"ddr_mem_bw", "intra_host_bw", "inter_host_bw", "bwd_compute_multiplier", "custom_topology_data"}
+    tested |= {"weighted_feature_bwd_compute_multiplier", "generalized_comms_bandwidths"}
+    refused = {"uneven_sharding_perf_multiplier"}
+    of_other_kernels = {
+        "ssd_cap",
+        "ssd_mem_bw",
+        "hbm_to_ddr_mem_bw",
+    }  # TorchRec's estimates of others have none of them
+    parameters = set(inspect.signature(Topology.__init__).parameters) - {"self", "created_by_factory"}
+    assert parameters == tested | refused | of_other_kernels
+
+
+def test_memory_of_cpus():
+    whole = model(ebc=bags(bag("t", rows=4 * 2**20)))
+    limits = {"t": ParameterConstraints(sharding_types=["table_wise"])}
+    assert planned(whole, topology(2, "cpu", ddr_cap=2 * GIB), limits)
+    with pytest.raises(DiagnosticError, match="SH201"):
+        planned(whole, topology(2, "cpu", ddr_cap=GIB), limits)
+
+
 def test_hosts_and_pods():
     """Row blocks go to all ranks of a pod; placements count devices of a host."""
     limits = {"t": ParameterConstraints(sharding_types=["table_row_wise"])}
@@ -323,6 +347,8 @@ def test_hosts_and_pods():
         (topology(4, "mtia"), "compute_device"),
         (topology(6, local=4), "world_size"),
         (topology(uneven_sharding_perf_multiplier=1.5), "uneven_sharding_perf_multiplier"),
+        (topology(hbm_mem_bw=0.0), "memory"),
+        (topology(inter_host_bw=-1.0), "all_reduce"),
     ],
 )
 def test_topologies_that_are_refused(where, named):
