@@ -59,7 +59,8 @@ def load_plan(
     Args:
         plan: a plan, or the path of its file.
         device_type: kind of device to place the shards on instead of the plan's own: with "cpu" a plan for GPUs runs
-            on as many CPU processes, for a test or a debugger.
+            on as many CPU processes, for a test or a debugger. There are no caches on CPUs: tables that have one on
+            GPUs have the kernel fused there, which looks up and learns the same.
         model: the model that the plan is for, before it is sharded; None to compare nothing.
         sharders: what will shard the model; None for TorchRec's default ones.
 
@@ -77,13 +78,14 @@ def load_plan(
         from shardc.frameworks.torchrec_model import differences
 
         target = device_type or _device_type(document.plan)
-        if faults := list(differences(document.plan, document.model.weights, model, sharders, target)):
+        tables = _on(device_type, document.plan)
+        if faults := list(differences(tables, document.model.weights, model, sharders, target)):
             raise DiagnosticError(*faults, exit_code=2)
     return sharding_plan
 
 
 def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> ShardingPlan:
-    """Return a plan as TorchRec has it; `from_sharding_plan` gives back the same tables.
+    """Return a plan as TorchRec has it; `from_sharding_plan` gives back the same tables, unless they move to CPUs.
 
     Args:
         plan: the plan.
@@ -100,10 +102,10 @@ def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> Shard
     cluster = plan.cluster
     own = _device_type(plan.plan)
     devices = Cluster(own, cluster.devices_per_host, kinds=(), host_kind=(0,) * cluster.hosts)
-    faults = list(_faults(plan.plan, devices, _KERNELS[device_type or own]))
-    if faults:
+    tables = _on(device_type, plan.plan)
+    if faults := list(_faults(tables, devices, _KERNELS[own])):
         raise DiagnosticError(*faults, exit_code=2)
-    return sharding_plan(plan.plan, _placement(device_type, cluster.devices_per_host))
+    return sharding_plan(tables, _placement(device_type, cluster.devices_per_host))
 
 
 def sharding_plan(tables: Tables, placement: Callable[[PlanShard], str]) -> ShardingPlan:
@@ -184,6 +186,20 @@ def require_torchrec(purpose: str) -> None:
         raise DiagnosticError(
             Diagnostic("SH604", f"{purpose} needs torchrec: {error}", help=INSTALL), exit_code=2
         ) from error
+
+
+def _on(device_type: DeviceType | None, tables: Tables) -> Tables:
+    """The tables of a plan as devices of a kind have them."""
+    if device_type != "cpu":
+        return tables
+    fused = {"compute_kernel": "fused", "cache_params": None}
+    return {
+        path: {
+            name: table.model_copy(update=fused) if table.compute_kernel.startswith("fused") else table
+            for name, table in of_module.items()
+        }
+        for path, of_module in tables.items()
+    }
 
 
 def _device_type(tables: Tables) -> DeviceType:

@@ -34,13 +34,16 @@ WORLD = HOSTS * LOCAL
 
 def document(tables: dict[str, dict], placement: Callable[[int], str], hosts: int = HOSTS, local: int = LOCAL) -> Plan:
     """A plan with these tables; each shard is rank, offsets and sizes."""
-    for table in tables.values():
+    placed = {}
+    for name, table in tables.items():
         shards = table.get("shards", ())
-        table["ranks"] = [rank for rank, _, _ in shards] if shards else list(range(hosts * local))
-        table["shards"] = [
-            {"shard_offsets": offsets, "shard_sizes": sizes, "placement": placement(rank)}
-            for rank, offsets, sizes in shards
-        ]
+        placed[name] = table | {
+            "ranks": [rank for rank, _, _ in shards] if shards else list(range(hosts * local)),
+            "shards": [
+                {"shard_offsets": offsets, "shard_sizes": sizes, "placement": placement(rank)}
+                for rank, offsets, sizes in shards
+            ],
+        }
     return Plan.model_validate(
         {
             "format": 1,
@@ -55,7 +58,7 @@ def document(tables: dict[str, dict], placement: Callable[[int], str], hosts: in
             "cluster": {"device": "gpu", "hosts": hosts, "devices_per_host": local},
             "digests": {"spec": "", "profile": None},
             "tool": {"version": "0", "seed": 0},
-            "plan": {"a.b": tables},
+            "plan": {"a.b": placed},
             "score": {"step_time_ms": 0.0, "phases": {}, "balance": 1.0, "devices": []},
             "bound": None,
             "chosen": {"strategy": "by hand", "reason": "only"},
@@ -138,8 +141,11 @@ def test_caches():
     members = json.loads(plan_bytes(plan))["plan"]["a.b"]
     assert {name: table["cache_params"] for name, table in members.items()} == caches
     assert members["share"].keys() == {"cache_params", "compute_kernel", "ranks", "sharding_type", "shards"}
+    # There are no caches on CPUs.
+    moved = from_sharding_plan(to_sharding_plan(plan, "cpu"))["a.b"]
+    assert {(table.compute_kernel, table.cache_params) for table in moved.values()} == {("fused", None)}
     with pytest.raises(DiagnosticError, match="needs the compute kernel fused, not fused_uvm_caching"):
-        to_sharding_plan(plan, "cpu")
+        to_sharding_plan(document(tables, cpu))
 
 
 def test_members_are_all_that_torchrec_has():
