@@ -1,5 +1,6 @@
 """Models of several collections, planned by `ShardcPlanner`, train on real ranks as the unsharded ones do."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -319,17 +320,16 @@ def failures_reach_all_ranks(rank: int, world: int) -> None:
 
 
 def on_two_ranks(rank: int, folder: Path) -> None:
-    for number, type in enumerate(("table_wise", "column_wise", "row_wise", "data_parallel")):
-        optimizer = list(OPTIMIZERS)[number % 2]
+    types = ["table_wise", "column_wise", "row_wise", "data_parallel"]
+    for optimizer, type in itertools.product(OPTIMIZERS, types):
         shapes = without_sequences(SHAPES) if type == "data_parallel" else SHAPES
         assert train(rank, 2, 2, shapes, limited(shapes, [type]), optimizer) == {type}
-    mixed = ["row_wise", "data_parallel", "column_wise", "table_wise"]
     for optimizer in OPTIMIZERS:
-        constraints = limited(SHAPES, mixed)
+        constraints = limited(SHAPES, types[::-1])
         if optimizer == "sgd":  # what is passed on to the kernels
             more = {"bounds_check_mode": BoundsCheckMode.WARNING, "output_dtype": DataType.FP32}
             constraints = {name: replace(each, stochastic_rounding=False, **more) for name, each in constraints.items()}
-        assert train(rank, 2, 2, SHAPES, constraints, optimizer) == set(mixed)
+        assert train(rank, 2, 2, SHAPES, constraints, optimizer) == set(types)
     checkpoints_move(rank, 2, 2, folder / "checkpoint")
     failures_reach_all_ranks(rank, 2)
     random_models_train(rank, 2, 2)
@@ -337,8 +337,7 @@ def on_two_ranks(rank: int, folder: Path) -> None:
 
 def on_four_ranks(rank: int) -> None:
     bags = without_sequences(SHAPES)
-    for number, type in enumerate(ShardingType):
-        optimizer = list(OPTIMIZERS)[number % 2]
+    for optimizer, type in itertools.product(OPTIMIZERS, ShardingType):
         assert train(rank, 4, 2, bags, limited(bags, [type]), optimizer) == {type}
     for optimizer in OPTIMIZERS:
         types = train(rank, 4, 2, SHAPES, limited(SHAPES, list(map(str, ShardingType))), optimizer)
