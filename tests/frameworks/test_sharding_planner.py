@@ -471,6 +471,11 @@ def test_unknown_profiles_and_efforts():
         ShardcPlanner(topology(), batch_size=0)
 
 
+def test_planning_together_needs_a_process_group():
+    with pytest.raises(DiagnosticError, match="SH605 there is no process group to plan with"):
+        planner().collective_plan(model(ebc=bags(bag("t"))), sharders())
+
+
 # --- Models -----------------------------------------------------------------------------------------------------------
 
 
