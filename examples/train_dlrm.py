@@ -74,9 +74,9 @@ def main() -> None:
         raise SystemExit(f"the plan is for {plan.cluster.devices} devices: torchrun --nproc-per-node does not match")
     loaded = load_spec(arguments.spec)
     sharder = EmbeddingBagCollectionSharder({"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": LEARNING_RATE})
-    model = DistributedModelParallel(
-        build_model(loaded.tables), device=device, plan=load_plan(plan, device_type), sharders=[sharder]
-    )
+    model = build_model(loaded.tables)
+    sharding_plan = load_plan(plan, device_type, model=model, sharders=[sharder])
+    model = DistributedModelParallel(model, device=device, plan=sharding_plan, sharders=[sharder])
     # Sharded tables are updated in the backward pass; this is for the rest, data-parallel tables included.
     dense_parameters = dict(in_backward_optimizer_filter(model.named_parameters())).values()
     optimizer = torch.optim.SGD(dense_parameters, lr=LEARNING_RATE)

@@ -57,6 +57,8 @@ CODES: dict[str, str] = {
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
     "SH605": "process group is not the plan's",
+    "SH610": "plan and PyTorch model differ",
+    "SH611": "TorchRec setting that shardc cannot honour",
     "SH701": "the code that builds the model failed",
     "SH702": "the model has no embedding tables, or some that a spec cannot describe",
     "SH703": "the framework cannot run the plan",

@@ -102,7 +102,7 @@ def run(
     else:
         model, warnings = cost, ()
         digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
-    policy, missing = _policy()
+    policy, missing = shipped_policy()
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, hardware, recorded)
     choice = place(problem, model, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
@@ -122,7 +122,7 @@ def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choi
         cost: instead of the cost model that it was compiled with.
     """
     problem, how = compiled.choice.judge.problem, loaded.spec.compile
-    return place(problem, cost, policy=_policy()[0], effort=how.effort, seed=how.seed)
+    return place(problem, cost, policy=shipped_policy()[0], effort=how.effort, seed=how.seed)
 
 
 def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
@@ -153,7 +153,7 @@ def _digest(loaded: LoadedSpec, recorded: Mapping[str, Bins]) -> str:
     return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
-def _policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:
+def shipped_policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:
     """The shipped policy; without it the ladder goes on, and the plan and a warning say so."""
     try:
         return load_policy(Path(POLICY)), ()

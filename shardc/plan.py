@@ -29,12 +29,20 @@ Milliseconds = Annotated[float, Field(ge=0)]
 Extent = Annotated[tuple[Count, ...], Field(min_length=2, max_length=2)]
 
 
+DataType = Literal["fp32", "fp16", "bf16", "int64", "int32", "int8", "uint8", "int4", "int2", "nfp8"]
+"""TorchRec's names of dtypes, in lower case."""
+
+
 class _Member(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 def _without_empty(members: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in members.items() if key not in names or value}
+
+
+def _without_null(members: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if value is not None}
 
 
 class PlanModel(_Member):
@@ -103,33 +111,53 @@ class PlanShard(_Member):
         return int(self.placement.removeprefix("rank:").partition("/")[0])
 
 
-class CacheParams(_Member):
-    """The cache on the devices of a table that is in host memory."""
+class MultiPassPrefetch(_Member):
+    """How a cache is filled in several passes."""
 
-    load_factor: float = Field(gt=0, lt=1, description="Share of the table's rows that the cache has room for.")
+    num_passes: Positive = Field(description="Passes.")
+    min_splitable_pass_size: Count = Field(description="Rows below which a pass is not split.")
+
+
+class CacheParams(_Member):
+    """How the caching kernel keeps a table in host memory and a part of it on the device; null: TorchRec's defaults."""
+
+    load_factor: float | None = Field(None, gt=0, le=1, description="Share of the rows that the cache holds.")
+    algorithm: Literal["lru", "lfu"] | None = Field(None, description="Which rows leave the cache first.")
+    reserved_memory: float | None = Field(None, ge=0, description="Device memory kept free of the cache, in GiB.")
+    precision: DataType | None = Field(None, description="Type of the cached weights.")
+    prefetch_pipeline: bool | None = Field(None, description="Whether rows are fetched ahead of their step.")
+    multipass_prefetch: MultiPassPrefetch | None = Field(None, description="Whether that is done in several passes.")
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_null(handler(self))
 
 
 class TablePlan(_Member):
     """How one table is sharded, in TorchRec's terms."""
 
     sharding_type: ShardingType = Field(description="Way to shard the table.")
-    compute_kernel: Literal["dense", "fused", "fused_uvm_caching"] = Field(
+    compute_kernel: Literal["dense", "fused", "fused_uvm", "fused_uvm_caching"] = Field(
         description="TorchRec's kernel: dense for data_parallel, fused_uvm_caching for a table in host memory."
-    )
-    cache_params: CacheParams | None = Field(
-        None, description="The cache of a table with the kernel fused_uvm_caching; absent for others."
     )
     ranks: tuple[Count, ...] = Field(description="Rank of each shard, in their order; every rank for data_parallel.")
     shards: tuple[PlanShard, ...] = Field((), description="The pieces of the table; absent for data_parallel.")
+    cache_params: CacheParams | None = Field(None, description="Cache of the caching kernel; absent for others.")
+    enforce_hbm: bool | None = Field(None, description="Whether caching keeps optimizer state on the device.")
+    stochastic_rounding: bool | None = Field(None, description="Whether updates of fp16 weights are rounded at random.")
+    bounds_check_mode: Literal["fatal", "warning", "ignore", "none", "v2_ignore", "v2_warning", "v2_fatal"] | None = (
+        Field(None, description="What becomes of an index beyond the table.")
+    )
+    output_dtype: DataType | None = Field(None, description="Type of the pooled outputs, where it is not the model's.")
 
     @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_empty(handler(self), "shards", "cache_params")
+    def _without_empty_members(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_null(_without_empty(handler(self), "shards"))
 
     @property
     def cached(self) -> float:
         """Share of the rows that a cache has room for; 1.0 for a table that is on the devices."""
-        return self.cache_params.load_factor if self.cache_params else 1.0
+        return (self.cache_params and self.cache_params.load_factor) or 1.0
 
 
 class DeviceScore(_Member):

@@ -41,7 +41,8 @@ KERNELS = ("fused", "fused_uvm_caching")
 
 _ON_EVERY_DEVICE = {"row_wise", "data_parallel"}
 _USUAL_KERNELS, _CACHING = ("fused",), "fused_uvm_caching"
-_USUAL_CACHE_RATIO = 0.2  # TorchRec's load factor unless it is told another
+CACHE_RATIO = 0.2
+"""Share of the rows of a cached table that a cache holds: TorchRec's load factor unless it is told another."""
 
 MAX_DEVICES = 65536
 BIN_COUNT = 17
@@ -546,7 +547,12 @@ Access = Zipf | Bins | IndexFile
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table with defaults filled in; `origin` is the key path of its entry, ("tables", row) for a CSV row."""
+    """One table with defaults filled in; `origin` is the key path of its entry, ("tables", row) for a CSV row.
+
+    What follows it no spec says, but a framework may: `bags` are the mean bags of a sample (None: one for each
+    feature), of a table that is not `pooled` every lookup is an output of its own, and no column block is narrower
+    than `least_width`, nor wider if not `pooled`.
+    """
 
     name: str
     features: tuple[str, ...]
@@ -561,6 +567,9 @@ class Table:
     group: str | None
     apart: str | None
     origin: Path = field(default=(), compare=False, repr=False)
+    bags: float | None = None
+    pooled: bool = True
+    least_width: int = 4
 
     @property
     def may_be_cached(self) -> bool:
@@ -638,7 +647,8 @@ class LoadedSpec:
         tables = [asdict(table) for table in self.tables]
         caching = self.cached_tables
         for table, resolved in zip(tables, self.tables, strict=True):
-            del table["origin"]
+            for name in ("origin", "bags", "pooled", "least_width"):
+                del table[name]
             # Plans of specs that say nothing of the host's memory keep the digests that they had before one could.
             if not resolved.may_be_cached:
                 del table["kernels"], table["cache_ratio"]
@@ -914,7 +924,7 @@ class _Reader:
             access=_access(given["access"]),
             sharding=tuple(kind for kind in SHARDING_TYPES if kind in (given["sharding"] or SHARDING_TYPES)),
             kernels=tuple(kernel for kernel in KERNELS if kernel in (given["kernels"] or _USUAL_KERNELS)),
-            cache_ratio=_USUAL_CACHE_RATIO if given["cache_ratio"] is None else float(given["cache_ratio"]),
+            cache_ratio=CACHE_RATIO if given["cache_ratio"] is None else float(given["cache_ratio"]),
             pin=tuple(sorted(spec.pin)) if spec.pin else None,
             group=spec.group,
             apart=spec.apart,

@@ -1,53 +1,116 @@
-"""Reads a plan into TorchRec's own `ShardingPlan`, for `DistributedModelParallel(model, plan=...)`."""
+"""Plans as TorchRec has them: reading, checking and writing its `ShardingPlan`, and a planner in place of its own.
+
+    model = DistributedModelParallel(model, plan=load_plan("model.plan.json", model=model, sharders=sharders))
+
+A plan that TorchRec would run wrong (row-wise blocks that are not its own, ranks that disagree with placements) never
+becomes a `ShardingPlan`: TorchRec itself trains such plans without a word.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.plan import Plan, PlanShard, TablePlan, read_plan
-from shardc.problem import Kernel, ShardingType
+from shardc.passes.verify import shard_faults
+from shardc.plan import CacheParams, Plan, PlanShard, TablePlan, read_plan
+from shardc.problem import Cluster, ShardingType
 
 if TYPE_CHECKING:
-    from torchrec.distributed.types import ShardingPlan
+    from torch import nn
+    from torchrec.distributed import types
+    from torchrec.distributed.types import ModuleSharder, ShardingPlan
+
+    from shardc.frameworks.sharding_planner import ShardcPlanner as ShardcPlanner
 
 INSTALL = "pip install --no-deps torchrec==1.9.2 && pip install tensordict torchmetrics==1.0.3 pyre-extensions tqdm"
 
+DeviceType = Literal["cuda", "cpu"]
+Tables = Mapping[str, Mapping[str, TablePlan]]
+"""Module path → table → how it is sharded: the member `plan` of a plan."""
 
-def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", "cpu"] | None = None) -> ShardingPlan:
-    """Return the plan as TorchRec takes it.
+
+def __getattr__(name: str) -> Any:
+    """`ShardcPlanner` is one of TorchRec's planners: its module imports TorchRec, and so is imported when asked for."""
+    if name != "ShardcPlanner":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_torchrec("planning in TorchRec")
+    from shardc.frameworks.sharding_planner import ShardcPlanner
+
+    return ShardcPlanner
+
+
+def load_plan(
+    plan: str | os.PathLike[str] | Plan,
+    device_type: DeviceType | None = None,
+    *,
+    model: nn.Module | None = None,
+    sharders: Sequence[ModuleSharder[Any]] | None = None,
+) -> ShardingPlan:
+    """Return a plan as TorchRec takes it, after checking it against the process group and the model.
+
+    Nothing is allocated: the model may still be on the meta device.
 
     Args:
         plan: a plan, or the path of its file.
         device_type: kind of device to place the shards on instead of the plan's own: with "cpu" a plan for GPUs runs
-            on as many CPU processes, for a test or a debugger. There is no cache on CPUs: tables that have one on GPUs
-            have the kernel fused there, which looks up and learns the same.
+            on as many CPU processes, for a test or a debugger. There are no caches on CPUs: tables that have one on
+            GPUs have the kernel fused there, which looks up and learns the same.
+        model: the model that the plan is for, before it is sharded; None to compare nothing.
+        sharders: what will shard the model; None for TorchRec's default ones.
 
     Raises:
         DiagnosticError: SH604 when TorchRec is not installed, SH605 when the process group's ranks are not those of the
-            plan, and everything that `read_plan` raises.
+            plan, SH610 with everything in which plan and model differ, everything that `to_sharding_plan` raises, and
+            everything that `read_plan` raises.
     """
     document = plan if isinstance(plan, Plan) else read_plan(plan)
-    try:
-        from torchrec.distributed import types
-    except ImportError as error:
-        message = f"loading a plan for TorchRec needs torchrec: {error}"
-        raise DiagnosticError(Diagnostic("SH604", message, help=INSTALL), exit_code=2) from error
-
+    require_torchrec("loading a plan for TorchRec")
     if found := _other_ranks(document):
         raise DiagnosticError(found, exit_code=2)
+    sharding_plan = to_sharding_plan(document, device_type)
+    if model is not None:
+        from shardc.frameworks.torchrec_model import differences
 
-    uncached = device_type == "cpu"
+        target = device_type or _device_type(document.plan)
+        tables = _on(device_type, document.plan)
+        if faults := list(differences(tables, document.model.weights, model, sharders, target)):
+            raise DiagnosticError(*faults, exit_code=2)
+    return sharding_plan
 
-    def placement(shard: PlanShard) -> str:
-        match device_type:
-            case None:
-                return shard.placement
-            case "cpu":
-                return f"rank:{shard.rank}/cpu"
-            case "cuda":
-                return f"rank:{shard.rank}/cuda:{shard.rank % document.cluster.devices_per_host}"
+
+def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> ShardingPlan:
+    """Return a plan as TorchRec has it; `from_sharding_plan` gives back the same tables, unless they move to CPUs.
+
+    Args:
+        plan: the plan.
+        device_type: as of `load_plan`. A plan for GPUs can be converted on a machine without any.
+
+    Raises:
+        DiagnosticError: SH604 when TorchRec is not installed, SH104 for another kind of device, SH306 with everything
+            in the plan that TorchRec would refuse or train wrong.
+    """
+    require_torchrec("a plan for TorchRec")
+    if device_type not in (None, "cuda", "cpu"):
+        message = f'a plan cannot be placed on devices of the type "{device_type}"'
+        raise DiagnosticError(Diagnostic("SH104", message, help='expected "cuda" or "cpu"'), exit_code=2)
+    cluster = plan.cluster
+    own = _device_type(plan.plan)
+    devices = Cluster(own, cluster.devices_per_host, kinds=(), host_kind=(0,) * cluster.hosts)
+    tables = _on(device_type, plan.plan)
+    if faults := list(_faults(tables, devices)):
+        raise DiagnosticError(*faults, exit_code=2)
+    return sharding_plan(tables, _placement(device_type, cluster.devices_per_host))
+
+
+def sharding_plan(tables: Tables, placement: Callable[[PlanShard], str]) -> ShardingPlan:
+    """Return tables as TorchRec has them, unchecked; `placement` says where each shard goes."""
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+    from torchrec.distributed import types
+    from torchrec.modules.embedding_configs import DataType
 
     def parameter(table: TablePlan) -> types.ParameterSharding:
         shards = [
@@ -56,17 +119,181 @@ def load_plan(plan: str | os.PathLike[str] | Plan, device_type: Literal["cuda", 
         ]
         return types.ParameterSharding(
             sharding_type=table.sharding_type,
-            compute_kernel=str(Kernel.FUSED) if uncached and table.cache_params else table.compute_kernel,
+            compute_kernel=table.compute_kernel,
             ranks=list(table.ranks),
-            cache_params=types.CacheParams(load_factor=table.cached) if table.cache_params and not uncached else None,
             sharding_spec=types.EnumerableShardingSpec(shards) if shards else None,
+            cache_params=_cache_params(table.cache_params) if table.cache_params else None,
+            enforce_hbm=table.enforce_hbm,
+            stochastic_rounding=table.stochastic_rounding,
+            bounds_check_mode=BoundsCheckMode[table.bounds_check_mode.upper()] if table.bounds_check_mode else None,
+            output_dtype=DataType[table.output_dtype.upper()] if table.output_dtype else None,
         )
 
-    modules = {
-        module: types.EmbeddingModuleShardingPlan({name: parameter(table) for name, table in tables.items()})
-        for module, tables in document.plan.items()
+    return types.ShardingPlan(
+        {
+            module: types.EmbeddingModuleShardingPlan({name: parameter(table) for name, table in of_module.items()})
+            for module, of_module in tables.items()
+        }
+    )
+
+
+def from_sharding_plan(plan: ShardingPlan | Mapping[str, Any]) -> dict[str, dict[str, TablePlan]]:
+    """Return the tables of one of TorchRec's plans, as the member `plan` of a plan has them.
+
+    Args:
+        plan: a `ShardingPlan`, or what its `_serialize()` returns (in which TorchRec leaves out parameters of caches,
+            rounding, bounds checks and output types).
+
+    Raises:
+        DiagnosticError: SH302 with everything that a plan of shardc has no words for.
+    """
+    modules = plan.get("plan", {}) if isinstance(plan, Mapping) else plan.plan
+    tables: dict[str, dict[str, TablePlan]] = {}
+    faults = []
+    for path, of_module in modules.items():
+        tables[path] = {}
+        if not isinstance(of_module, Mapping):
+            faults.append(
+                Diagnostic("SH302", f'module "{path}" has a {type(of_module).__name__}, not a plan of tables')
+            )
+            continue
+        for name, sharding in of_module.items():
+            try:
+                members = sharding if isinstance(sharding, Mapping) else _members(sharding)
+                tables[path][name] = TablePlan.model_validate(_with_placements(members))
+            except (ValidationError, ValueError) as error:
+                reasons = [str(error)]
+                if isinstance(error, ValidationError):
+                    details = error.errors(include_url=False, include_context=False, include_input=False)
+                    reasons = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details]
+                faults += [Diagnostic("SH302", f"{_named(path, name)}: {reason}") for reason in reasons]
+    if faults:
+        raise DiagnosticError(*faults)
+    return tables
+
+
+def require_torchrec(purpose: str) -> None:
+    """Import what converting plans needs.
+
+    Raises:
+        DiagnosticError: SH604, exit code 2, when TorchRec is not installed, or does not load.
+    """
+    try:
+        import torchrec.distributed  # noqa: F401
+    except (ImportError, OSError) as error:  # a library that FBGEMM links to may be missing
+        raise DiagnosticError(
+            Diagnostic("SH604", f"{purpose} needs torchrec: {error}", help=INSTALL), exit_code=2
+        ) from error
+
+
+def _on(device_type: DeviceType | None, tables: Tables) -> Tables:
+    """The tables of a plan as devices of a kind have them."""
+    if device_type != "cpu":
+        return tables
+    fused = {"compute_kernel": "fused", "cache_params": None}
+    return {
+        path: {
+            name: table.model_copy(update=fused) if table.compute_kernel.startswith("fused") else table
+            for name, table in of_module.items()
+        }
+        for path, of_module in tables.items()
     }
-    return types.ShardingPlan(modules)
+
+
+def _device_type(tables: Tables) -> DeviceType:
+    """The kind of device of a plan's first shard; plans of replicas alone say nothing of it, and run on any."""
+    shards = (shard for of_module in tables.values() for table in of_module.values() for shard in table.shards)
+    first = next(shards, None)
+    return "cuda" if first and "/cuda:" in first.placement else "cpu"
+
+
+def _faults(tables: Tables, cluster: Cluster) -> Iterator[Diagnostic]:
+    """Yield everything that makes a plan no plan for TorchRec."""
+    for path, of_module in tables.items():
+        for name, table in of_module.items():
+            for code, fault in shard_faults(table, cluster):
+                yield Diagnostic(code, f"{_named(path, name)}: {fault}")
+
+
+def _named(path: str, table: str) -> str:
+    return f'module "{path}", table "{table}"'
+
+
+def _placement(device_type: DeviceType | None, devices_per_host: int) -> Callable[[PlanShard], str]:
+    match device_type:
+        case None:
+            return lambda shard: shard.placement
+        case "cpu":
+            return lambda shard: f"rank:{shard.rank}/cpu"
+        case "cuda":
+            return lambda shard: f"rank:{shard.rank}/cuda:{shard.rank % devices_per_host}"
+
+
+def _cache_params(cache: CacheParams) -> types.CacheParams:
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import CacheAlgorithm
+    from torchrec.distributed import types
+    from torchrec.modules.embedding_configs import DataType
+
+    passes = cache.multipass_prefetch
+    return types.CacheParams(
+        algorithm=CacheAlgorithm[cache.algorithm.upper()] if cache.algorithm else None,
+        load_factor=cache.load_factor,
+        reserved_memory=cache.reserved_memory,
+        precision=DataType[cache.precision.upper()] if cache.precision else None,
+        prefetch_pipeline=cache.prefetch_pipeline,
+        multipass_prefetch_config=types.MultiPassPrefetchConfig(**passes.model_dump()) if passes else None,
+    )
+
+
+def _members(sharding: types.ParameterSharding) -> dict[str, Any]:
+    """A table's sharding as members of a plan.
+
+    Raises:
+        ValueError: for what a plan has no words for.
+    """
+    from torchrec.distributed.types import EnumerableShardingSpec
+
+    spec, cache = sharding.sharding_spec, sharding.cache_params
+    if spec is not None and not isinstance(spec, EnumerableShardingSpec):
+        raise ValueError(f"its sharding_spec is a {type(spec).__name__}, not a list of shards")
+    if sharding.key_value_params is not None:
+        raise ValueError("a plan has no key_value_params")
+    if cache is not None and cache.stats is not None:
+        raise ValueError("a plan has no cache_params.stats")
+    passes = cache.multipass_prefetch_config if cache is not None else None
+    return {
+        "sharding_type": sharding.sharding_type,
+        "compute_kernel": sharding.compute_kernel,
+        "ranks": sharding.ranks,
+        "shards": [
+            {name: getattr(shard, name) for name in ("shard_offsets", "shard_sizes", "placement")}
+            for shard in (spec.shards if spec is not None else ())
+        ],
+        "cache_params": cache
+        and {
+            "algorithm": cache.algorithm and cache.algorithm.name.lower(),
+            "load_factor": cache.load_factor,
+            "reserved_memory": cache.reserved_memory,
+            "precision": cache.precision and cache.precision.name.lower(),
+            "prefetch_pipeline": cache.prefetch_pipeline,
+            "multipass_prefetch": passes and passes._asdict(),
+        },
+        "enforce_hbm": sharding.enforce_hbm,
+        "stochastic_rounding": sharding.stochastic_rounding,
+        "bounds_check_mode": None if sharding.bounds_check_mode is None else sharding.bounds_check_mode.name.lower(),
+        "output_dtype": sharding.output_dtype and sharding.output_dtype.name.lower(),
+    }
+
+
+def _with_placements(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Members with placements as text, and ranks in the order of the shards where TorchRec left them out."""
+    shards = [{**shard, "placement": str(shard["placement"])} for shard in members.get("shards") or ()]
+    ranks = members.get("ranks")
+    if ranks is None and shards:
+        ranks = [PlanShard.model_validate(shard).rank for shard in shards]
+    if ranks is None:
+        raise ValueError("it does not say on which ranks it is")
+    return {**members, "ranks": ranks, "shards": shards}
 
 
 def _other_ranks(plan: Plan) -> Diagnostic | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.frameworks.torchrec import INSTALL
+from shardc.frameworks.torchrec import require_torchrec as require
 from shardc.problem import Kernel, Optimizer, Placement, Problem, ShardingType, Site
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def require_torchrec() -> None:
     Raises:
         DiagnosticError: SH604, exit code 2, when TorchRec is not installed, or does not load.
     """
-    try:
-        import torchrec.distributed.planner  # noqa: F401
-    except (ImportError, OSError) as error:  # a library that FBGEMM links to may be missing
-        message = f"the strategy torchrec_planner needs torchrec: {error}"
-        raise DiagnosticError(Diagnostic("SH604", message, help=INSTALL), exit_code=2) from error
+    require("the strategy torchrec_planner")
 
 
 def plan_with_torchrec(

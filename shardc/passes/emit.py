@@ -12,7 +12,6 @@ from shardc.passes.place import Choice
 from shardc.passes.verify import device_memory, plan_cluster
 from shardc.plan import (
     Bound,
-    CacheParams,
     Candidate,
     Chosen,
     DeviceScore,
@@ -56,7 +55,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
         cluster=plan_cluster(cluster),
         digests=digests,
         tool=Tool(name="shardc", version=shardc.__version__, seed=seed),
-        plan={spec.model.module: _tables(choice)},
+        plan={spec.model.module: table_plans(choice)},
         score=_score(choice, np.zeros((len(Memory), cluster.devices), dtype=np.int64), p90_ms),
         bound=bound,
         chosen=Chosen(strategy=choice.strategy, reason=choice.why),
@@ -74,7 +73,8 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
     return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded), p90_ms)})
 
 
-def _tables(choice: Choice) -> dict[str, TablePlan]:
+def table_plans(choice: Choice) -> dict[str, TablePlan]:
+    """How each table is sharded in a choice, by its name."""
     problem, placement = choice.judge.problem, choice.placement
     plans = {}
     for members, option, places in zip(problem.blocks, placement.option, placement.places, strict=True):
@@ -95,7 +95,7 @@ def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -
         {
             "sharding_type": str(type),
             "compute_kernel": str(kernel),
-            "cache_params": None if kernel is Kernel.FUSED else CacheParams(load_factor=cached),
+            "cache_params": None if kernel is Kernel.FUSED else {"load_factor": cached},
             "ranks": [shard.rank for shard in shards],
             "shards": shards,
         }

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import ceil
 from operator import ge
 from typing import NamedTuple
 
@@ -55,7 +56,12 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
         DiagnosticError: SH201 for each block that fits on no device in any allowed way, SH112 for a cluster of CPUs
             and GPUs, SH113 for tables that may be cached on CPUs, SH114 for Adam on CPUs.
     """
-    model, cluster = loaded.spec.model, lower_cluster(loaded, hardware)
+    return lower_onto(loaded, lower_cluster(loaded, hardware), accesses)
+
+
+def lower_onto(loaded: LoadedSpec, cluster: Cluster, accesses: Mapping[str, Bins] | None = None) -> Problem:
+    """Turn a spec into a problem on these devices, whatever it says of its cluster; as `lower` otherwise."""
+    model = loaded.spec.model
     blocks = _blocks(loaded.tables)
     allowed = _allowed(loaded.tables, blocks, cluster.devices)
     offered = [_together([list(_options(t, loaded.tables[t], model, cluster)) for t in members]) for members in blocks]
@@ -232,8 +238,8 @@ def _in_rows(
 ) -> Iterator[_Option]:
     """A block of ceil(rows / devices) rows on each of so many devices, charged as full where the last one is short."""
     if rows := _rows_of_block(table.rows, devices):
-        pooling = _pooling(table) * rows / table.rows
-        block = _Piece(type, index, rows, table.dim, pooling, _bags(table, model.global_batch))
+        pooling, bags = _reaching(table, rows, model.global_batch)
+        block = _Piece(type, index, rows, table.dim, pooling, bags)
         yield _Option(type, site, (_Unit(1, (block,)),))
 
 
@@ -242,13 +248,16 @@ def _in_columns(
 ) -> Iterator[_Option]:
     """Options of 2 to `most` column blocks whose widths differ by one vector of four elements at most.
 
-    More blocks whose widest is as wide as that of fewer ones are left out: they only repeat the lookups.
+    More blocks whose widest is as wide as that of fewer ones are left out: they only repeat the lookups. Where lookups
+    are not pooled, an operator has tables of one width, so there is one option at most.
     """
-    bags, pooling = _bags(table, model.global_batch), _pooling(table) * rows / table.rows
+    pooling, bags = _reaching(table, rows, model.global_batch)
     vectors = table.dim // _VECTOR
     for count in range(2, min(most, vectors) + 1):
         width, wider = divmod(vectors, count)
-        if -(-vectors // count) == -(-vectors // (count - 1)):
+        if -(-vectors // count) == -(-vectors // (count - 1)) or width * _VECTOR < table.least_width:
+            continue
+        if not table.pooled and (wider or width * _VECTOR != table.least_width):
             continue
         widths = ((wider, width + 1), (count - wider, width))
         units = tuple(
@@ -269,12 +278,22 @@ def _rows_of_block(rows: int, devices: int) -> int:
 
 def _bags(table: Table, samples: int) -> int:
     """Bags that so many samples look up: each feature of a table is pooled into an output of its own."""
-    return samples * len(table.features)
+    return samples * len(table.features) if table.bags is None else ceil(samples * table.bags)
 
 
 def _pooling(table: Table) -> float:
-    """Mean lookups of a bag: those of a sample are spread over the table's features."""
-    return table.pooling / len(table.features)
+    """Mean lookups of a bag: those of a sample are spread over its bags."""
+    return table.pooling / (len(table.features) if table.bags is None else table.bags)
+
+
+def _reaching(table: Table, rows: int, samples: int) -> tuple[float, int]:
+    """Mean lookups of a bag that reach a block of rows, and the bags that do.
+
+    A bag reaches every block, with a part of its lookups; a lookup that is an output of its own reaches one.
+    """
+    if table.pooled:
+        return _pooling(table) * rows / table.rows, _bags(table, samples)
+    return _pooling(table), max(1, ceil(_bags(table, samples) * rows / table.rows))
 
 
 _WAYS = {
@@ -452,13 +471,15 @@ def _shards(pieces: list[_Piece], loaded: LoadedSpec, accesses: Mapping[str, Bin
     owner = np.array([piece.table for piece in pieces])
     bags = np.array([piece.bags for piece in pieces])
     tables = loaded.tables
+    part = np.array([piece.rows / tables[piece.table].rows for piece in pieces])
     # A histogram belongs to a table and the bags that reach it: all of them, or (data-parallel) a device's share.
-    keys, which = np.unique(np.stack([owner, bags]), axis=1, return_inverse=True)
+    pooled = np.array([tables[piece.table].pooled for piece in pieces])
+    reaching = np.where(pooled, bags, np.rint(bags / part).astype(np.int64))
+    keys, which = np.unique(np.stack([owner, reaching]), axis=1, return_inverse=True)
     rows = np.array([float(tables[t].rows) for t in keys[0]])
     lookups = keys[1] * np.array([_pooling(tables[t]) for t in keys[0]])
     found = histograms([accesses.get(tables[t].name, tables[t].access) for t in keys[0]], rows, lookups)
     which = which.reshape(-1)
-    part = np.array([piece.rows / tables[piece.table].rows for piece in pieces])
     return Shards(
         rows=np.array([piece.rows for piece in pieces]),
         dim=np.array([piece.dim for piece in pieces]),

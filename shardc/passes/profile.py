@@ -16,7 +16,7 @@ import numpy as np
 
 from shardc.cost.calibrated import calibrate
 from shardc.cost.model import ComputeCost, PhasedCost, step_cost
-from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS, VERSION, torchrec_cost
+from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS, VERSION, Machine, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.hardware import Hardware, Measured
 from shardc.problem import Floats, HostKind, Problem, Shards
@@ -110,11 +110,12 @@ def profile(
 def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec, *, measuring: bool) -> Profiled:
     """TorchRec's estimates, with its own bandwidths unless the spec gives them; where hosts differ, the least given."""
     kinds = loaded.spec.cluster.kinds
-    cost = torchrec_cost(
-        problem,
+    machine = Machine.of(
+        problem.cluster,
         intra_host=min((kind.intra_bytes_per_s for kind in kinds if kind.intra_bytes_per_s), default=None),
         inter_host=min((kind.inter_bytes_per_s for kind in kinds if kind.inter_bytes_per_s), default=None),
     )
+    cost = torchrec_cost(problem, machine)
     names = " and ".join(device.name for device in hardware)
     warning = Diagnostic(
         "SH505",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import isclose
 
 import numpy as np
@@ -16,6 +16,7 @@ from shardc.spec import MAX_DEVICES, LoadedSpec, Table
 from shardc.units import format_bytes
 
 _NAMED = 5
+_KERNELS = {"cuda": ("fused", "fused_uvm", "fused_uvm_caching"), "cpu": ("fused",)}  # of tables with shards
 _STATED = 1e-5  # relative: plans state six digits
 
 
@@ -55,14 +56,11 @@ def verify_alone(plan: Plan) -> list[Diagnostic]:
     on_cpu = any(shard.placement.endswith("/cpu") for _, table in placed for shard in table.shards)
     hosts = (0,) * plan.cluster.hosts
     cluster = Cluster("cpu" if on_cpu else "cuda", plan.cluster.devices_per_host, kinds=(), host_kind=hosts)
-    findings = []
-    for name, table in placed:
-        rows, columns = _extent(table.shards)
-        if table.sharding_type != "data_parallel" and (fault := _cover_fault(table.shards, rows, columns)):
-            findings.append(Diagnostic("SH305", f"table {_quoted(name)}: {fault}"))
-        for fault in _rule_faults(rows, table, cluster):
-            findings.append(Diagnostic("SH306", f"table {_quoted(name)}: {fault}"))
-    return findings
+    return [
+        Diagnostic(code, f"table {_quoted(name)}: {fault}")
+        for name, table in placed
+        for code, fault in shard_faults(table, cluster)
+    ]
 
 
 def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
@@ -174,7 +172,7 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
             yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
         elif fault:
             yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    for fault in _rule_faults(table.rows, placed, cluster):
+    for fault in _rule_faults(table.rows, placed, cluster, ("fused", "fused_uvm_caching")):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
 
@@ -209,15 +207,34 @@ def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | 
     return f"its shards leave a gap: {area} of {height * width} elements are covered" if area < height * width else None
 
 
-def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster) -> Iterator[str]:
+def shard_faults(placed: TablePlan, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the shards of a table by themselves, whatever table it is: SH305 or SH306, and why.
+
+    Args:
+        placed: the table.
+        cluster: the devices; only their number, hosts and type count.
+    """
+    height, width = _extent(placed.shards)
+    if placed.sharding_type != "data_parallel" and (fault := _cover_fault(placed.shards, height, width)):
+        yield "SH305", fault
+    for fault in _rule_faults(height, placed, cluster, _KERNELS[cluster.device_type]):
+        yield "SH306", fault
+
+
+def extent(placed: TablePlan) -> tuple[int, int] | None:
+    """Return rows and columns of the table that the shards make up; None for a data-parallel one, which has none."""
+    return _extent(placed.shards) if placed.shards else None
+
+
+def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
     """Yield what TorchRec would refuse, or silently train wrong (see the rules in its sharding modules)."""
     kind, ranks, shards = placed.sharding_type, placed.ranks, placed.shards
     devices, local = cluster.devices, cluster.devices_per_host
-    dense, cached = kind == "data_parallel", placed.compute_kernel == "fused_uvm_caching"
-    if dense != (placed.compute_kernel == "dense"):
-        yield f"{kind} needs the compute kernel {'dense' if dense else 'fused'}, not {placed.compute_kernel}"
-    if cached != (placed.cache_params is not None):
-        yield f"{placed.compute_kernel} {'needs' if cached else 'has no'} cache_params"
+    kernels = ("dense",) if kind == "data_parallel" else kernels
+    if placed.compute_kernel not in kernels:
+        yield f"{kind} needs the compute kernel {' or '.join(kernels)}, not {placed.compute_kernel}"
+    if placed.cache_params and placed.compute_kernel != "fused_uvm_caching":
+        yield f"{placed.compute_kernel} has no cache_params"
     if any(rank >= devices for rank in ranks):
         yield f"rank {max(ranks)} is none of the {devices} devices"
     if kind == "data_parallel":
@@ -285,9 +302,11 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
             faults.append(("sharding", f"is {placed.sharding_type}, which the spec does not allow"))
         if placed.compute_kernel not in ("dense", *table.kernels):
             faults.append(("kernels", f"has the kernel {placed.compute_kernel}, which the spec does not allow"))
-        elif placed.cache_params and not isclose(placed.cached, table.cache_ratio, rel_tol=_STATED):
-            stated = f"caches {placed.cached:g} of its rows, the spec has {table.cache_ratio:g}"
-            faults.append(("cache_ratio", stated))
+        elif placed.compute_kernel == "fused_uvm_caching" and not isclose(
+            placed.cached, table.cache_ratio, rel_tol=_STATED
+        ):
+            stated = f"{placed.cached:g}" if placed.cached < 1.0 else "no stated share"
+            faults.append(("cache_ratio", f"caches {stated} of its rows, the spec has {table.cache_ratio:g}"))
         if table.pin and (outside := sorted(set(placed.ranks) - set(table.pin))):
             faults.append(("pin", f"is on device {outside[0]}, but pinned to {', '.join(map(str, table.pin))}"))
         if table.group and sizes[table.group] > 1:

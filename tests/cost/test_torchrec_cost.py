@@ -25,7 +25,7 @@ from torchrec.distributed.types import CacheParams, ParameterSharding  # noqa: E
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig  # noqa: E402
 from torchrec.modules.embedding_modules import EmbeddingBagCollection  # noqa: E402
 
-from shardc.cost.torchrec import VERSION, torchrec_cost  # noqa: E402
+from shardc.cost.torchrec import VERSION, Machine, torchrec_cost  # noqa: E402
 from shardc.diagnostics import DiagnosticError  # noqa: E402
 from shardc.judge import Judge  # noqa: E402
 from shardc.passes.emit import _shards as placed_shards  # noqa: E402
@@ -180,7 +180,8 @@ def assert_same_costs(loaded: LoadedSpec, topology: Topology) -> set[str]:
     """Hold every option against TorchRec's estimate; the sharding types that there were."""
     problem = lower(loaded, devices_of(loaded))
     cluster = loaded.spec.cluster.kinds[0]
-    cost = torchrec_cost(problem, intra_host=cluster.intra_bytes_per_s, inter_host=cluster.inter_bytes_per_s)
+    links = {"intra_host": cluster.intra_bytes_per_s, "inter_host": cluster.inter_bytes_per_s}
+    cost = torchrec_cost(problem, Machine.of(problem.cluster, **links))
     latents = cost.encode(problem.shards)
     for option, counterpart in enumerate(estimated(loaded, problem, topology)):
         for shard, theirs in zip(latent_shards(problem, option), counterpart.shards, strict=True):

@@ -529,14 +529,14 @@ def test_a_plan_that_overfills_a_host_is_named_with_its_largest_tables() -> None
 @pytest.mark.parametrize(
     ("edit", "code", "names"),
     [
-        (table("item", cache_params=None), "SH306", "fused_uvm_caching needs cache_params"),
+        (table("item", cache_params=None), "SH308", "caches no stated share of its rows, the spec has 0.25"),
         (table("item", compute_kernel="fused"), "SH306", "fused has no cache_params"),
         (table("country", cache_params={"load_factor": 0.5}), "SH306", "dense has no cache_params"),
         (table("country", compute_kernel="fused_uvm_caching"), "SH306", "needs the compute kernel dense"),
         (
             table("item", compute_kernel="dense", cache_params=None),
             "SH306",
-            "needs the compute kernel fused, not dense",
+            "needs the compute kernel fused or fused_uvm_caching, not dense",
         ),
         (table("item", cache_params={"load_factor": 0.3}), "SH308", "caches 0.3 of its rows, the spec has 0.25"),
         (
