@@ -6,7 +6,7 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint bench bench-cost schemas clean
+.PHONY: demo test lint bench bench-cost bench-placement bench-torchrec bench-exact schemas clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -27,6 +27,15 @@ bench: $(VENV)/.ready  ## figures of the README, measured on this machine
 
 bench-cost: $(VENV)/.ready  ## how exact the shipped CPU profile is, beside other models
 	$(BIN)/python tests/benchmarks/bench_cost.py
+
+bench-placement: $(VENV)/.ready  ## how good placements are and how long they take, at all sizes
+	$(BIN)/python tests/benchmarks/bench_placement.py
+
+bench-torchrec: $(VENV)/.ready  ## planning and training beside TorchRec's planner
+	$(BIN)/python tests/benchmarks/bench_torchrec.py --large
+
+bench-exact: $(VENV)/.ready  ## plans beside optima by HiGHS, and tight packings
+	$(BIN)/python tests/benchmarks/bench_exact.py
 
 schemas: $(VENV)/.ready
 	$(BIN)/shardc schema spec > schemas/spec.schema.json

@@ -27,7 +27,7 @@ Options = tuple[int, ...]
 """An option for each block."""
 
 EVALUATIONS = {"fast": 10_000, "balanced": 80_000, "thorough": 2_000_000}
-"""Candidates that local search scores for a hundred tables, by effort; more for more tables."""
+"""Candidates that local search scores for a hundred tables, by effort; more for more tables, or fewer."""
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
@@ -128,7 +128,9 @@ def place(
     bound = None
     if isinstance(cost, PhasedCost):
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
-    evaluations = int(EVALUATIONS[effort] * max(1.0, len(problem.blocks) / 100) ** 0.5)
+    # Many tables have more to look at; few have deep local optima, and are scored faster.
+    blocks = len(problem.blocks)
+    evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(4.0, 100 / blocks)) ** 0.5)
     choices = _sharding_choices(problem, bound)
     proposals = _propose(judge, choices[0], policy)
     if not any(p.placement for p in proposals):
