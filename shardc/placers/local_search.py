@@ -21,6 +21,7 @@ from shardc.problem import Bools, Floats, Ints, Placement, Site, ranges
 
 _LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
+_HEAT = 1 / 3  # of the effort: what the first descent with each aim takes at most
 _KICK = 3  # random moves that leave a local optimum
 _MOST_UNITS = 24  # of one device that one exchange chooses from
 _OPTIONS = 2048  # devices that are scored when options change, over all candidates of one step
@@ -55,26 +56,34 @@ def improve(
         start: the placement to start from.
         evaluations: how many candidates may be scored, about.
         seed: of every random choice.
-        targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). Every
-            other descent aims at them.
+        targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). A
+            descent that aims at them races against one that does not, and they take turns from the winner on.
         enough_ms: step time from which on no better one is looked for.
         watch: told of the search as it goes on, and may end it.
     """
     search = _Search(judge, start, np.random.default_rng(seed), evaluations)
     best, best_ms = search.state(), search.step_ms
     idle_kicks = 0
-    aims = cycle([None] if targets is None else [targets, None])
 
     def goes_on() -> bool:
         done = 1.0 - search.budget / max(evaluations, 1)
         return search.budget > 0 and best_ms > enough_ms and watch(done, best_ms)
 
-    while idle_kicks < _PATIENCE and goes_on():
-        for _ in search.descend(next(aims)):
+    def descend(aim: Floats | None, least_budget: float = 0.0) -> None:
+        nonlocal best, best_ms, idle_kicks
+        for _ in search.descend(aim):
             if search.step_ms < best_ms:
                 best, best_ms, idle_kicks = search.state(), search.step_ms, 0
-            if not goes_on():
+            if search.budget <= least_budget or not goes_on():
                 break
+
+    aims: list[Floats | None] = [None]
+    if targets is not None:
+        aims = _race(search, [targets, None], descend, evaluations * _HEAT)
+    for aim in cycle(aims):
+        if idle_kicks >= _PATIENCE or not goes_on():
+            break
+        descend(aim)
         if search.step_ms > best_ms:
             search.restore(best)
         idle_kicks += 1
@@ -82,6 +91,27 @@ def improve(
             break
     search.restore(best)
     return search.placement()
+
+
+def _race(
+    search: _Search,
+    aims: list[Floats | None],
+    descend: Callable[[Floats | None, float], None],
+    evaluations: float,
+) -> list[Floats | None]:
+    """Descend from where a search is with each of some aims, and leave it where the best of them led.
+
+    Returns:
+        The aims, that one first.
+    """
+    start, ends = search.state(), []
+    for number, aim in enumerate(aims):
+        search.restore(start)
+        descend(aim, search.budget - evaluations)
+        ends.append((search.step_ms, number, search.state()))
+    _, first, end = min(ends, key=lambda end: end[:2])
+    search.restore(end)
+    return aims[first:] + aims[:first]
 
 
 class _State(NamedTuple):
