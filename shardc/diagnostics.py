@@ -54,6 +54,7 @@ CODES: dict[str, str] = {
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
     "SH605": "process group is not the plan's",
+    "SH606": "training diverged",
     "SH901": "internal error",
     "SH902": "wrong usage",
     "SH903": "cannot write to stdout",

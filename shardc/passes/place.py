@@ -16,6 +16,7 @@ from shardc.cost.model import CostModel, PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.memory import device_bytes_for
+from shardc.placers.episode import offered_options
 from shardc.placers.feasible import Fit, fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Watch, improve
@@ -144,8 +145,17 @@ def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Prop
     """Every rung of the ladder below local search."""
     proposals = [_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)) for name in HEURISTICS]
     proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
-    proposals.append(_judged(judge, _POLICY, place_by_policy(judge, options, policy) if policy else None))
+    proposals.append(_by_policy(judge, options, policy))
     return proposals
+
+
+def _by_policy(judge: Judge, options: Options, policy: Policy | None) -> Proposal:
+    """The better of two rollouts: the policy chooses options and places, or only places."""
+    if policy is None:
+        return Proposal(_POLICY, None, float("inf"))
+    choices = offered_options(judge.problem), [[option] for option in options]
+    placements = [place_by_policy(judge, choice, policy) for choice in choices]
+    return min((_judged(judge, _POLICY, placement) for placement in placements), key=lambda p: p.step_time_ms)
 
 
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:
