@@ -5,10 +5,10 @@ times at once, and the one judge says what each came to. All rollouts of a task 
 over them is the baseline of each. Candidates without room are masked, in playing and in the loss alike; a rollout that
 gets stuck goes on without regard to memory, and is charged more than all others.
 
-shardc's own policy has few weights and is used greedily, so exploring is better done in its weights than in its actions:
-each rollout is greedy by weights of its own, drawn around the present ones, and these move towards the weights that did
-better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). With sampled actions (REINFORCE), what one greedy
-choice among eighty is worth was hidden by the noise of the seventy-nine others: seven times the work for the same gap.
+shardc's own policy has few weights and is used greedily, so exploring is better done in its weights than in its
+actions: each rollout is greedy by weights of its own, drawn around the present ones, and these move towards the weights
+that did better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). With sampled actions (REINFORCE), what
+one greedy choice among eighty is worth was hidden by the noise of the others: seven times the work for the same gap.
 
 AutoShard's and DreamShard's policies (`shardc.placers.peers`), whose weights are a hundred times as many, learn by
 REINFORCE. AutoShard's own algorithm is IMPALA, actors and a learner apart, with V-trace for the lag between them: with
@@ -57,11 +57,11 @@ _MOST_TABLES = 100
 _SPREAD = 0.1  # standard deviation of the weights that rollouts differ by
 _BALANCE = 0.1  # of what shardc's policy is charged: evens out devices that are not the costliest
 _STUCK = 2.0  # charged to a rollout that ran out of room: so many times an even load more than the others
-_STUCK_GAP = 0.5  # of a task that a greedy rollout finds no room in
+_MOST_GAP = 0.2  # that a validation task counts for at most, and one that has no room for a greedy rollout
 _SIZE = 0.3  # of the first step of an evolution strategy
 _MOST_GAIN = 3.0  # standard deviations that a task counts for at most
 _ENTROPY, _RATE, _CLIP, _MOMENTS = 1e-3, 1e-3, 1.0, {"mean": 0.9, "square": 0.99}  # of policy gradients, with Adam
-_REPORT_EVERY = 10
+_REPORTS = 40  # of a run, at least
 _COLUMNS = ("step", "cost", "spread", "stuck", "step_time", "gap", "balance")
 
 
@@ -182,7 +182,7 @@ def train_policy(
             fared = how.learn(how, state, [train[group] for group in which], settings, ranks)
             if not all(np.isfinite(array).all() for array in state.weights.values()):
                 raise DiagnosticError(_diverged(state.step), exit_code=2)
-            if not ranks.first or (state.step % _REPORT_EVERY and state.step != steps):
+            if not ranks.first or (state.step % max(1, steps // _REPORTS) and state.step != steps):
                 continue
             figures = evaluate(validation, bounds, how.scorer(state.weights))
             state.curve.append((state.step, *fared, *figures))
@@ -476,14 +476,14 @@ def balance(cost: Any, z: Floats) -> Floats:
 def evaluate(groups: Sequence[Sequence[Task]], bounds: Sequence[Floats], scorer: Scorer) -> tuple[float, float, float]:
     """Greedy rollouts of groups of tasks: step time over an even load, gap to the lower bound, degree of balance.
 
-    Means over the tasks in which the rollout found room; a task in which it did not counts as a gap of `_STUCK_GAP`.
+    Means over the tasks in which the rollout found room; a gap counts as `_MOST_GAP` at most, and so does no room.
     """
     ratios, gaps, balances = [], [], []
     for tasks, bound in zip(groups, bounds, strict=True):
         played = play(tasks, scorer)
         step_ms = np.array([float(task.judge.step_ms(z[0])) for task, z in zip(tasks, played.z, strict=True)])
         room = ~played.stuck[:, 0]
-        gaps += np.where(room, step_ms / bound - 1.0, _STUCK_GAP).tolist()
+        gaps += np.where(room, np.minimum(step_ms / bound - 1.0, _MOST_GAP), _MOST_GAP).tolist()
         ratios += (step_ms / [task.even_ms.sum() for task in tasks])[room].tolist()
         balances += balance(tasks[0].judge.cost, played.z[:, 0])[room].tolist()
     return float(np.mean(ratios or [0.0])), float(np.mean(gaps)), float(np.mean(balances or [0.0]))

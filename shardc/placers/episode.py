@@ -1,8 +1,8 @@
 """The environment of the placement policies: many partial placements at once, one block after the other.
 
 In the spirit of DreamShard's estimated MDP (2210.02023, section 3.3): what an action leads to is asked of the cost
-model. N tasks are played R times each, in step. An action is a *candidate*: an option of the block at hand together with
-the place of its first unit; further units of the option take the next best of its places. A candidate that has no room,
+model. N tasks are played R times each, in step. An action is a *candidate*: an option of the block at hand with the
+place of its first unit; further units of the option take the next best of its places. A candidate that has no room,
 or that pins and exclusions forbid, is masked.
 
 Every candidate is described by features that are ratios to the cost of a perfectly even load, so that one policy serves
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -56,14 +56,14 @@ class Slots(NamedTuple):
 
     Attributes:
         option: int[T, O], -1 where there are fewer.
-        count: int[T, O, 2], units of each kind.
+        units: int[T, O, 2], how many units there are of each kind.
         latents: float[T, O, 2, G, K], what a unit adds to each of its devices, by the kind of host.
         memory: float[T, O, 2, M], bytes of a unit on one device, by kind of memory.
         one_host: bool[T, O], whether all units have to be on one host.
     """
 
     option: Ints
-    count: Ints
+    units: Ints
     latents: Floats
     memory: Floats
     one_host: Bools
@@ -76,10 +76,10 @@ class Task:
     Attributes:
         judge: the problem and its costs.
         order: int[T], blocks in the order that they are placed.
-        even_ms: float[P], what a device would cost by phase, beyond fixed costs, that held an equal share of everything.
+        even_ms: float[P], what a device with an equal share of everything would cost by phase, beyond fixed costs.
         slots: the options of each step, by `Site`.
         allowed: bool[T, D], devices that units of the block may go to.
-        apart: int[T, A], exclusion labels that the block shares with others, or a label that nobody has.
+        apart: int[T, A], exclusion labels that the block shares with others; -1 where there are fewer.
         work: float[T], ms that the block takes of all devices together, in the option that takes least.
         need: float[T, M], bytes that it takes of all devices together in that option.
     """
@@ -113,18 +113,17 @@ class Task:
         constrained = np.where(together, np.minimum(constrained, problem.cluster.devices), constrained)
         order = np.lexsort((np.arange(len(work)), -work, constrained))
         by_site = [[[o for o in options[b] if problem.option_site[o] == site] for b in order] for site in Site]
-        nobody = problem.label_count
         most = max(1, max(len(labels) for labels in problem.labels) - 1)
-        labels = [[*problem.labels[b][1:], *[nobody] * most][:most] for b in order]
+        labels = [[*problem.labels[b][1:], *[-1] * most][:most] for b in order]
         return Task(
             judge,
             order,
             even_load_ms(judge, least),
             tuple(_slots(judge, of_site) for of_site in by_site),  # type: ignore[arg-type]
-            problem.allowed[order],
-            np.array(labels, dtype=np.int64).reshape(len(order), most),
-            work[order],
-            need_of_option[smallest][order],
+            allowed=problem.allowed[order],
+            apart=np.array(labels, dtype=np.int64).reshape(len(order), most),
+            work=np.asarray(work[order], dtype=np.float64),
+            need=np.asarray(need_of_option[smallest][order], dtype=np.float64),
         )
 
 
@@ -154,7 +153,7 @@ def even_load_ms(judge: Judge, options: Sequence[int] | Ints) -> Floats:
 
 def varying_ms(judge: Judge, z: Floats) -> Floats:
     """What loads cost a device by phase beyond fixed costs, float[..., P] ms for float[..., K]."""
-    return judge.cost.varying_ms(z) if isinstance(judge.cost, PhasedCost) else judge.phase_ms(z)
+    return np.asarray(judge.cost.varying_ms(z) if isinstance(judge.cost, PhasedCost) else judge.phase_ms(z))
 
 
 class Scorer(Protocol):
@@ -274,8 +273,11 @@ class _Game:
         self._slots = [_stacked([task.slots[site] for task in tasks], self._steps) for site in Site]
         self._allowed = _padded([task.allowed for task in tasks], self._steps, True)
         labels = max(task.judge.problem.label_count for task in tasks)
-        self._apart = _padded([task.apart for task in tasks], self._steps, labels)
-        self._works = any(bool((task.apart < task.judge.problem.label_count).any()) for task in tasks)
+        most = max(task.apart.shape[1] for task in tasks)
+        self._apart = np.full((len(tasks), self._steps, most), -1)
+        for apart, task in zip(self._apart, tasks, strict=True):
+            apart[: len(task.order), : task.apart.shape[1]] = task.apart
+        self._apart_used = bool((self._apart >= 0).any())  # otherwise there are no exclusions to keep
         even = np.stack([task.even_ms for task in tasks])
         self._used = np.flatnonzero(self._phases_used())
         self._scale = even.sum(axis=-1)[:, None, None, None]
@@ -288,7 +290,7 @@ class _Game:
         self._memory = np.zeros(self._limit.shape)
         self._ms = self._phase_ms(self._z)
         self._open = np.zeros((*shape, len(tasks[0].even_ms)), dtype=bool)  # phases that any device takes part in
-        self._taken = np.zeros((*shape, labels + 1, self._devices if self._works else 0), dtype=bool)
+        self._taken = np.zeros((*shape, labels + 1, self._devices if self._apart_used else 0), dtype=bool)
         self._stuck, self._dead = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         work = _padded([task.work for task in tasks], self._steps, 0.0)
         need = _padded([task.need for task in tasks], self._steps, 0.0)
@@ -313,7 +315,7 @@ class _Game:
             none_fits = ~mask.any(axis=-1)
             self._dead |= ~open_.any(axis=-1) & exists
             self._stuck |= none_fits & exists
-            mask = np.where(none_fits[..., None], open_, mask)
+            mask = np.asarray(np.where(none_fits[..., None], open_, mask))
             mask |= ~mask.any(axis=-1, keepdims=True)
             scores = np.round(self._scorer.scores(step, features, mask), 9)
             if self._rng is not None:
@@ -334,12 +336,12 @@ class _Game:
     def _candidates(self, step: int, site: Site) -> _Group:
         """The candidates of a site: who they are, whether pins and exclusions admit them, and what they look like."""
         slots = self._slots[site]
-        admitted = np.broadcast_to(self._allowed[:, None, step], (*self._shape, self._devices))
-        if self._works:
+        admitted: Bools = np.broadcast_to(self._allowed[:, None, step], (*self._shape, self._devices))
+        if self._apart_used:
             n = np.arange(len(self._tasks))[:, None, None]
             r = np.arange(self._shape[1])[None, :, None]
-            admitted = admitted & ~self._taken[n, r, self._apart[:, step][:, None]].any(axis=2)
-        admitted = admitted.reshape(*self._shape, -1, self._size(site)).all(axis=-1)
+            admitted = admitted & ~np.asarray(self._taken[n, r, self._apart[:, step][:, None]].any(axis=2))
+        admitted = np.asarray(admitted.reshape(*self._shape, -1, self._size(site)).all(axis=-1))
         total = self._ms.sum(axis=-1).reshape(*self._shape, -1, self._size(site)).max(axis=-1)
         places = self._listed(step, site, total, admitted)
         admitted = np.take_along_axis(admitted, places, axis=2)
@@ -362,11 +364,11 @@ class _Game:
             return everywhere
         fits = admitted & (self._share(step, site, everywhere) <= 1.0).any(axis=2)
         key = np.where(fits, total, total + _NEVER)
-        return np.sort(np.argsort(key, axis=-1, kind="stable")[..., :most], axis=-1)
+        return np.asarray(np.sort(np.argsort(key, axis=-1, kind="stable")[..., :most], axis=-1))
 
     def _share(self, step: int, site: Site, places: Ints) -> Floats:
         """float[N, R, O, C], of its memory that the fullest device of a place would need with a unit."""
-        by_place = (*self._shape, -1, self._size(site), self._memory.shape[-1])
+        by_place = (*self._shape, -1, self._size(site), self._need.shape[-1])
         at = places[..., None, None]
         held, limit = (np.take_along_axis(a.reshape(by_place), at, axis=2) for a in (self._memory, self._limit))
         needed = held[:, :, None] + self._slots[site].memory[:, step, None, :, 0, None, None]
@@ -375,7 +377,7 @@ class _Game:
     def _enough(self, step: int, site: Site, places: Ints, fits: Bools) -> Bools:
         """Of the candidates bool[N, R, O, C] those beside which there are enough for all units of the option."""
         slots = self._slots[site]
-        count = slots.count[:, step].sum(axis=-1)[:, None, :, None]
+        count = slots.units[:, step].sum(axis=-1)[:, None, :, None]
         if site is Site.DEVICE and slots.one_host[:, step].any():
             host = places // self._local
             beside = (host[..., None] == host[..., None, :])[:, :, None] & fits[..., None, :]
@@ -389,7 +391,7 @@ class _Game:
         else:
             z, before = (np.take_along_axis(a, places[..., None], axis=2) for a in (self._z, self._ms))
         after = self._phase_ms(z[:, :, None] + self._added(slots, step, self._kind[places]))
-        copies = slots.count[:, step].sum(axis=-1)
+        copies = slots.units[:, step].sum(axis=-1)
         return self._describe(step, Site.DEVICE, before[:, :, None, :, None], after[..., None, :], share, copies)
 
     def _hosts(self, step: int, slots: Slots, places: Ints, share: Floats) -> Floats:
@@ -399,7 +401,7 @@ class _Game:
         z, before = (np.take_along_axis(a.reshape(*by_host, a.shape[-1]), at, axis=2) for a in (self._z, self._ms))
         added = self._added(slots, step, self._kind[:: self._local][places])
         after = self._phase_ms(z[:, :, None] + added[..., None, :])
-        return self._describe(step, Site.HOST, before[:, :, None], after, share, slots.count[:, step].sum(axis=-1))
+        return self._describe(step, Site.HOST, before[:, :, None], after, share, slots.units[:, step].sum(axis=-1))
 
     def _cluster(self, step: int, slots: Slots, places: Ints, share: Floats) -> Floats:
         """Features of the one place that is all devices. Of many, those that are largest in a phase are looked at."""
@@ -409,7 +411,7 @@ class _Game:
         after = self._phase_ms(z[:, :, None] + self._added(slots, step, self._kind[which]))[:, :, :, None]
         mean = self._z.mean(axis=2)[:, :, None]
         middle = self._phase_ms(mean), self._phase_ms(mean + slots.latents[:, step, None, :, 0].mean(axis=3))
-        copies = slots.count[:, step].sum(axis=-1)
+        copies = slots.units[:, step].sum(axis=-1)
         return self._describe(step, Site.CLUSTER, before[:, :, None, None], after, share, copies, middle)
 
     def _added(self, slots: Slots, step: int, kinds: Ints) -> Floats:
@@ -449,7 +451,7 @@ class _Game:
         even = self._even[:, None, None, None]  # [N, 1, 1, 1, P]
         scale = self._scale
         now = self._ms.max(axis=2)[:, :, None, None]  # [N, R, 1, 1, P]
-        most_before, most_after = before.max(axis=-2), after.max(axis=-2)
+        most_after = after.max(axis=-2)
         total_before, total_after = before.sum(axis=-1).max(axis=-1) / scale, after.sum(axis=-1).max(axis=-1) / scale
         step_now = now.sum(axis=-1) / scale
         opened = (self._opened(step, site) / scale[..., 0])[:, :, :, None]
@@ -520,7 +522,7 @@ class _Game:
     def _even_exchange(self) -> Floats:
         """Ms of an even load in phases that are not computing, float[N, 1, 1, 1]."""
         even = self._even.sum(axis=-1) - self._even[:, self._computing].sum(axis=-1)
-        return np.maximum(even, 1e-3 * self._even.sum(axis=-1))[:, None, None, None]
+        return np.asarray(np.maximum(even, 1e-3 * self._even.sum(axis=-1))[:, None, None, None])
 
     def _phases_used(self) -> Bools:
         """bool[P]: phases that any option of any task takes part in."""
@@ -569,7 +571,7 @@ class _Game:
             row, column = np.divmod(choice[n, r] - first, width)
             slots = self._slots[group.site]
             self._option[step, n, r] = slots.option[n, step, row]
-            counts = slots.count[n, step, row]
+            counts = slots.units[n, step, row]
             total = np.maximum(counts.sum(axis=1), 1)
             left = scores[n, r][np.arange(len(n))[:, None], (first + row * width)[:, None] + np.arange(width)]
             lanes = np.arange(len(n))
@@ -606,10 +608,11 @@ class _Game:
         self._ms[changed] = self._phase_ms(self._z[changed])
         if isinstance(self._judge.cost, PhasedCost):
             np.logical_or.at(self._open, changed[:2], self._judge.cost.present(self._z[changed]) > 0)
-        if self._works:
+        if self._apart_used:
             for label in range(self._apart.shape[2]):
                 n, r = np.ogrid[: self._shape[0], : self._shape[1]]
                 self._taken[n, r, self._apart[:, step, label][:, None]] |= holding
+            self._taken[:, :, -1] = False  # where -1 points to
         return holding
 
     def _add(self, site: Site, step: int, n: Ints, r: Ints, row: Ints, kind: Ints, place: Ints) -> None:
@@ -667,9 +670,7 @@ def _stacked(slots: Sequence[Slots], steps: int) -> Slots:
     """Slots of N tasks as arrays [N, T, O, ...]; what is filled up has no option."""
     most = max(one.option.shape[1] for one in slots)
 
-    def fill(
-        arrays: Sequence[Floats | Ints | Bools], value: float
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    def fill(arrays: Sequence[Any], value: float) -> Any:
         shape = (len(arrays), steps, most, *arrays[0].shape[2:])
         out = np.full(shape, value, dtype=arrays[0].dtype)
         for index, array in enumerate(arrays):
@@ -677,10 +678,10 @@ def _stacked(slots: Sequence[Slots], steps: int) -> Slots:
         return out
 
     values = (-1, 1, 0.0, 0, False)
-    return Slots(*(fill([s[i] for s in slots], value) for i, value in enumerate(values)))  # type: ignore[arg-type]
+    return Slots(*(fill([s[i] for s in slots], value) for i, value in enumerate(values)))
 
 
-def _padded(arrays: Sequence[np.ndarray], steps: int, value: float) -> np.ndarray:  # type: ignore[type-arg]
+def _padded(arrays: Sequence[Any], steps: int, value: float) -> Any:
     """Arrays [T, ...] of N tasks as one, [N, T, ...]."""
     out = np.full((len(arrays), steps, *arrays[0].shape[1:]), value, dtype=arrays[0].dtype)
     for index, array in enumerate(arrays):

@@ -1,7 +1,7 @@
 """AutoShard's and DreamShard's policies, to compare with; trained by `shardc train policy --kind`.
 
-AutoShard (KDD 2022, 2208.06399, section 4): tables in descending predicted cost; a two-layer LSTM over the tables so far
-is the state; a device is the sum of its tables' representations, its predicted cost and its memory, and is scored
+AutoShard (KDD 2022, 2208.06399, section 4): tables in descending predicted cost; a two-layer LSTM over the tables so
+far is the state; a device is the sum of its tables' representations, its predicted cost and its memory, and is scored
 together with the state. DreamShard (NeurIPS 2022, 2210.02023, section 3.2): no recurrence, costs by phase in a device's
 representation, and a linear score. Both place tables as whole as they may be, and mask devices without room.
 
@@ -201,9 +201,10 @@ def load_peer(path: Path, kind: str) -> AutoShard | DreamShard:
     Raises:
         DiagnosticError: SH602 when the file is missing, damaged, of another format or kind.
     """
-    initial, peer = {"autoshard": (autoshard_initial, AutoShard), "dreamshard": (dreamshard_initial, DreamShard)}[kind]
+    initial = {"autoshard": autoshard_initial, "dreamshard": dreamshard_initial}[kind]
     shapes = {name: array.shape for name, array in initial(np.random.default_rng(0)).items()}
-    return peer(*load_weights(path, kind, shapes))
+    weights, metadata = load_weights(path, kind, shapes)
+    return (AutoShard if kind == "autoshard" else DreamShard)(weights, metadata)
 
 
 def _tables(tasks: Sequence[Task]) -> Floats:
