@@ -60,7 +60,7 @@ _STUCK = 2.0  # charged to a rollout that ran out of room: so many times an even
 _MOST_GAP = 0.2  # that a validation task counts for at most, and one that has no room for a greedy rollout
 _SIZE = 0.3  # of the first step of an evolution strategy
 _MOST_GAIN = 3.0  # standard deviations that a task counts for at most
-_ENTROPY, _RATE, _CLIP, _MOMENTS = 1e-3, 1e-3, 1.0, {"mean": 0.9, "square": 0.99}  # of policy gradients, with Adam
+_ENTROPY, _CLIP, _MOMENTS = 1e-3, 1.0, {"mean": 0.9, "square": 0.99}  # of policy gradients, with Adam
 _REPORTS = 40  # of a run, at least
 _COLUMNS = ("step", "cost", "spread", "stuck", "step_time", "gap", "balance")
 
@@ -312,13 +312,13 @@ def kinds() -> dict[str, Kind]:
         "autoshard": peer(
             peers.autoshard_initial,
             peers.AutoShard,
-            learn=partial(reinforce, peers.autoshard_replayed),
+            learn=partial(reinforce, peers.autoshard_replayed, 1e-3),
             costs=lambda step, balance: 1.0 - balance,
         ),
         "dreamshard": peer(
             peers.dreamshard_initial,
             peers.DreamShard,
-            learn=partial(reinforce, peers.dreamshard_replayed),
+            learn=partial(reinforce, peers.dreamshard_replayed, 1e-3),
             costs=lambda step, balance: step,
         ),
     }
@@ -381,6 +381,7 @@ def evolve(
 
 def reinforce(
     replayed: Callable[[Any, Sequence[Task], Played, Any], Any],
+    rate: float,
     how: Kind,
     state: _State,
     groups: Sequence[Sequence[Task]],
@@ -391,6 +392,7 @@ def reinforce(
 
     Args:
         replayed: scores of all candidates of recorded games, [T, N, R, C], from weights as tensors.
+        rate: learning rate at first; it falls to a tenth.
         how: the kind of policy.
         state: the run.
         groups: tasks to play.
@@ -424,7 +426,7 @@ def reinforce(
     for (name, decay), value in zip(_MOMENTS.items(), (gradient, gradient**2), strict=True):
         state.memory[name] = decay * state.memory[name] + (1.0 - decay) * value
     mean, square = (state.memory[name] / (1.0 - decay**state.step) for name, decay in _MOMENTS.items())
-    rate = _RATE * (1.0 - 0.9 * state.step / settings.steps)
+    rate *= 1.0 - 0.9 * state.step / settings.steps
     change = _split((rate * mean / (np.sqrt(square) + 1e-8))[None], state.weights)
     state.weights = {name: array - change[name][0] for name, array in state.weights.items()}
     return _fared(how, games)

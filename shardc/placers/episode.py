@@ -130,11 +130,12 @@ class Task:
 def offered_options(problem: Problem) -> list[list[int]]:
     """For each block the options that a policy chooses from: few of each site, whole and in halves of halves."""
     offered = []
+    sites, units = problem.option_site.tolist(), problem.option_units.tolist()
     for block in range(len(problem.blocks)):
         chosen: list[int] = []
         for site, most in _MOST.items():
-            of_site = [o for o in problem.options_of(block) if problem.option_site[o] == site]
-            usual = [o for o in of_site if problem.option_units[o] in _PIECES]
+            of_site = [o for o in problem.options_of(block) if sites[o] == site]
+            usual = [o for o in of_site if units[o] in _PIECES]
             # Where memory is tight, only the smallest pieces may fit.
             chosen += dict.fromkeys([*(usual or of_site)[: most - 1], *of_site[-1:]])
         offered.append(chosen)
@@ -253,6 +254,22 @@ class _Group(NamedTuple):
     features: Floats
 
 
+class _Now(NamedTuple):
+    """Partial placements before a step.
+
+    Attributes:
+        phases: float[N, R, P] ms, of the costliest device by phase.
+        total: float[N, R, D] ms, of all phases.
+        least_compute: float[N, R] ms, least of all devices.
+        needed: float[N, R], what is still to be placed over the memory that is free, 2 at most.
+    """
+
+    phases: Floats
+    total: Floats
+    least_compute: Floats
+    needed: Floats
+
+
 class _Game:
     """Partial placements of N tasks in R rollouts, being filled."""
 
@@ -284,6 +301,7 @@ class _Game:
         self._even = np.maximum(even[:, self._used], _LEAST_EVEN * self._scale[:, 0, 0])
         shape = (len(tasks), rollouts)
         self._shape = shape
+        self._n, self._r = np.arange(shape[0])[:, None, None], np.arange(shape[1])[None, :, None]
         limit = np.stack([_by_kind(task.judge.problem.cluster.memory_limit) for task in tasks])[:, None]
         self._z = np.zeros((*shape, self._devices, judge.latents.shape[2]))
         self._limit = np.broadcast_to(np.maximum(limit, 1.0), (*shape, *limit.shape[2:]))
@@ -307,12 +325,13 @@ class _Game:
         rests: list[Rest] = []
         self._scorer.start(self._tasks, self._shape[1])
         for step in range(self._steps):
+            self._now = self._look(step)
             groups = [self._candidates(step, site) for site in Site if self._slots[site].option.shape[2]]
             mask = np.concatenate([g.mask.reshape(*self._shape, -1) for g in groups], axis=-1)
             features = np.concatenate([g.features.reshape(*self._shape, -1, len(FEATURES)) for g in groups], axis=-2)
             exists = np.array([step < len(task.order) for task in self._tasks])[:, None]
             open_, mask = mask, mask & self._room(step, groups)
-            none_fits = ~mask.any(axis=-1)
+            none_fits = np.asarray(~mask.any(axis=-1))
             self._dead |= ~open_.any(axis=-1) & exists
             self._stuck |= none_fits & exists
             mask = np.asarray(np.where(none_fits[..., None], open_, mask))
@@ -331,6 +350,17 @@ class _Game:
                 recorded.append((features.astype(np.float32), mask, choice, counted, devices))
         return self._played(recorded, rests)
 
+    def _look(self, step: int) -> _Now:
+        """What all candidates of a step have in common."""
+        free = np.maximum(self._limit - self._memory, 0.0).sum(axis=2)
+        needed = (self._need[:, step][:, None] / np.maximum(free, 1.0)).max(axis=-1)
+        compute = self._ms[..., self._computing].sum(axis=-1)
+        return _Now(self._ms.max(axis=2), self._ms.sum(axis=-1), compute.min(axis=-1), np.minimum(needed, 2.0))
+
+    def _at(self, array: Any, places: Ints) -> Any:
+        """Of an array [N, R, places, ...] those of some places int[N, R, C]: [N, R, C, ...]."""
+        return array[self._n, self._r, places]
+
     # --- Candidates ---------------------------------------------------------------------------------------------------
 
     def _candidates(self, step: int, site: Site) -> _Group:
@@ -338,13 +368,12 @@ class _Game:
         slots = self._slots[site]
         admitted: Bools = np.broadcast_to(self._allowed[:, None, step], (*self._shape, self._devices))
         if self._apart_used:
-            n = np.arange(len(self._tasks))[:, None, None]
-            r = np.arange(self._shape[1])[None, :, None]
-            admitted = admitted & ~np.asarray(self._taken[n, r, self._apart[:, step][:, None]].any(axis=2))
+            taken = self._at(self._taken, self._apart[:, step][:, None])
+            admitted = admitted & ~np.asarray(taken.any(axis=2))
         admitted = np.asarray(admitted.reshape(*self._shape, -1, self._size(site)).all(axis=-1))
-        total = self._ms.sum(axis=-1).reshape(*self._shape, -1, self._size(site)).max(axis=-1)
+        total = self._now.total.reshape(*self._shape, -1, self._size(site)).max(axis=-1)
         places = self._listed(step, site, total, admitted)
-        admitted = np.take_along_axis(admitted, places, axis=2)
+        admitted = self._at(admitted, places)
         share = self._share(step, site, places)
         look = {Site.DEVICE: self._devices_of, Site.HOST: self._hosts, Site.CLUSTER: self._cluster}[site]
         features = look(step, slots, places, share)
@@ -369,8 +398,7 @@ class _Game:
     def _share(self, step: int, site: Site, places: Ints) -> Floats:
         """float[N, R, O, C], of its memory that the fullest device of a place would need with a unit."""
         by_place = (*self._shape, -1, self._size(site), self._need.shape[-1])
-        at = places[..., None, None]
-        held, limit = (np.take_along_axis(a.reshape(by_place), at, axis=2) for a in (self._memory, self._limit))
+        held, limit = (self._at(a.reshape(by_place), places) for a in (self._memory, self._limit))
         needed = held[:, :, None] + self._slots[site].memory[:, step, None, :, 0, None, None]
         return np.asarray((needed / limit[:, :, None]).max(axis=(-1, -2)))
 
@@ -389,7 +417,7 @@ class _Game:
         if places.shape[-1] == self._devices:
             z, before = self._z, self._ms
         else:
-            z, before = (np.take_along_axis(a, places[..., None], axis=2) for a in (self._z, self._ms))
+            z, before = self._at(self._z, places), self._at(self._ms, places)
         after = self._phase_ms(z[:, :, None] + self._added(slots, step, self._kind[places]))
         copies = slots.units[:, step].sum(axis=-1)
         return self._describe(step, Site.DEVICE, before[:, :, None, :, None], after[..., None, :], share, copies)
@@ -397,8 +425,7 @@ class _Game:
     def _hosts(self, step: int, slots: Slots, places: Ints, share: Floats) -> Floats:
         """Features of hosts."""
         by_host = (*self._shape, -1, self._local)
-        at = places[..., None, None]
-        z, before = (np.take_along_axis(a.reshape(*by_host, a.shape[-1]), at, axis=2) for a in (self._z, self._ms))
+        z, before = (self._at(a.reshape(*by_host, a.shape[-1]), places) for a in (self._z, self._ms))
         added = self._added(slots, step, self._kind[:: self._local][places])
         after = self._phase_ms(z[:, :, None] + added[..., None, :])
         return self._describe(step, Site.HOST, before[:, :, None], after, share, slots.units[:, step].sum(axis=-1))
@@ -407,7 +434,7 @@ class _Game:
         """Features of the one place that is all devices. Of many, those that are largest in a phase are looked at."""
         few = self._devices <= _WITNESSES
         which = np.broadcast_to(np.arange(self._devices), self._ms.shape[:3]) if few else self._ms.argmax(axis=2)
-        z, before = (np.take_along_axis(a, which[..., None], axis=2) for a in (self._z, self._ms))
+        z, before = self._at(self._z, which), self._at(self._ms, which)
         after = self._phase_ms(z[:, :, None] + self._added(slots, step, self._kind[which]))[:, :, :, None]
         mean = self._z.mean(axis=2)[:, :, None]
         middle = self._phase_ms(mean), self._phase_ms(mean + slots.latents[:, step, None, :, 0].mean(axis=3))
@@ -450,7 +477,7 @@ class _Game:
         """
         even = self._even[:, None, None, None]  # [N, 1, 1, 1, P]
         scale = self._scale
-        now = self._ms.max(axis=2)[:, :, None, None]  # [N, R, 1, 1, P]
+        now = self._now.phases[:, :, None, None]  # [N, R, 1, 1, P]
         most_after = after.max(axis=-2)
         total_before, total_after = before.sum(axis=-1).max(axis=-1) / scale, after.sum(axis=-1).max(axis=-1) / scale
         step_now = now.sum(axis=-1) / scale
@@ -469,15 +496,12 @@ class _Game:
         added = (new - old).sum(axis=(-1, -2)) * times / scale
         work = self._work[:, step][:, None, None, None] / scale
         work_ = np.maximum(work, 1e-9)
-        compute = self._ms[..., self._computing].sum(axis=-1)  # [N, R, D]
         even_compute = np.maximum(self._even[:, self._computing].sum(axis=-1), 1e-9)[:, None, None, None]
         compute_after = most_after[..., self._computing].sum(axis=-1) / even_compute
         relative = most_after / even
         exchange = (most_after.sum(axis=-1) - compute_after * even_compute) / self._even_exchange
-        least = compute.min(axis=-1)[:, :, None, None] / even_compute
-        mean = self._ms.sum(axis=-1).mean(axis=-1)[:, :, None, None] / scale
-        free = np.maximum(self._limit - self._memory, 0.0).sum(axis=2)
-        needed = (self._need[:, step][:, None] / np.maximum(free, 1.0)).max(axis=-1)
+        least = self._now.least_compute[:, :, None, None] / even_compute
+        mean = self._now.total.mean(axis=-1)[:, :, None, None] / scale
         columns = (
             total_after,
             total_before,
@@ -488,7 +512,7 @@ class _Game:
             (most_after * most_after / even).sum(axis=-1) / scale,
             mean - total_before,
             share,
-            np.minimum(needed, 2.0)[:, :, None, None],
+            self._now.needed[:, :, None, None],
             self._left[:, step][:, None, None, None],
             work,
             self._later[:, step][:, None, None, None] / scale,

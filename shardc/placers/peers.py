@@ -160,10 +160,11 @@ class _Peer:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, tasks: Sequence[Task], rollouts: int) -> None:
-        """A new game: no device holds anything."""
-        self._encoded = _encoded(self.weights, _tables(tasks))
+        """A new game: no device holds anything. In single precision, which halves the time of training."""
+        self._single = {name: array.astype(np.float32) for name, array in self.weights.items()}
+        self._encoded = _encoded(self._single, _tables(tasks).astype(np.float32))
         devices = tasks[0].judge.problem.cluster.devices
-        self._held = np.zeros((len(tasks), rollouts, devices, _TABLE))
+        self._held = np.zeros((len(tasks), rollouts, devices, _TABLE), dtype=np.float32)
 
     def placed(self, step: int, devices: Bools) -> None:
         """Add the table's representation to the devices that hold it now."""
@@ -177,12 +178,13 @@ class AutoShard(_Peer):
     def start(self, tasks: Sequence[Task], rollouts: int) -> None:
         """A new game: the states do not depend on where tables go."""
         super().start(tasks, rollouts)
-        zeros = np.zeros((len(tasks), _STATE))
-        self._states = _autoshard_states(self.weights, self._encoded, _left(tasks), zeros)
+        zeros, left = np.zeros((len(tasks), _STATE), dtype=np.float32), _left(tasks).astype(np.float32)
+        self._states = _autoshard_states(self._single, self._encoded, left, zeros)
 
     def scores(self, step: int, features: Floats, mask: Bools) -> Floats:
         """Scores of devices."""
-        return np.asarray(_autoshard_scores(self.weights, self._states[step][:, None, None], self._held, features))
+        state, seen = self._states[step][:, None, None], features.astype(np.float32)
+        return np.asarray(_autoshard_scores(self._single, state, self._held, seen), dtype=np.float64)
 
 
 @dataclass
@@ -192,7 +194,8 @@ class DreamShard(_Peer):
     def scores(self, step: int, features: Floats, mask: Bools) -> Floats:
         """Scores of devices."""
         now = self._encoded[:, step][:, None, None]
-        return np.asarray(_dreamshard_scores(self.weights, self._held + now, features))
+        held, seen = self._held + now, features.astype(np.float32)
+        return np.asarray(_dreamshard_scores(self._single, held, seen), dtype=np.float64)
 
 
 def load_peer(path: Path, kind: str) -> AutoShard | DreamShard:
@@ -253,7 +256,7 @@ def _layers(rng: np.random.Generator, layers: Mapping[str, tuple[int, int]]) -> 
 
 
 def _sigmoid(x: Array) -> Array:
-    return 1.0 / (1.0 + math.e ** (-x))
+    return 1.0 / (1.0 + math.e ** (-x.clip(min=-30.0, max=30.0)))
 
 
 def _tanh(x: Array) -> Array:
