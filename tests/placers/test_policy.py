@@ -42,8 +42,8 @@ def test_alone_it_is_better_than_the_papers_heuristics():
 
 
 def test_it_chooses_how_to_shard():
-    tables = [{"name": "huge", "rows": 40_000_000, "dim": 128, "pooling": 100}]
-    tables += [{"name": f"t{i}", "rows": 1000, "dim": 16} for i in range(12)]
+    tables = [{"name": "huge", "rows": 40_000_000, "dim": 128, "pooling": 100, "access": "uniform"}]
+    tables += [{"name": f"t{i}", "rows": 1000, "dim": 16, "pooling": 1} for i in range(12)]
     spec = {
         "format": 1,
         "model": {"name": "m", "module": "ebc", "global_batch": 65_536},
