@@ -32,6 +32,7 @@ EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
+_CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
@@ -150,12 +151,15 @@ def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Prop
 
 
 def _by_policy(judge: Judge, options: Options, policy: Policy | None) -> Proposal:
-    """The better of two rollouts: the policy chooses options and places, or only places."""
+    """The policy with the bound's options, or with its own where these are clearly better.
+
+    Local search ends better from the bound's options, unless its start is much worse (see `_CLEARLY`).
+    """
     if policy is None:
         return Proposal(_POLICY, None, float("inf"))
-    choices = offered_options(judge.problem), [[option] for option in options]
-    placements = [place_by_policy(judge, choice, policy) for choice in choices]
-    return min((_judged(judge, _POLICY, placement) for placement in placements), key=lambda p: p.step_time_ms)
+    choices = [[option] for option in options], offered_options(judge.problem)
+    given, own = (_judged(judge, _POLICY, place_by_policy(judge, choice, policy)) for choice in choices)
+    return own if own.step_time_ms < _CLEARLY * given.step_time_ms else given
 
 
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:

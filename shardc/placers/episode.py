@@ -164,8 +164,15 @@ class Scorer(Protocol):
         """A new game."""
         ...
 
-    def scores(self, step: int, features: Floats, mask: Bools) -> Floats:
-        """float[N, R, C] for features float[N, R, C, F] and bool[N, R, C], candidates that are possible."""
+    def scores(self, step: int, features: Floats, mask: Bools, devices: Ints) -> Floats:
+        """Scores float[N, R, C].
+
+        Args:
+            step: number of the step.
+            features: float[N, R, C, F].
+            mask: bool[N, R, C], candidates that are possible.
+            devices: int[N, R, C], the first device of each candidate's place.
+        """
         ...
 
     def placed(self, step: int, devices: Bools) -> None:
@@ -336,7 +343,7 @@ class _Game:
             self._stuck |= none_fits & exists
             mask = np.asarray(np.where(none_fits[..., None], open_, mask))
             mask |= ~mask.any(axis=-1, keepdims=True)
-            scores = np.round(self._scorer.scores(step, features, mask), 9)
+            scores = np.round(self._scorer.scores(step, features, mask, self._first_devices(groups)), 9)
             if self._rng is not None:
                 noise = -np.log(-np.log(np.maximum(self._rng.random(scores.shape), 1e-300)))
                 noise[:, : self._greedy] = 0.0
@@ -448,6 +455,11 @@ class _Game:
             return latents[:, None]
         n, o = np.ogrid[: latents.shape[0], : latents.shape[1]]
         return np.moveaxis(latents[n[:, :, None, None], o[:, :, None, None], kinds[:, None]], 1, 2)
+
+    def _first_devices(self, groups: Sequence[_Group]) -> Ints:
+        """int[N, R, C]: the first device of each candidate's place."""
+        first = (np.broadcast_to((g.places * self._size(g.site))[:, :, None], g.share.shape) for g in groups)
+        return np.concatenate([of_group.reshape(*self._shape, -1) for of_group in first], axis=-1)
 
     def _room(self, step: int, groups: Sequence[_Group]) -> Bools:
         """bool[N, R, C]: candidates whose option has room for all its units, the first at the candidate's place."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from shardc.placers.episode import FEATURES, Played, Task
 from shardc.placers.policy import load_weights
-from shardc.problem import Bools, Floats, Problem
+from shardc.problem import Bools, Floats, Ints, Problem
 
 Array = Any
 """A numpy array or a torch tensor."""
@@ -170,6 +170,11 @@ class _Peer:
         """Add the table's representation to the devices that hold it now."""
         self._held += devices[..., None] * self._encoded[:, step][:, None, None]
 
+    def _of(self, devices: Ints) -> Floats:
+        """Sums of representations on devices int[N, R, C]: float32[N, R, C, 32]."""
+        n, r = np.ogrid[: devices.shape[0], : devices.shape[1]]
+        return np.asarray(self._held[n[..., None], r[..., None], devices])
+
 
 @dataclass
 class AutoShard(_Peer):
@@ -181,20 +186,20 @@ class AutoShard(_Peer):
         zeros, left = np.zeros((len(tasks), _STATE), dtype=np.float32), _left(tasks).astype(np.float32)
         self._states = _autoshard_states(self._single, self._encoded, left, zeros)
 
-    def scores(self, step: int, features: Floats, mask: Bools) -> Floats:
+    def scores(self, step: int, features: Floats, mask: Bools, devices: Ints) -> Floats:
         """Scores of devices."""
         state, seen = self._states[step][:, None, None], features.astype(np.float32)
-        return np.asarray(_autoshard_scores(self._single, state, self._held, seen), dtype=np.float64)
+        return np.asarray(_autoshard_scores(self._single, state, self._of(devices), seen), dtype=np.float64)
 
 
 @dataclass
 class DreamShard(_Peer):
     """DreamShard's policy with trained weights, by name (see `dreamshard_initial`)."""
 
-    def scores(self, step: int, features: Floats, mask: Bools) -> Floats:
+    def scores(self, step: int, features: Floats, mask: Bools, devices: Ints) -> Floats:
         """Scores of devices."""
         now = self._encoded[:, step][:, None, None]
-        held, seen = self._held + now, features.astype(np.float32)
+        held, seen = self._of(devices) + now, features.astype(np.float32)
         return np.asarray(_dreamshard_scores(self._single, held, seen), dtype=np.float64)
 
 

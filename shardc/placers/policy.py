@@ -22,7 +22,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge
 from shardc.placers.episode import FEATURES, Scorer, Task, play
 from shardc.placers.feasible import repair
-from shardc.problem import Bools, Floats, Placement
+from shardc.problem import Bools, Floats, Ints, Placement
 
 POLICY_FORMAT = "2"
 METADATA = "shardc"  # one key of the file's metadata holds all of it as JSON: their order would be random
@@ -79,7 +79,7 @@ class Policy:
     def start(self, tasks: Sequence[Task], rollouts: int) -> None:
         """Nothing to remember."""
 
-    def scores(self, step: int, features: Floats, mask: Bools) -> Floats:
+    def scores(self, step: int, features: Floats, mask: Bools, devices: Ints) -> Floats:
         """Scores of candidates."""
         return scores(self.weights, features, mask)
 

@@ -312,10 +312,10 @@ class _Blind:
         self._policy, self._columns = AutoShard(weights), columns
         self.start, self.placed = self._policy.start, self._policy.placed
 
-    def scores(self, step: int, features: Any, mask: Any) -> Any:
+    def scores(self, step: int, features: Any, mask: Any, devices: Any) -> Any:
         features = features.copy()
         features[..., self._columns] = 0.0
-        return self._policy.scores(step, features, mask)
+        return self._policy.scores(step, features, mask, devices)
 
 
 if __name__ == "__main__":

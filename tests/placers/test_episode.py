@@ -26,7 +26,7 @@ class Linear:
     def start(self, tasks, rollouts):
         pass
 
-    def scores(self, step, features, mask):
+    def scores(self, step, features, mask, devices):
         return features @ self.weights
 
     def placed(self, step, devices):

@@ -2,14 +2,20 @@ import numpy as np
 import pytest
 import torch
 
+from shardc import pipeline
 from shardc.diagnostics import DiagnosticError
 from shardc.hardware import load_hardware
+from shardc.judge import Judge
 from shardc.learn.train_policy import draw_tasks, kinds
+from shardc.passes.lower import lower
+from shardc.passes.profile import profile
 from shardc.pipeline import PEERS, POLICY
 from shardc.placers.episode import Task, play
 from shardc.placers.peers import load_peer, table_features
 from shardc.placers.policy import place_by_policy
 from shardc.placers.random import place_at_random
+from shardc.spec import parse_spec
+from shardc.suites import problems
 
 PAPERS = ("autoshard", "dreamshard")
 
@@ -31,8 +37,8 @@ class Listening:
         self._scorer, self.seen = scorer, []
         self.start, self.placed = scorer.start, scorer.placed
 
-    def scores(self, step, features, mask):
-        self.seen.append(self._scorer.scores(step, features, mask))
+    def scores(self, step, features, mask, devices):
+        self.seen.append(self._scorer.scores(step, features, mask, devices))
         return self.seen[-1]
 
 
@@ -57,6 +63,18 @@ def test_the_shipped_weights_are_small_and_better_than_random(kind, tasks):
         other = place_at_random(task.judge, options, 0)
         ratios.append(task.judge.judge(found).step_time_ms / task.judge.judge(other).step_time_ms)
     assert np.mean(ratios) < 1
+
+
+@pytest.mark.parametrize("kind", PAPERS)
+@pytest.mark.parametrize(("suite", "number"), [("metasyn-varied", 8), ("tight", 10)])
+def test_they_place_tables_of_any_kind_on_any_number_of_devices(kind, suite, number):
+    """On 40 devices, of which some are looked at; and with a table that has to be sharded by rows."""
+    loaded = parse_spec(problems(suite, count=number + 1)[number])
+    hardware = pipeline.devices_of(loaded)
+    problem = lower(loaded, hardware)
+    judge = Judge(problem, profile(problem, hardware, loaded).cost)
+    placement = place_by_policy(judge, [[int(option)] for option in problem.first_option], load_peer(PEERS[kind], kind))
+    assert placement is None or judge.judge(placement).feasible
 
 
 @pytest.mark.parametrize("kind", PAPERS)
