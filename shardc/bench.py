@@ -43,6 +43,9 @@ REFERENCE = "shardc"
 """The strategy whose step time others are ratios to, where it placed the problem."""
 
 
+_ROLLOUTS = 16
+
+
 class Failure(StrEnum):
     """Why a strategy has no step time. Part of the JSON output: added to, never renamed."""
 
@@ -271,6 +274,11 @@ def _rl_policy(case: Case) -> Placement | None:
     return _placed_by(case, case.policy or load_policy(Path(pipeline.POLICY)))
 
 
+def _rl_policy_16(case: Case) -> Placement | None:
+    policy = (case.policy or load_policy(Path(pipeline.POLICY))).varied(_ROLLOUTS, case.seed)
+    return place_by_policy(case.judge(), [[option] for option in case.whole], policy, rollouts=_ROLLOUTS)
+
+
 def _peer(kind: str, case: Case) -> Placement | None:
     return _placed_by(case, load_peer(pipeline.PEERS[kind], kind))
 
@@ -307,6 +315,11 @@ STRATEGIES: Mapping[str, Strategy] = {
     "rl_policy": Strategy(
         "shardc's RL policy alone, tables as whole as they may be",
         partial(_timed, _rl_policy),
+        lambda: load_policy(Path(pipeline.POLICY)),
+    ),
+    "rl_policy_16": Strategy(
+        f"the best of {_ROLLOUTS} rollouts of the RL policy with weights that differ",
+        partial(_timed, _rl_policy_16),
         lambda: load_policy(Path(pipeline.POLICY)),
     ),
     **{

@@ -227,7 +227,6 @@ def play(
     *,
     rollouts: int = 1,
     rng: np.random.Generator | None = None,
-    greedy: int = 0,
     record: bool = False,
 ) -> Played:
     """Play all tasks at once.
@@ -237,10 +236,9 @@ def play(
         scorer: what chooses.
         rollouts: how many times each is played.
         rng: of samples by the softmax of the scores; None to take the best candidate always.
-        greedy: how many of the rollouts take the best candidate all the same, the first ones.
         record: whether to keep what learning needs.
     """
-    return _Game(tasks, scorer, rollouts, rng, greedy, record).play()
+    return _Game(tasks, scorer, rollouts, rng, record).play()
 
 
 class _Group(NamedTuple):
@@ -286,11 +284,10 @@ class _Game:
         scorer: Scorer,
         rollouts: int,
         rng: np.random.Generator | None,
-        greedy: int,
         record: bool,
     ) -> None:
         judge = tasks[0].judge
-        self._tasks, self._scorer, self._rng, self._greedy, self._record = tasks, scorer, rng, greedy, record
+        self._tasks, self._scorer, self._rng, self._record = tasks, scorer, rng, record
         self._judge, cluster = judge, judge.problem.cluster
         self._kind, self._local, self._devices = cluster.kind, cluster.devices_per_host, cluster.devices
         self._steps = max(len(task.order) for task in tasks)
@@ -346,7 +343,6 @@ class _Game:
             scores = np.round(self._scorer.scores(step, features, mask, self._first_devices(groups)), 9)
             if self._rng is not None:
                 noise = -np.log(-np.log(np.maximum(self._rng.random(scores.shape), 1e-300)))
-                noise[:, : self._greedy] = 0.0
                 scores = scores + noise
             scores = np.where(mask, scores, -np.inf)
             choice = scores.argmax(axis=-1)

@@ -32,6 +32,7 @@ Weights = Mapping[str, Floats]
 
 _HIDDEN = 4
 _LEFT = FEATURES.index("left")
+_CLOSE_BY = 0.1  # standard deviation of weights of which the best of several rollouts is taken
 _REPAIRS = 20_000  # candidates that are scored to make a placement fit that memory has no room for
 
 
@@ -76,6 +77,14 @@ class Policy:
     weights: Weights
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def varied(self, rollouts: int, seed: int) -> Policy:
+        """The policy with weights of their own for so many rollouts: the trained ones, and others close by."""
+        rng = np.random.default_rng(seed)
+        near = {name: rng.normal(0.0, _CLOSE_BY, (rollouts, *array.shape)) for name, array in self.weights.items()}
+        for change in near.values():
+            change[0] = 0.0
+        return Policy({name: array + near[name] for name, array in self.weights.items()}, self.metadata)
+
     def start(self, tasks: Sequence[Task], rollouts: int) -> None:
         """Nothing to remember."""
 
@@ -88,9 +97,9 @@ class Policy:
 
 
 def place_by_policy(
-    judge: Judge, options: Sequence[Sequence[int]], policy: Scorer, *, samples: int = 0, seed: int = 0
+    judge: Judge, options: Sequence[Sequence[int]], policy: Scorer, *, rollouts: int = 1
 ) -> Placement | None:
-    """The policy's own placement: a greedy rollout, or the best of that and some sampled ones.
+    """The policy's own placement: of a greedy rollout, or the best of several by weights that differ.
 
     Where memory is so tight that a rollout runs out of room, it goes on regardless, and what it ends with is changed
     until it fits.
@@ -99,20 +108,18 @@ def place_by_policy(
         judge: the problem and its costs.
         options: for each block the options to choose from.
         policy: what chooses.
-        samples: sampled rollouts besides the greedy one.
-        seed: of the samples.
+        rollouts: of a policy that has weights for so many, see `Policy.varied`.
 
     Returns:
         The placement; None if none was found that fits, or pins and exclusions leave no place.
     """
-    rng = np.random.default_rng(seed) if samples else None
-    played = play([Task.of(judge, options)], policy, rollouts=1 + samples, rng=rng, greedy=1)
+    played = play([Task.of(judge, options)], policy, rollouts=rollouts)
     step_ms = np.where(played.stuck[0], np.inf, judge.step_ms(played.z[0]))
     best = int(step_ms.argmin())
     placement = played.placement(0, best)
     if placement is None or not played.stuck[0, best]:
         return placement
-    return repair(judge.problem, placement, evaluations=_REPAIRS, seed=seed)
+    return repair(judge.problem, placement, evaluations=_REPAIRS, seed=0)
 
 
 def load_policy(path: Path) -> Policy:

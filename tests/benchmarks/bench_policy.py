@@ -37,7 +37,7 @@ from shardc.suites import TablePool, metasyn_split, metasyn_task, problems  # no
 
 DEVICES = ("cpu-epyc", "h100-80gb")
 PAPERS = ("random", "size_greedy", "dim_greedy", "lookup_greedy", "size_lookup_greedy")
-POLICIES = ("cost_greedy", "autoshard", "dreamshard", "rl_policy")
+POLICIES = ("cost_greedy", "autoshard", "dreamshard", "rl_policy", "rl_policy_16")
 SIZES = ((20, 4), (40, 4), (80, 4), (40, 8), (80, 8), (200, 8), (100, 16), (200, 16), (400, 40), (800, 80), (1000, 128))
 UNSEEN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TASKS = 20

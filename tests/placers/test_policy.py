@@ -78,6 +78,18 @@ def test_the_order_in_which_tables_are_listed_has_no_influence():
     assert found[0] == found[1]
 
 
+def test_the_best_of_several_rollouts_is_no_worse_than_the_greedy_one():
+    policy, better = load_policy(POLICY), 0
+    for spec in problems("metasyn", count=3):
+        judge = judge_of(spec)
+        options = [[int(option)] for option in judge.problem.first_option]
+        one = judge.judge(place_by_policy(judge, options, policy)).step_time_ms
+        best = judge.judge(place_by_policy(judge, options, policy.varied(16, seed=0), rollouts=16)).step_time_ms
+        assert best <= one
+        better += best < one
+    assert better
+
+
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
