@@ -27,7 +27,7 @@ def policy(
         typer.Option("--profile", metavar="NAME", help="Train on this device (may be repeated); default all shipped."),
     ] = None,
     kind: Annotated[str, typer.Option(metavar="KIND", help="shardc, autoshard or dreamshard.")] = "shardc",
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 2000,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 500,
     seed: SeedOption = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite weights that are there.")] = False,
     quiet: QuietOption = False,

@@ -300,9 +300,10 @@ class _Game:
             apart[: len(task.order), : task.apart.shape[1]] = task.apart
         self._apart_used = bool((self._apart >= 0).any())  # otherwise there are no exclusions to keep
         even = np.stack([task.even_ms for task in tasks])
-        self._used = np.flatnonzero(self._phases_used())
+        cost = judge.cost
+        self._used = self._phases_used(cost) if isinstance(cost, PhasedCost) else np.arange(even.shape[1])
         self._scale = even.sum(axis=-1)[:, None, None, None]
-        self._even = np.maximum(even[:, self._used], _LEAST_EVEN * self._scale[:, 0, 0])
+        self._even = np.maximum(even[:, self._used], _LEAST_EVEN * self._scale[:, 0, 0] + 1e-12)
         shape = (len(tasks), rollouts)
         self._shape = shape
         self._n, self._r = np.arange(shape[0])[:, None, None], np.arange(shape[1])[None, :, None]
@@ -554,17 +555,15 @@ class _Game:
     def _even_exchange(self) -> Floats:
         """Ms of an even load in phases that are not computing, float[N, 1, 1, 1]."""
         even = self._even.sum(axis=-1) - self._even[:, self._computing].sum(axis=-1)
-        return np.asarray(np.maximum(even, 1e-3 * self._even.sum(axis=-1))[:, None, None, None])
+        return np.asarray(np.maximum(even, 1e-3 * self._even.sum(axis=-1) + 1e-12)[:, None, None, None])
 
-    def _phases_used(self) -> Bools:
-        """bool[P]: phases that any option of any task takes part in."""
-        used = [
-            self._judge.phase_ms(slots.latents[:, :, :, 0].reshape(-1, slots.latents.shape[-1])).max(
-                axis=0, initial=0.0
-            )
-            for slots in self._slots
-        ]
-        return np.asarray(np.max(used, axis=0) > 0)
+    def _phases_used(self, cost: PhasedCost) -> Ints:
+        """Numbers of the phases that any option of any task takes part in, and of those that are computing."""
+        used = np.zeros(len(cost.constants), dtype=bool)
+        used[list(cost.computing)] = True
+        for slots in self._slots:
+            used |= (cost.present(slots.latents.reshape(-1, slots.latents.shape[-1])) > 0).any(axis=0)
+        return np.flatnonzero(used)
 
     def _opened(self, step: int, site: Site) -> Floats:
         """float[N, R, O] ms: fixed costs of the phases that no device takes part in yet, and would with an option."""
