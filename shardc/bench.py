@@ -31,8 +31,10 @@ from shardc.passes.lower import lower
 from shardc.passes.place import place
 from shardc.passes.profile import profile
 from shardc.placers.beam import neuroshard_beam
+from shardc.placers.episode import Scorer
 from shardc.placers.exact import require_highs, solve
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
+from shardc.placers.peers import load_peer
 from shardc.placers.policy import Policy, load_policy, place_by_policy
 from shardc.placers.random import place_at_random
 from shardc.problem import Placement, Problem
@@ -43,6 +45,9 @@ REFERENCE = "shardc"
 
 EXACT_SECONDS = 60.0
 """What the exact solver may take for one problem: unlike other strategies, how far it gets depends on the machine."""
+
+
+_ROLLOUTS = 16
 
 
 class Failure(StrEnum):
@@ -285,7 +290,20 @@ def _exact(case: Case) -> Answer:
 
 
 def _rl_policy(case: Case) -> Placement | None:
-    return place_by_policy(case.judge(), case.whole, case.policy or load_policy(Path(pipeline.POLICY)))
+    return _placed_by(case, case.policy or load_policy(Path(pipeline.POLICY)))
+
+
+def _rl_policy_16(case: Case) -> Placement | None:
+    policy = (case.policy or load_policy(Path(pipeline.POLICY))).varied(_ROLLOUTS, case.seed)
+    return place_by_policy(case.judge(), [[option] for option in case.whole], policy, rollouts=_ROLLOUTS)
+
+
+def _peer(kind: str, case: Case) -> Placement | None:
+    return _placed_by(case, load_peer(pipeline.PEERS[kind], kind))
+
+
+def _placed_by(case: Case, policy: Scorer) -> Placement | None:
+    return place_by_policy(case.judge(), [[option] for option in case.whole], policy)
 
 
 def _heuristic(name: str, case: Case) -> Placement | None:
@@ -324,6 +342,19 @@ STRATEGIES: Mapping[str, Strategy] = {
         partial(_timed, _rl_policy),
         lambda: load_policy(Path(pipeline.POLICY)),
     ),
+    "rl_policy_16": Strategy(
+        f"the best of {_ROLLOUTS} rollouts of the RL policy with weights that differ",
+        partial(_timed, _rl_policy_16),
+        lambda: load_policy(Path(pipeline.POLICY)),
+    ),
+    **{
+        kind: Strategy(
+            f"{paper}'s policy, trained on shardc's costs",
+            partial(_timed, partial(_peer, kind)),
+            partial(load_peer, pipeline.PEERS[kind], kind),
+        )
+        for kind, paper in (("autoshard", "AutoShard"), ("dreamshard", "DreamShard"))
+    },
     "cost_greedy": _placer(
         lambda case: cost_greedy(case.judge(), case.whole), "costliest table first, each where it costs least"
     ),
@@ -382,16 +413,13 @@ def compare(
     Raises:
         DiagnosticError: a spec has no problem that could be placed at all (see `shardc.passes.lower`).
     """
-    try:
-        policy = load_policy(Path(pipeline.POLICY))
-    except DiagnosticError:
-        policy = None
     results, warnings = [], {}
     for name, loaded in specs:
         hardware = pipeline.devices_of(loaded)
         problem = lower(loaded, hardware, pipeline.read_recorded_accesses(loaded))
         profiled = profile(problem, hardware, loaded)
         warnings.update({warning.code: warning for warning in profiled.warnings if warning.code not in warnings})
+        policy, _ = pipeline.find_policy(loaded, hardware)
         how = loaded.spec.compile
         case = Case(loaded, problem, profiled.cost, policy, effort or how.effort, how.seed if seed is None else seed)
         results.append(_compare(name, case, strategies, progress))

@@ -57,6 +57,7 @@ CODES: dict[str, str] = {
     "SH603": "measurements unreadable",
     "SH604": "needs an optional dependency that is not installed",
     "SH605": "process group is not the plan's",
+    "SH606": "training diverged",
     "SH610": "plan and PyTorch model differ",
     "SH611": "TorchRec setting that shardc cannot honour",
     "SH701": "the code that builds the model failed",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
 
 SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
 POLICY = PROFILES / "policy.safetensors"
+PEERS = {kind: PROFILES / f"{kind}.safetensors" for kind in ("autoshard", "dreamshard")}
+"""Weights of the papers' policies, which only take part in benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def run(
     else:
         model, warnings = cost, ()
         digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
-    policy, missing = shipped_policy()
+    policy, missing = find_policy(loaded, hardware)
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, hardware, recorded)
     choice = place(problem, model, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
@@ -122,7 +124,8 @@ def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choi
         cost: instead of the cost model that it was compiled with.
     """
     problem, how = compiled.choice.judge.problem, loaded.spec.compile
-    return place(problem, cost, policy=shipped_policy()[0], effort=how.effort, seed=how.seed)
+    policy, _ = find_policy(loaded, devices_of(loaded))
+    return place(problem, cost, policy=policy, effort=how.effort, seed=how.seed)
 
 
 def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
@@ -153,13 +156,27 @@ def _digest(loaded: LoadedSpec, recorded: Mapping[str, Bins]) -> str:
     return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
-def shipped_policy() -> tuple[Policy | None, tuple[Diagnostic, ...]]:
-    """The shipped policy; without it the ladder goes on, and the plan and a warning say so."""
-    try:
-        return load_policy(Path(POLICY)), ()
-    except DiagnosticError as error:
-        first = error.diagnostics[0]
-        return None, (Diagnostic(first.code, first.message, help=first.help, severity="warning"),)
+def find_policy(loaded: LoadedSpec, hardware: Sequence[Hardware]) -> tuple[Policy | None, tuple[Diagnostic, ...]]:
+    """The RL policy for a spec, and warnings.
+
+    It is the one that lies in the folder of the spec's profile and was trained for it, or else the shipped one, which
+    serves any device. Without one the ladder goes on, and the plan and a warning say so.
+    """
+    device = loaded.spec.cluster.device_names[0]
+    own = Path(os.path.dirname(loaded.path or "")) / device / "policy.safetensors"
+    warnings: list[Diagnostic] = []
+    for path in ([own] if len(hardware) == 1 and own.exists() else []) + [Path(POLICY)]:
+        try:
+            policy = load_policy(path)
+        except DiagnosticError as error:
+            warnings += [replace(diagnostic, severity="warning") for diagnostic in error.diagnostics]
+            continue
+        if path != own or hardware[0].digest in policy.metadata.get("digests", "").split():
+            return policy, tuple(warnings)
+        message = f"policy weights {path}: trained for another profile than this; the shipped policy is used instead"
+        fix = f"make them anew with `shardc train policy --profile {device} -o {path}`"
+        warnings.append(Diagnostic("SH602", message, help=fix, severity="warning"))
+    return None, tuple(warnings)
 
 
 def read_recorded_accesses(loaded: LoadedSpec) -> dict[str, Bins]:

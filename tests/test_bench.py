@@ -107,7 +107,7 @@ def test_a_strategy_that_lacks_something_is_left_out_with_a_note_or_refused(monk
     monkeypatch.setitem(sys.modules, "torchrec", None)
     monkeypatch.setitem(sys.modules, "torchrec.distributed.planner", None)
     names, notes = usable()
-    assert set(STRATEGIES) - set(names) == {"torchrec_planner", "rl_policy", "exact"}
+    assert set(STRATEGIES) - set(names) == {"torchrec_planner", "rl_policy", "rl_policy_16", "exact"}
     assert {note.code for note in notes} == {"SH604", "SH602"}
     assert {note.severity for note in notes} == {"warning"}
     with pytest.raises(DiagnosticError, match=r"SH604.*torchrec") as error:

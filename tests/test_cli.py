@@ -498,17 +498,31 @@ def test_ranks_but_the_first_say_nothing_of_collectives(shardc_, monkeypatch):
 
 
 def test_train_policy(shardc_, monkeypatch):
-    def train_policy(out, *, profiles, steps, seed, progress):
-        assert (out, list(profiles), steps, seed) == (Path("weights"), ["h100-80gb", "l4-24gb"], 10, 1)
-        progress(10, steps, 0.9876)
+    def train_policy(out, *, profiles, steps, seed, kind, progress):
+        found = (out, list(profiles), steps, seed, kind)
+        assert found == (Path("weights"), ["h100-80gb", "l4-24gb"], 10, 1, "autoshard")
+        progress(10, steps, "2.00% above the bound")
         return {"steps": "10"}
 
-    fake(monkeypatch, "shardc.learn.train_policy", train_policy=train_policy)
-    arguments = "train policy -o weights --profile h100-80gb --profile l4-24gb --steps 10 --seed 1"
+    fake(monkeypatch, "shardc.learn.train_policy", train_policy=train_policy, kinds=lambda: {"autoshard": None})
+    arguments = "train policy -o weights --kind autoshard --profile h100-80gb --profile l4-24gb --steps 10 --seed 1"
     assert str(shardc_(*arguments.split())) == (
-        "exit code 0\n--- stdout\nsteps: 10\nweights written to weights\n"
-        "--- stderr\ntrain 10/10 0.988 of cost-greedy's step time\n"
+        "exit code 0\n--- stdout\nsteps: 10\nweights written to weights; the learning curve lies beside them\n"
+        "--- stderr\ntrain 10/10 2.00% above the bound\n"
     )
+
+
+def test_train_policy_overwrites_nothing_unless_told_to(shardc_, monkeypatch):
+    fake(monkeypatch, "shardc.learn.train_policy", train_policy=lambda *_, **__: None, kinds=lambda: {"shardc": None})
+    Path("policy.safetensors").write_text("mine")
+    refused = shardc_("train", "policy")
+    assert (refused.code, "SH004 policy.safetensors is there already" in refused.err) == (2, True)
+    assert shardc_("train", "policy", "--force").code == 0
+
+
+def test_train_policy_of_an_unknown_kind(shardc_):
+    refused = shardc_("train", "policy", "--kind", "alpha")
+    assert (refused.code, "SH902" in refused.err, "autoshard, dreamshard" in refused.err) == (2, True, True)
 
 
 @pytest.mark.parametrize("missing", ["torch", "fbgemm_gpu.split_table_batched_embeddings_ops_training", "pyarrow"])

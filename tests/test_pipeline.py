@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tomli
 import torch
 
@@ -13,6 +16,7 @@ from shardc import pipeline
 from shardc.cost.model import StepCost
 from shardc.cost.roofline import Roofline
 from shardc.diagnostics import DiagnosticError
+from shardc.hardware import PROFILES
 from shardc.passes.place import Why
 from shardc.passes.verify import verify
 from shardc.plan import plan_bytes
@@ -203,6 +207,28 @@ def test_damaged_weights_are_as_good_as_none(two, tmp_path, monkeypatch):
     compiled = pipeline.run(pipeline.load(two))
     assert "SH602" in codes(compiled)
     assert compiled.choice.why is Why.NO_POLICY
+
+
+def test_a_policy_in_the_profiles_folder_is_used_if_it_was_trained_for_it(two, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(PROFILES / "cpu-epyc", folder)
+    spec = Path(two)
+    spec.write_text(spec.read_text().replace("h100-80gb", str(folder)))
+    loaded = pipeline.load(spec)
+    hardware = pipeline.devices_of(loaded)
+    assert pipeline.find_policy(loaded, hardware)[0].metadata["kind"] == "shardc"
+    arrays = safetensors.numpy.load_file(pipeline.POLICY)
+    for digests, mine in ((hardware[0].digest, True), ("sha256:0", False)):
+        metadata = {"format": "2", "kind": "shardc", "seed": "mine", "digests": f"sha256:1 {digests}"}
+        content = safetensors.numpy.save(arrays, {"shardc": json.dumps(metadata)})
+        (folder / "policy.safetensors").write_bytes(content)
+        policy, warnings = pipeline.find_policy(loaded, hardware)
+        assert (policy.metadata["seed"] == "mine") is mine
+        assert [w.code for w in warnings] == ([] if mine else ["SH602"])
+    (folder / "policy.safetensors").write_bytes(b"damaged")
+    policy, warnings = pipeline.find_policy(loaded, hardware)
+    assert policy is not None
+    assert [(w.code, w.severity) for w in warnings] == [("SH602", "warning")]
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------

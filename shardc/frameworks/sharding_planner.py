@@ -28,7 +28,7 @@ from shardc.passes.emit import table_plans
 from shardc.passes.place import EVALUATIONS, Choice, place
 from shardc.passes.profile import profile
 from shardc.passes.verify import shard_faults
-from shardc.pipeline import shipped_policy
+from shardc.pipeline import find_policy
 from shardc.plan import PlanShard, TablePlan
 
 _RESERVED = 0.15  # what TorchRec's planner reserves unless told otherwise, beside dense parameters and inputs
@@ -113,7 +113,7 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             estimates=self._cost == "torchrec",
         )
         cost, found = self._cost_of(asked)
-        policy, missing = shipped_policy()
+        policy, missing = find_policy(asked.loaded, [self._hardware] if self._hardware else [])
         self.choice = place(asked.problem, cost, policy=policy, effort=self._effort, seed=self._seed)
         self.warnings = (*asked.warnings, *found, *missing)
         for warning in self.warnings:

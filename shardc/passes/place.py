@@ -16,6 +16,7 @@ from shardc.cost.model import CostModel, PhasedCost
 from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.passes.infeasible import Origin, explain, find_cause, starts
+from shardc.placers.episode import offered_options
 from shardc.placers.exact import Exact, Status, fits, require_highs, solve
 from shardc.placers.feasible import fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
@@ -31,6 +32,7 @@ EVALUATIONS = {"fast": 10_000, "balanced": 80_000, "thorough": 2_000_000}
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
+_CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
@@ -165,7 +167,7 @@ def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Prop
     """Every rung of the ladder below local search."""
     proposals = [_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)) for name in HEURISTICS]
     proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
-    proposals.append(_judged(judge, _POLICY, place_by_policy(judge, options, policy) if policy else None))
+    proposals.append(_by_policy(judge, options, policy))
     return proposals
 
 
@@ -193,6 +195,18 @@ def _any_placement(problem: Problem, seed: int) -> Exact | None:
 def _places(problem: Problem) -> int:
     """Places of all units: how many decisions there are."""
     return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
+
+
+def _by_policy(judge: Judge, options: Options, policy: Policy | None) -> Proposal:
+    """The policy with the bound's options, or with its own where these are clearly better.
+
+    Local search ends better from the bound's options, unless its start is much worse (see `_CLEARLY`).
+    """
+    if policy is None:
+        return Proposal(_POLICY, None, float("inf"))
+    choices = [[option] for option in options], offered_options(judge.problem)
+    given, own = (_judged(judge, _POLICY, place_by_policy(judge, choice, policy)) for choice in choices)
+    return own if own.step_time_ms < _CLEARLY * given.step_time_ms else given
 
 
 def _judged(judge: Judge, strategy: str, placement: Placement | None) -> Proposal:

@@ -70,6 +70,20 @@ def fit(problem: Problem, choices: Iterable[Sequence[int]], *, evaluations: int,
     return best
 
 
+def repair(problem: Problem, start: Placement, *, evaluations: int, seed: int) -> Placement | None:
+    """A placement that fits, by changing one that does not; None if none was found.
+
+    Args:
+        problem: the problem.
+        start: a placement that keeps pins and exclusions, if not memory.
+        evaluations: how many candidates may be scored, about.
+        seed: of every random choice.
+    """
+    judge = _FillJudge(_without_limits(problem), _Fill(), problem.cluster.memory_limit)
+    found = improve(judge, start, evaluations=evaluations, seed=seed, enough_ms=_FULL)
+    return found if judge.judge(found).step_time_ms <= _FULL else None
+
+
 def _without_limits(problem: Problem) -> Problem:
     """The problem, if memory were no limit."""
     kinds = tuple(

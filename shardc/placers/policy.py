@@ -1,16 +1,17 @@
-"""The RL policy's inference: places unit by unit, scoring every device with one small network.
+"""The RL policy: for the block at hand it scores every sharding option at every place, with one small network.
 
-In the spirit of AutoShard (2208.06399, section 4) and DreamShard (2210.02023): units in descending predicted cost, a
-device is described by what the cost model says of it before and after, and memory is a mask. All descriptions are
-ratios to the cost of a perfectly even load, so one set of weights serves any number of tables and devices and any cost
-model. The scores do not depend on the order of devices or of tables. Trained by `shardc.learn.train_policy`.
+In the spirit of AutoShard (2208.06399, section 4) and DreamShard (2210.02023): blocks in descending predicted cost, and
+a place is described by what the cost model says of it before and after. The scores do not depend on the order of
+devices or of tables, and one set of weights serves any number of them and any cost model (`shardc.placers.episode`).
+
+Trained by `shardc.learn.train_policy`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,40 +19,126 @@ import safetensors
 import safetensors.numpy
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.judge import Judge, Partial
-from shardc.placers.greedy import place_largest_first
-from shardc.problem import Bools, Floats, Ints, Placement, Problem
+from shardc.judge import Judge
+from shardc.placers.episode import FEATURES, Scorer, Task, play
+from shardc.placers.feasible import repair
+from shardc.problem import Bools, Floats, Ints, Placement
 
-POLICY_FORMAT = "1"
-POLICY_FEATURES = 12
+POLICY_FORMAT = "2"
 METADATA = "shardc"  # one key of the file's metadata holds all of it as JSON: their order would be random
+
+Weights = Mapping[str, Floats]
+"""Arrays by name."""
+
+_HIDDEN = 4
+_LEFT = FEATURES.index("left")
+_CLOSE_BY = 0.1  # standard deviation of weights of which the best of several rollouts is taken
+_REPAIRS = 20_000  # candidates that are scored to make a placement fit that memory has no room for
+
+
+def initial(rng: np.random.Generator) -> dict[str, Floats]:
+    """Weights before training: greedy by what a unit adds to the step and to potentials that rise with the load."""
+    count = len(FEATURES)
+    direct = np.zeros((count, 1))
+    for name, greed in (("steep_rate", 1.0), ("step_rate", 1.0), ("square_rate", 0.2), ("opened", 1.0)):
+        direct[FEATURES.index(name)] = -greed
+    return {
+        "direct": direct,
+        "early": np.zeros((count, 1)),
+        "hidden.weight": rng.normal(size=(count, _HIDDEN)) / np.sqrt(count),
+        "hidden.context": np.zeros((count, _HIDDEN)),
+        "hidden.bias": np.zeros((1, _HIDDEN)),
+        "score": np.zeros((_HIDDEN, 1)),
+    }
+
+
+def scores(w: Weights, features: Floats, mask: Bools) -> Floats:
+    """Scores [N, R, C] of candidates from features [N, R, C, F] and bool[N, R, C]; equivariant to their order.
+
+    A linear score that changes with the share of work that is left, and a few hidden units that also see the mean over
+    all candidates. Weights may have a leading axis R: then each rollout is by weights of its own.
+    """
+    share = (mask / mask.sum(axis=-1, keepdims=True))[..., None, :]
+    context = share @ features
+    hidden = np.tanh(features @ w["hidden.weight"] + context @ w["hidden.context"] + w["hidden.bias"])
+    left = features[..., _LEFT, None]
+    return np.asarray((features @ w["direct"] + left * (features @ w["early"]) + hidden @ w["score"])[..., 0])
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights of a trained policy.
+    """A trained policy; a `shardc.placers.episode.Scorer`.
 
     Attributes:
-        weights: `hidden.weight` float[H, 12], `hidden.bias` float[H], `mix.weight` float[H, 2 H], `mix.bias` float[H],
-            `score.weight` float[1, H], and `greed` float[1], how much the plain cost after placement counts.
+        weights: by name, see `initial`.
+        metadata: what made them.
     """
 
-    weights: dict[str, Floats]
+    weights: Weights
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def logits(self, features: Floats) -> Floats:
-        """Scores float[..., D] of devices from features float[..., D, 12]; equivariant to the order of devices."""
-        w = self.weights
-        hidden = np.maximum(features @ w["hidden.weight"].T + w["hidden.bias"], 0.0)
-        context = np.broadcast_to(hidden.mean(axis=-2, keepdims=True), hidden.shape)
-        mixed = np.maximum(np.concatenate([hidden, context], axis=-1) @ w["mix.weight"].T + w["mix.bias"], 0.0)
-        return np.asarray((mixed @ w["score.weight"].T)[..., 0] - w["greed"] * features[..., 0])
+    def varied(self, rollouts: int, seed: int) -> Policy:
+        """The policy with weights of their own for so many rollouts: the trained ones, and others close by."""
+        rng = np.random.default_rng(seed)
+        near = {name: rng.normal(0.0, _CLOSE_BY, (rollouts, *array.shape)) for name, array in self.weights.items()}
+        for change in near.values():
+            change[0] = 0.0
+        return Policy({name: array + near[name] for name, array in self.weights.items()}, self.metadata)
+
+    def start(self, tasks: Sequence[Task], rollouts: int) -> None:
+        """Nothing to remember."""
+
+    def scores(self, step: int, features: Floats, mask: Bools, devices: Ints) -> Floats:
+        """Scores of candidates."""
+        return scores(self.weights, features, mask)
+
+    def placed(self, step: int, devices: Bools) -> None:
+        """Nothing to remember."""
+
+
+def place_by_policy(
+    judge: Judge, options: Sequence[Sequence[int]], policy: Scorer, *, rollouts: int = 1
+) -> Placement | None:
+    """The policy's own placement: of a greedy rollout, or the best of several by weights that differ.
+
+    Where memory is so tight that a rollout runs out of room, it goes on regardless, and what it ends with is changed
+    until it fits.
+
+    Args:
+        judge: the problem and its costs.
+        options: for each block the options to choose from.
+        policy: what chooses.
+        rollouts: of a policy that has weights for so many, see `Policy.varied`.
+
+    Returns:
+        The placement; None if none was found that fits, or pins and exclusions leave no place.
+    """
+    played = play([Task.of(judge, options)], policy, rollouts=rollouts)
+    step_ms = np.where(played.stuck[0], np.inf, judge.step_ms(played.z[0]))
+    best = int(step_ms.argmin())
+    placement = played.placement(0, best)
+    if placement is None or not played.stuck[0, best]:
+        return placement
+    return repair(judge.problem, placement, evaluations=_REPAIRS, seed=0)
 
 
 def load_policy(path: Path) -> Policy:
-    """Read weights.
+    """Read the weights of shardc's own policy.
 
     Raises:
         DiagnosticError: SH602 when the file is missing, damaged, or of another format.
+    """
+    shapes = {name: array.shape for name, array in initial(np.random.default_rng(0)).items()}
+    return Policy(*load_weights(path, "shardc", shapes))
+
+
+def load_weights(
+    path: Path, kind: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Floats], dict[str, str]]:
+    """Read weights of a kind of policy, and what made them.
+
+    Raises:
+        DiagnosticError: SH602 when the file is missing, damaged, of another format or kind.
     """
     try:
         content = path.read_bytes()
@@ -59,97 +146,23 @@ def load_policy(path: Path) -> Policy:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except OSError as error:
-        raise _unusable(path, (error.strerror or "unreadable").lower()) from error
+        raise _unusable(path, kind, (error.strerror or "unreadable").lower()) from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise _unusable(path, str(error)) from error
-    if metadata.get("format") != POLICY_FORMAT:
-        raise _unusable(path, f"format {metadata.get('format')}, expected {POLICY_FORMAT}")
-    width = weights["hidden.bias"].size if "hidden.bias" in weights else 0
-    expected = {
-        "hidden.weight": (width, POLICY_FEATURES),
-        "hidden.bias": (width,),
-        "mix.weight": (width, 2 * width),
-        "mix.bias": (width,),
-        "score.weight": (1, width),
-        "greed": (1,),
-    }
-    if {name: array.shape for name, array in weights.items()} != expected:
-        raise _unusable(path, "not the arrays of a policy")
+        raise _unusable(path, kind, str(error)) from error
+    if not isinstance(metadata, dict) or metadata.get("format") != POLICY_FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else None
+        raise _unusable(path, kind, f"format {found}, expected {POLICY_FORMAT}")
+    if metadata.get("kind") != kind:
+        raise _unusable(path, kind, f"a policy of kind {metadata.get('kind')}, expected {kind}")
+    if {name: array.shape for name, array in weights.items()} != dict(shapes):
+        raise _unusable(path, kind, "not the arrays of a policy")
     if not all(np.isfinite(array).all() for array in weights.values()):
-        raise _unusable(path, "weights are not finite")
-    return Policy(weights)
+        raise _unusable(path, kind, "weights are not finite")
+    return weights, {key: str(value) for key, value in metadata.items()}
 
 
-def place_by_policy(judge: Judge, options: Sequence[int], policy: Policy) -> Placement | None:
-    """One greedy rollout of the policy; None if a unit fits nowhere any more."""
-    even = even_load_ms(judge, options)
-
-    problem = judge.problem
-
-    def best_scored(partial: Partial, block: int, unit: int, fits: Bools) -> int:
-        features = device_features(judge, partial.z, filled(problem, partial.memory, unit), unit, even, partial.left())
-        size = problem.site_size[problem.option_site[partial.options[block]]]
-        # A host is as good as the worst of its devices.
-        scores = np.round(policy.logits(features), 9).reshape(-1, size).min(axis=1)
-        return int(np.where(fits, scores, -np.inf).argmax())
-
-    return place_largest_first(judge, options, judge.single_ms, best_scored)
-
-
-def even_load_ms(judge: Judge, options: Sequence[int]) -> Floats:
-    """What a device would cost that held an equal share of everything, float[P] ms: the scale of all features."""
-    problem = judge.problem
-    chosen = np.isin(problem.unit_option, options)
-    sizes = problem.site_size[problem.option_site[problem.unit_option[chosen]]]
-    share = problem.unit_count[chosen] * sizes / problem.cluster.devices
-    by_kind = np.einsum("guk,u->gk", judge.latents[:, chosen], share)
-    return np.asarray(np.maximum(1e-9, judge.phase_ms(by_kind).mean(axis=0)))
-
-
-def filled(problem: Problem, memory: Floats | Ints, unit: int) -> Floats:
-    """How full devices would be with a unit, float[..., D], from bytes [..., M, D]: of the memory that is fullest."""
-    shares = (memory + problem.unit_memory[:, unit, None]) / np.maximum(problem.cluster.memory_limit, 1)
-    return np.asarray(shares.max(axis=-2))
-
-
-def device_features(judge: Judge, z: Floats, full: Floats, unit: int, even: Floats, left: float) -> Floats:
-    """float[..., D, 12]: what the policy sees of each device when it places a unit.
-
-    Times are ratios to the step time of an even load. The step time after placing is the one the judge would give if
-    no other unit were left; overload and square say how the device's phases compare with an even load's.
-
-    Args:
-        judge: the problem and its costs.
-        z: float[..., D, K], loads so far.
-        full: float[..., D], how full devices would be with the unit.
-        unit: the kind of the unit that is placed.
-        even: float[P] ms, cost of an even load by phase.
-        left: share of the units' cost that is still to be placed, this one included.
-    """
-    cluster = judge.problem.cluster
-    scale = even.sum()
-    before = judge.phase_ms(z)  # [..., D, P]
-    after = judge.phase_ms(z + judge.latents[cluster.kind, unit])
-    now = before.max(axis=-2, keepdims=True)
-    total_before, total_after = before.sum(axis=-1) / scale, after.sum(axis=-1) / scale
-    step_after = np.maximum(after, now).sum(axis=-1) / scale
-    columns = [
-        total_after,
-        total_before,
-        total_after - total_before,
-        step_after,
-        step_after - now.sum(axis=-1) / scale,
-        np.maximum(after - even, 0.0).sum(axis=-1) / scale,
-        (after**2 / even).sum(axis=-1) / scale,
-        total_before.mean(axis=-1, keepdims=True) - total_before,
-        full,
-        left,
-        judge.single_ms[unit] / scale,
-        np.log2(z.shape[-2]) / 8.0,
-    ]
-    return np.stack([np.broadcast_to(column, total_after.shape) for column in columns], axis=-1)
-
-
-def _unusable(path: Path, reason: str) -> DiagnosticError:
+def _unusable(path: Path, kind: str, reason: str) -> DiagnosticError:
     message = f"policy weights {path}: {reason}"
-    return DiagnosticError(Diagnostic("SH602", message, help="make them with `shardc train policy`"), exit_code=2)
+    what = "" if kind == "shardc" else f" --kind {kind}"
+    fix = f"make them with `shardc train policy{what}`"
+    return DiagnosticError(Diagnostic("SH602", message, help=fix), exit_code=2)

@@ -1,79 +1,203 @@
+"""Training on a tiny budget: what it writes, that it repeats and goes on, and what it says when it cannot."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
+import safetensors.numpy
 
-from shardc.learn.train_policy import PolicyNetwork, draw_task, policy_loss, rollout, train_policy
-from shardc.placers.policy import POLICY_FEATURES, load_policy, place_by_policy
+from shardc.diagnostics import DiagnosticError
+from shardc.hardware import load_hardware
+from shardc.learn import train_policy as training
+from shardc.learn.train_policy import advantages, checkpoint_path, draw_tasks, kinds, returns, train_policy
+from shardc.placers.episode import play
+from shardc.placers.peers import load_peer
+from shardc.placers.policy import load_policy
 
-
-@pytest.fixture(scope="module")
-def task():
-    return draw_task(np.random.default_rng(1), ["h100-80gb"])
-
-
-def scrambled(seed: int = 0) -> PolicyNetwork:
-    torch.manual_seed(seed)
-    network = PolicyNetwork()
-    torch.nn.init.normal_(network.score.weight)
-    return network
+HARDWARE = [load_hardware("h100-80gb")]
 
 
-def test_torch_and_numpy_give_the_same_scores():
-    network = scrambled()
-    features = np.random.default_rng(0).normal(size=(4, 7, POLICY_FEATURES))
-    expected = network(torch.from_numpy(features).float()).detach().numpy()
-    assert network.exported().logits(features) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+def make_small() -> None:
+    """So that a step takes a blink."""
+    training._GROUPS, training._VALIDATION_GROUPS, training._TEST_GROUPS = 6, 1, 1
+    training._CLUSTERS, training._MOST_TABLES, training._TOGETHER = ((4, 1),), 18, 2
 
 
-def test_rollouts_respect_memory_and_are_decided_by_the_seed(task):
-    policy = scrambled().exported()
-    first, again, other = (rollout(task, policy, np.random.default_rng(seed), 4) for seed in (0, 0, 1))
-    assert np.array_equal(first.actions, again.actions)
-    assert not np.array_equal(first.actions, other.actions)
-    chosen = np.take_along_axis(first.masks, first.actions[..., None], axis=-1)
-    assert chosen.all()
-    assert np.isfinite(first.returns).all()
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for name in ("_GROUPS", "_VALIDATION_GROUPS", "_TEST_GROUPS", "_CLUSTERS", "_MOST_TABLES", "_TOGETHER"):
+        monkeypatch.setattr(training, name, getattr(training, name))
+    make_small()
 
 
-def test_a_greedy_rollout_of_the_environment_is_what_the_compiler_places(task):
-    """The environment that trains and the placer that compiles must not drift apart."""
-    policy = PolicyNetwork().exported()
-    certain = policy.weights | {"greed": policy.weights["greed"] * 1e9}
-    policy = type(policy)(certain)
-    episode = rollout(task, policy, np.random.default_rng(0), 1)
-    placement = place_by_policy(task.judge, task.options, policy)
-    assert placement is not None
-    expected = task.judge.judge(placement).step_time_ms / task.even_ms.sum()
-    assert episode.returns[0] == pytest.approx(expected, rel=1e-6)
+def train(out: Path, **changes) -> dict[str, str]:
+    return train_policy(out, **{"profiles": ["h100-80gb"], "steps": 4, "seed": 5} | changes)
 
 
-def test_a_step_makes_better_actions_likelier(task):
-    network = scrambled()
-    episode = rollout(task, network.exported(), np.random.default_rng(0), 8)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    before = policy_loss(network, episode)
-    optimizer.zero_grad()
-    before.backward()
-    optimizer.step()
-    assert policy_loss(network, episode) < before
+# --- What it writes ---------------------------------------------------------------------------------------------------
 
 
-def test_training_writes_weights_that_load_and_repeats_for_a_seed(tmp_path, monkeypatch):
-    import shardc.learn.train_policy as module
-
-    monkeypatch.setattr(module, "_TASKS", 4)
-    monkeypatch.setattr(module, "_VALIDATION_TASKS", 2)
-    monkeypatch.setattr(module, "_TEST_TASKS", 2)
-    threads = torch.get_num_threads()
-    paths = [tmp_path / name for name in ("one", "two")]
+def test_it_writes_weights_and_a_curve_and_repeats_for_a_seed(tmp_path):
     seen = []
-    for path in paths:
-        metadata = train_policy(
-            path, profiles=["h100-80gb"], steps=3, seed=5, progress=lambda *update: seen.append(update)
+    for name in ("one", "two"):
+        metadata = train(tmp_path / f"{name}.safetensors", progress=lambda *update: seen.append(update))
+    one, two = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert (metadata["seed"], metadata["steps"], metadata["profiles"]) == ("5", "4", "h100-80gb")
+    assert seen[-1][:2] == (4, 4)
+    load_policy(tmp_path / "one.safetensors")
+    rows = list(csv.DictReader((tmp_path / "one.csv").open()))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert all(float(row["gap"]) >= 0 for row in rows)
+    ElementTree.fromstring((tmp_path / "one.svg").read_text())
+    assert not checkpoint_path(tmp_path / "one.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["autoshard", "dreamshard"])
+def test_the_papers_policies_are_trained_by_the_same_command(kind, tmp_path):
+    train(tmp_path / "w.safetensors", kind=kind, steps=2)
+    load_peer(tmp_path / "w.safetensors", kind)
+
+
+@pytest.mark.parametrize("kind", ["shardc", "dreamshard"])
+def test_training_improves_what_it_is_trained_for(kind):
+    how = kinds()[kind]
+    tasks = [draw_tasks([0, g], HARDWARE, whole=True, count=4) for g in range(6)]
+    first = how.initial(np.random.default_rng(0))
+    memory = how.memory(sum(array.size for array in first.values()))
+    state = training._State(0, first, memory, first, np.inf, [])
+    settings = training.Settings(kind, (), (), 60, 0, 1, "")
+
+    def cost(weights) -> float:
+        return float(np.mean([returns(how, group, play(group, how.scorer(weights))) for group in tasks]))
+
+    for state.step in range(1, 61):
+        how.learn(how, state, tasks if kind == "shardc" else [tasks[state.step % 6]], settings, training._Ranks(0, 1))
+    assert cost(state.weights) < cost(first)
+
+
+# --- Interruptions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["shardc", "dreamshard"])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(kind, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(step: int, steps: int, note: str) -> None:
+        if step == 2:
+            raise Killed
+
+    out = tmp_path / "cut.safetensors"
+    with pytest.raises(Killed):
+        train(out, kind=kind, progress=kill)
+    assert not out.exists()
+    steps = []
+    train(out, kind=kind, progress=lambda step, *_: steps.append(step))
+    assert steps == [3, 4]
+    train(tmp_path / "whole.safetensors", kind=kind)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(step: int, steps: int, note: str) -> None:
+        raise Killed
+
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(Killed):
+        train(out, progress=kill)
+    with pytest.raises(DiagnosticError, match=r"SH602.*another run: seed, steps differ"):
+        train(out, seed=6, steps=5)
+    content = checkpoint_path(out).read_bytes()
+    checkpoint_path(out).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DiagnosticError, match="SH602"):
+        train(out)
+
+
+def test_weights_that_are_no_longer_finite_end_training_and_the_checkpoint_stays(tmp_path, monkeypatch):
+    def advantages_once(*arguments):
+        found = advantages(*arguments)
+        return found * np.nan if steps and steps[-1] == 2 else found
+
+    steps = []
+    monkeypatch.setattr(training, "advantages", advantages_once)
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(DiagnosticError, match=r"SH606.*after step 3"):
+        train(out, kind="dreamshard", progress=lambda step, *_: steps.append(step))
+    arrays = safetensors.numpy.load_file(checkpoint_path(out))
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert not out.exists()
+
+
+# --- What it refuses --------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_written_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "w.safetensors", tmp_path):
+        with pytest.raises(DiagnosticError, match="SH004"):
+            train(out, progress=lambda *_: pytest.fail("it trained"))
+
+
+def test_no_tasks_and_no_profiles_are_refused():
+    for hardware, count in ((HARDWARE, 0), ([], 4)):
+        with pytest.raises(DiagnosticError, match=r"SH902.*no tasks"):
+            draw_tasks([0], hardware, whole=True, count=count)
+
+
+# --- Rewards ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_that_got_stuck_is_charged_more_than_any_other():
+    how = kinds()["dreamshard"]
+    for seed in range(40):
+        tasks = draw_tasks([seed], HARDWARE, whole=True, count=2)
+        played = play(
+            tasks, how.scorer(how.initial(np.random.default_rng(0))), rollouts=8, rng=np.random.default_rng(0)
         )
-    torch.set_num_threads(threads)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert (metadata["seed"], metadata["steps"], metadata["profiles"]) == ("5", "3", "h100-80gb")
-    assert float(metadata["step_time_over_cost_greedy"]) > 0
-    assert seen[0][:2] == (3, 3)
-    load_policy(paths[0])
+        costs = returns(how, tasks, played)
+        if some := [n for n in range(2) if 0 < played.stuck[n].sum() < 8]:
+            break
+    assert some
+    for task in some:
+        assert costs[task][played.stuck[task]].min() > costs[task][~played.stuck[task]].max() + 1
+    assert advantages(how, tasks, played).mean(axis=1) == pytest.approx([0, 0], abs=1e-9)
+
+
+# --- Ranks ------------------------------------------------------------------------------------------------------------
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from test_train_policy import make_small, training
+make_small()
+training.train_policy(Path(sys.argv[1]), profiles=["h100-80gb"], steps=3, seed=5, kind=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("kind", ["shardc", "dreamshard"])
+def test_two_ranks_train_together(kind, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parents[1])))}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(script), str(tmp_path / "w.safetensors"), kind]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    content = (tmp_path / "w.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["shardc"])
+    assert metadata["ranks"] == "2"
+    train(tmp_path / "alone.safetensors", kind=kind, steps=3)
+    assert safetensors.numpy.load_file(tmp_path / "alone.safetensors").keys() == safetensors.numpy.load(content).keys()

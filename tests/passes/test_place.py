@@ -16,9 +16,10 @@ from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
 from shardc.passes.place import Outcome, Why, place
+from shardc.placers.episode import offered_options
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import improve
-from shardc.placers.policy import POLICY_FEATURES, Policy, place_by_policy
+from shardc.placers.policy import Policy, initial, place_by_policy
 from shardc.problem import Site
 from shardc.spec import SHARDING_TYPES, parse_size, parse_spec
 
@@ -42,9 +43,7 @@ def judge_of(spec: dict) -> Judge:
 
 def random_policy(seed: int = 0) -> Policy:
     rng = np.random.default_rng(seed)
-    shapes = {"hidden.weight": (6, POLICY_FEATURES), "hidden.bias": (6,), "mix.weight": (6, 12), "mix.bias": (6,)}
-    weights = {name: rng.normal(0, 1, shape) for name, shape in shapes.items()}
-    return Policy(weights | {"score.weight": rng.normal(0, 1, (1, 6)), "greed": np.ones(1)})
+    return Policy({name: rng.normal(size=array.shape) for name, array in initial(rng).items()})
 
 
 def tables_of(rng: np.random.Generator, count: int, devices: int) -> list[dict]:
@@ -170,8 +169,11 @@ def test_every_placer_keeps_every_constraint(seed, count, devices):
         return
     problem, rng = judge.problem, np.random.default_rng(seed)
     options = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
+    offered = offered_options(problem)
     placed = [heuristic_greedy(judge, options, name) for name in HEURISTICS]
-    placed += [cost_greedy(judge, options), place_by_policy(judge, options, random_policy(seed))]
+    by_policy = [place_by_policy(judge, choice, random_policy(seed)) for choice in ([[o] for o in options], offered)]
+    assert all(placement is None or judge.judge(placement).feasible for placement in by_policy)
+    placed += [cost_greedy(judge, options), *by_policy]
     for placement in placed:
         # A spread option has no free unit, so only the judge sees that it does not fit.
         if placement is None or (
