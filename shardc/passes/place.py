@@ -33,6 +33,7 @@ EVALUATIONS = {"fast": 10_000, "balanced": 80_000, "thorough": 2_000_000}
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
+_MANY = 64  # devices: where there are more, the bound's mix of options tells little of what can be placed
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
@@ -134,7 +135,7 @@ def place(
     blocks = len(problem.blocks)
     evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(4.0, 100 / blocks)) ** 0.5)
     choices = _sharding_choices(problem, bound)
-    proposals = _propose(judge, choices[0], policy)
+    proposals = _propose(judge, choices[0], policy, bound)
     if not any(p.placement for p in proposals):
         found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
         if found_fit is None or not found_fit.fits:
@@ -163,11 +164,11 @@ def place(
     return _choose(judge, proposals, policy, bound)
 
 
-def _propose(judge: Judge, options: Options, policy: Policy | None) -> list[Proposal]:
+def _propose(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> list[Proposal]:
     """Every rung of the ladder below local search."""
     proposals = [_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)) for name in HEURISTICS]
     proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
-    proposals.append(_by_policy(judge, options, policy))
+    proposals.append(_by_policy(judge, options, policy, bound))
     return proposals
 
 
@@ -197,15 +198,20 @@ def _places(problem: Problem) -> int:
     return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
 
 
-def _by_policy(judge: Judge, options: Options, policy: Policy | None) -> Proposal:
+def _by_policy(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> Proposal:
     """The policy with the bound's options, or with its own where these are clearly better.
 
     Local search ends better from the bound's options, unless its start is much worse (see `_CLEARLY`).
     """
     if policy is None:
         return Proposal(_POLICY, None, float("inf"))
-    choices = [[option] for option in options], offered_options(judge.problem)
-    given, own = (_judged(judge, _POLICY, place_by_policy(judge, choice, policy)) for choice in choices)
+    free = offered_options(judge.problem)
+    if judge.problem.cluster.devices > _MANY:
+        return _judged(judge, _POLICY, place_by_policy(judge, free, policy))
+    given = _judged(judge, _POLICY, place_by_policy(judge, [[option] for option in options], policy))
+    if bound is not None and bound.step_time_ms >= _CLEARLY * given.step_time_ms:
+        return given  # nothing is clearly better
+    own = _judged(judge, _POLICY, place_by_policy(judge, free, policy))
     return own if own.step_time_ms < _CLEARLY * given.step_time_ms else given
 
 
