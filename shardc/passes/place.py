@@ -33,6 +33,9 @@ EVALUATIONS = {"fast": 10_000, "balanced": 80_000, "thorough": 2_000_000}
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
+_FAR = 1.2  # times the lower bound
+_CAPS = (0.5, 0.7)  # of the lower bound: what a unit may cost a device by itself, in turn
+_HUGE_MS = 1e12
 _MANY = 64  # devices: where there are more, the bound's mix of options tells little of what can be placed
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
@@ -167,7 +170,7 @@ def place(
 def _propose(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> list[Proposal]:
     """Every rung of the ladder below local search."""
     proposals = [_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)) for name in HEURISTICS]
-    proposals.append(_judged(judge, _COST_GREEDY, cost_greedy(judge, options)))
+    proposals.append(_by_cost(judge, options, bound))
     proposals.append(_by_policy(judge, options, policy, bound))
     return proposals
 
@@ -196,6 +199,24 @@ def _any_placement(problem: Problem, seed: int) -> Exact | None:
 def _places(problem: Problem) -> int:
     """Places of all units: how many decisions there are."""
     return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
+
+
+def _by_cost(judge: Judge, options: Options, bound: LowerBound | None) -> Proposal:
+    """Cost-greedy with the bound's options; where that is far above the bound, also with what is costly in pieces."""
+    found = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
+    if bound is None or found.step_time_ms <= _FAR * bound.step_time_ms:
+        return found
+    capped = (_no_costlier(judge, share * bound.step_time_ms) for share in _CAPS)
+    others = [_judged(judge, _COST_GREEDY, cost_greedy(judge, choice)) for choice in capped]
+    return min([found, *others], key=lambda proposal: proposal.step_time_ms)
+
+
+def _no_costlier(judge: Judge, most_ms: float) -> Options:
+    """For each block the option of least work whose largest unit costs a device no more, or else the least there is."""
+    problem = judge.problem
+    of_unit = judge.single_ms[problem.first_unit]
+    dislike = np.where(of_unit <= most_ms, judge.option_ms, _HUGE_MS + of_unit)
+    return tuple(min(problem.options_of(b), key=lambda o: (float(dislike[o]), o)) for b in range(len(problem.blocks)))
 
 
 def _by_policy(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> Proposal:

@@ -300,7 +300,7 @@ def test_a_plan_is_better_than_the_one_that_torchrecs_planner_makes():
         return NoopPerfModel(machine).rate(chosen)
 
     step_time = compiled.plan.score.step_time_ms
-    assert step_time == pytest.approx(rated(compiled.plan.plan["ebc"]), rel=1e-6)
+    assert step_time == pytest.approx(rated(compiled.plan.plan["ebc"]), rel=1e-5)  # latents are rounded
     assert step_time < rated(theirs)
 
 
