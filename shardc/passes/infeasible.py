@@ -36,6 +36,7 @@ _MOST_PARTS = 8  # pieces of a device that pigeonhole bounds tell apart
 _LEAST_SIZES = 64  # below which small pieces are ignored, in turn
 _SLACK = 1e-9
 _MORE_MEMORY = (1.0, 1.1, 1.5, 3.0, 10.0)  # times what the best placement that was found lacks
+_MORE_HOST_MEMORY = (1.5, 2, 4, 8)  # times what there is
 _MORE_DEVICES = (1, 2, 4)
 _SEVERAL = (2, 4)  # tables that are changed alike
 
@@ -128,6 +129,8 @@ def _badly_packed(problem: Problem) -> Cause | None:
         inside = ~problem.allowed[:, ~ranks].any(axis=1) & ~weights.spread
         limits = weights.limits[ranks]
         where = f"the {len(limits)} devices" if ranks.all() else f"their rank{'s' * (len(limits) > 1)} {_ranges(ranks)}"
+        if limits.min() < limits.max():
+            where += f" (rank {np.flatnonzero(ranks)[limits.argmin()]} has {format_bytes(int(limits.min()))})"
         for message, of_units, of_devices in _weighings(problem, limits):
             own = np.where(inside, weights.least(of_units), 0)
             if own.sum() > of_devices.sum() + _SLACK:
@@ -283,6 +286,8 @@ def changes(problem: Problem, cause: Cause, best: Fit | None, origin: Origin, se
         _not_apart(problem, cause, origin),
         _split(problem, cause, origin),
         _cached(problem, cause, origin),
+        _with_host_memory(problem, origin),
+        _like_others(origin),
         _with_memory(problem, best, origin),
         _with_devices(problem, origin),
     )
@@ -374,12 +379,32 @@ def _cached(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
         size = sum(
             int(host_bytes(t.rows, t.dim, weights=model.weights, optimizer=model.optimizer, cached=0)) for t in some
         )
-        # On one device it may be all of one table, which has its share of the host's memory only.
-        enough = rounded_up(size * cluster.devices_per_host)
-        what = f"let {_quoted(some) if count <= _NAMED else f'{count} tables'} be cached: "
-        what += f'kernels = ["fused", "fused_uvm_caching"], and host_memory of {format_bytes(enough)}'
-        loaded = _with_cluster(origin, host_memory=_size(enough))
-        yield Change(what, replace(loaded, tables=_with_tables(origin, *some).tables))
+        # Spread over all hosts, or all of it on one device, which has its share of a host's memory only.
+        most = size * cluster.devices_per_host
+        for enough in [
+            rounded_up(int(part)) for part in (1.02 * size / cluster.hosts, size, 3 * size, most) if part <= most
+        ]:
+            what = f"let {_quoted(some) if count <= _NAMED else f'{count} tables'} be cached: "
+            what += f'kernels = ["fused", "fused_uvm_caching"], and host_memory of {format_bytes(enough)}'
+            loaded = _with_cluster(origin, host_memory=_size(enough))
+            yield Change(what, replace(loaded, tables=_with_tables(origin, *some).tables))
+
+
+def _with_host_memory(problem: Problem, origin: Origin) -> Iterator[Change]:
+    """More memory of hosts for tables that may be cached."""
+    cluster = problem.cluster
+    for factor in _MORE_HOST_MEMORY if len(cluster.memory_limit) > 1 else ():
+        size = rounded_up(int(cluster.memory_limit[Memory.HOST].max() * cluster.devices_per_host * factor))
+        own = tuple(host.model_copy(update={"host_memory": None}) for host in origin.loaded.spec.cluster.host)
+        what = f"give each host {format_bytes(size)} of host_memory or more"
+        yield Change(what, _with_cluster(origin, host_memory=_size(size), host=own))
+
+
+def _like_others(origin: Origin) -> Iterator[Change]:
+    """As much memory for single ranks as the others have."""
+    if ranks := sorted({rank for entry in origin.loaded.spec.cluster.rank for rank in entry.ranks}):
+        named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}{' …' * (len(ranks) > _NAMED)}"
+        yield Change(f"give {named} as much memory as the others have", _with_cluster(origin, rank=()))
 
 
 def _enough(problem: Problem, best: Fit, factor: float = 1.0) -> tuple[str, dict[str, object]]:
