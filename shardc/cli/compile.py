@@ -56,7 +56,9 @@ def compile(
     measure: MeasureOption = False,
     time_limit: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="End the search then, with the best plan so far."),
+        typer.Option(
+            min=0, metavar="SECONDS", help="End local search then; costs, bound and first placements come before."
+        ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from shardc.cli.console import Advance, progress
+from shardc.cli.console import Advance, echo, progress
 from shardc.units import format_ms
 
 _SHOWN_AFTER_S = 1.0
@@ -35,6 +36,7 @@ class SearchWatch:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        echo("ending the search and keeping the best plan so far; Ctrl-C again to end at once", sys.stderr)
 
     def __call__(self, done: float, step_ms: float) -> bool:
         """Note how far a search is, and say whether it may go on (see `shardc.placers.local_search.Watch`)."""
