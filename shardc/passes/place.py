@@ -27,7 +27,7 @@ from shardc.problem import Placement, Problem
 Options = tuple[int, ...]
 """An option for each block."""
 
-EVALUATIONS = {"fast": 10_000, "balanced": 80_000, "thorough": 2_000_000}
+EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
 """Candidates that local search scores for a hundred tables, by effort; more for more tables, or fewer."""
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
