@@ -136,7 +136,7 @@ def place(
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
     # Many tables have more to look at; few have deep local optima, and are scored faster.
     blocks = len(problem.blocks)
-    evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(4.0, 100 / blocks)) ** 0.5)
+    evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(2.0, 100 / blocks)) ** 0.5)
     choices = _sharding_choices(problem, bound)
     proposals = _propose(judge, choices[0], policy, bound)
     if not any(p.placement for p in proposals):
