@@ -142,6 +142,11 @@ def test_a_model_that_is_the_plans():
     assert all(parameter.is_meta for parameter in whole.a.b.parameters())
 
 
+def test_what_is_no_model():
+    plan = document(every_type(), cuda)
+    assert findings(plan, model="x") == [("SH103", "expected a model (torch.nn.Module), found a str")]
+
+
 def test_everything_that_differs_is_told_at_once():
     sizes = SIZES | {"tw": (11, 8), "cw": (10, 24), "new": (3, 4)}
     del sizes["rw"]

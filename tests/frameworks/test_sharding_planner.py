@@ -467,8 +467,36 @@ def test_unknown_profiles_and_efforts():
         ShardcPlanner(topology(), cost="h100")
     with pytest.raises(DiagnosticError, match=r'SH104 expected effort as one of .*, found "most"'):
         ShardcPlanner(topology(), effort="most")
-    with pytest.raises(DiagnosticError, match="SH104 expected a batch_size of samples, found 0"):
-        ShardcPlanner(topology(), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"topology": "x"}, "SH103 expected topology as a Topology, found 'x'"),
+        ({"batch_size": 0}, "SH104 expected batch_size as a positive integer, found 0"),
+        ({"batch_size": 1.5}, "SH103 expected batch_size as a positive integer, found 1.5"),
+        ({"batch_size": "512"}, "SH103 expected batch_size as a positive integer, found '512'"),
+        ({"batch_size": True}, "SH103 expected batch_size as a positive integer, found True"),
+        ({"batch_size": 10**12}, f"SH104 expected a batch_size of at most {2**29} on 4 ranks, found 1000000000000"),
+        (
+            {"constraints": []},
+            "SH103 expected constraints as a mapping of table names to ParameterConstraints, found []",
+        ),
+        ({"constraints": {"t": {}}}, 'SH103 expected constraints of table "t" as ParameterConstraints, found {}'),
+        ({"constraints": {1: ParameterConstraints()}}, "SH103 expected names of tables in constraints, found 1"),
+        ({"cost": 5}, "SH103 expected cost as a name, or a cost model with encode and score, found 5"),
+        ({"effort": []}, 'SH104 expected effort as one of fast, balanced, thorough, found "[]"'),
+    ],
+)
+def test_arguments_that_cannot_be_meant(arguments, says):
+    with pytest.raises(DiagnosticError) as raised:
+        ShardcPlanner(**({"topology": topology()} | arguments))
+    assert str(raised.value) == says
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(DiagnosticError, match=r"SH103 expected a model \(torch.nn.Module\), found a str"):
+        planner().plan("x", sharders())
 
 
 def test_planning_together_needs_a_process_group():
