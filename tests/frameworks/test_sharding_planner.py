@@ -540,7 +540,24 @@ def test_sequences_are_no_replicas_on_cpus():
     limits = {"s": ParameterConstraints(sharding_types=["data_parallel"])}
     assert planned(model(ec=sequences("s")), topology(2, "cuda"), limits)
     (message,) = refused(model(ec=sequences("s")), topology(2, "cpu"), limits)
-    assert "EmbeddingCollectionSharder has table_wise, column_wise, row_wise on cpu, not data_parallel" in message
+    assert message.endswith("FBGEMM's dense operator pools the lookups of sequences on CPUs")
+
+
+def test_types_that_a_sharder_lists_for_gpus_only():
+    """Help says how to have them on CPUs, and that helps."""
+
+    class Everything(EmbeddingBagCollectionSharder):
+        def sharding_types(self, compute_device_type: str) -> list[str]:
+            return super().sharding_types("cuda")
+
+    limits = {"t": ParameterConstraints(sharding_types=["row_wise"])}
+    made = planner(topology(2, "cpu"), limits)
+    with pytest.raises(DiagnosticError) as raised:
+        made.plan(bags(bag("t")), sharders())
+    (finding,) = raised.value.diagnostics
+    assert "EmbeddingBagCollectionSharder has " in finding.message
+    assert "override `sharding_types`" in finding.help
+    assert from_sharding_plan(made.plan(bags(bag("t")), [Everything()]))[""]["t"].sharding_type == "row_wise"
 
 
 def test_the_sharder_decides_what_is_allowed():
@@ -563,8 +580,9 @@ def test_other_modules_are_refused():
     with pytest.raises(DiagnosticError) as raised:
         planner().plan(model(fp=processed), [FeatureProcessedEmbeddingBagCollectionSharder()])
     assert "FeatureProcessedEmbeddingBagCollection: tables of EmbeddingBagCollection" in str(raised.value)
-    with pytest.raises(DiagnosticError, match="SH611 no module of the model has a sharder"):
-        planner().plan(model(linear=torch.nn.Linear(2, 2)), sharders())
+    for other in (torch.nn.Linear(2, 2), bags()):
+        with pytest.raises(DiagnosticError, match="SH611 no sharder finds a table in the model"):
+            planner().plan(model(other=other), sharders())
 
 
 def test_weights_are_of_one_type():
