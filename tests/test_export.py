@@ -109,7 +109,14 @@ def test_csv_has_a_row_for_each_shard(shardc_):
         if table.shards:
             assert sum(int(row["weight_bytes"]) for row in written) == 1001 * 16 * 2
         else:
-            assert [row["rows"] for row in written] == ["", ""]
+            columns = ("row_offset", "column_offset", "rows", "columns", "weight_bytes")
+            assert [[row[name] for name in columns] for row in written] == [["0", "0", "1001", "16", "32032"]] * 2
+
+
+def test_an_older_plan_does_not_say_how_large_replicas_are(shardc_):
+    older = edited(lambda document: document["plan"]["ebc"]["copies"].pop("shape"))
+    rows = list(csv.DictReader(io.StringIO(shardc_("export", str(older), "--to", "csv").out)))
+    assert [row["rows"] + row["weight_bytes"] for row in rows if row["table"] == "copies"] == ["", ""]
 
 
 def test_a_spreadsheet_runs_no_table_name(shardc_):

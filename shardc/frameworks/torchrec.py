@@ -90,6 +90,8 @@ def load_plan(
 def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> ShardingPlan:
     """Return a plan as TorchRec has it; `from_sharding_plan` gives back the same tables, unless they move to CPUs.
 
+    TorchRec has no word for the shape of a data-parallel table, which is lost.
+
     Args:
         plan: the plan.
         device_type: as of `load_plan`. A plan for GPUs can be converted on a machine without any.

@@ -166,6 +166,21 @@ def test_everything_that_differs_is_told_at_once():
     assert len(dtypes) == len(every_type()) - 1
 
 
+def test_replicas_of_another_shape():
+    """SIZES has 5 x 8; a plan without shapes leaves the model's be."""
+    own = model(a=model(b=collection()))
+    for shape, differs in ((None, []), ([5, 8], []), ([6, 8], ["rows = 6"]), ([6, 4], ["rows = 6", "dim = 4"])):
+        plan = changed(lambda tables, shape=shape: tables["dp"].update(shape=shape))
+        if not differs:
+            assert load_plan(plan, model=own)
+            continue
+        found = findings(plan, model=own)
+        assert len(found) == len(differs)
+        for (code, message), said in zip(found, differs, strict=True):
+            assert code == "SH610"
+            assert message.startswith(f'module "a.b", table "dp": expected {said} as in the plan')
+
+
 def test_a_module_that_is_not_there():
     ((_, message),) = [
         each for each in findings(document(every_type(), cuda), model=model(b=collection())) if '"a.b"' in each[1]
