@@ -27,6 +27,7 @@ Positive = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Milliseconds = Annotated[float, Field(ge=0)]
 # Not tuple[Count, Count]: its schema is an array of items by position, which editors of draft-07 do not check.
 Extent = Annotated[tuple[Count, ...], Field(min_length=2, max_length=2)]
+Shape = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]
 
 
 DataType = Literal["fp32", "fp16", "bf16", "int64", "int32", "int8", "uint8", "int4", "int2", "nfp8"]
@@ -142,6 +143,9 @@ class TablePlan(_Member):
     )
     ranks: tuple[Count, ...] = Field(description="Rank of each shard, in their order; every rank for data_parallel.")
     shards: tuple[PlanShard, ...] = Field((), description="The pieces of the table; absent for data_parallel.")
+    shape: Shape | None = Field(
+        None, description="Rows and columns of a data_parallel table; absent for others, whose shards say it."
+    )
     cache_params: CacheParams | None = Field(None, description="Cache of the caching kernel; absent for others.")
     enforce_hbm: bool | None = Field(None, description="Whether caching keeps optimizer state on the device.")
     stochastic_rounding: bool | None = Field(None, description="Whether updates of fp16 weights are rounded at random.")

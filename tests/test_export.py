@@ -109,7 +109,14 @@ def test_csv_has_a_row_for_each_shard(shardc_):
         if table.shards:
             assert sum(int(row["weight_bytes"]) for row in written) == 1001 * 16 * 2
         else:
-            assert [row["rows"] for row in written] == ["", ""]
+            columns = ("row_offset", "column_offset", "rows", "columns", "weight_bytes")
+            assert [[row[name] for name in columns] for row in written] == [["0", "0", "1001", "16", "32032"]] * 2
+
+
+def test_an_older_plan_does_not_say_how_large_replicas_are(shardc_):
+    older = edited(lambda document: document["plan"]["ebc"]["copies"].pop("shape"))
+    rows = list(csv.DictReader(io.StringIO(shardc_("export", str(older), "--to", "csv").out)))
+    assert [row["rows"] + row["weight_bytes"] for row in rows if row["table"] == "copies"] == ["", ""]
 
 
 def test_a_spreadsheet_runs_no_table_name(shardc_):
@@ -140,6 +147,21 @@ def test_a_file_holds_what_stdout_does(shardc_, form):
     assert Path("result").read_bytes() == out.encode()
 
 
+@pytest.mark.parametrize("form", ["torchrec", "hugectr", "pytorch", "csv"])
+def test_a_file_is_replaced_only_when_told(shardc_, form):
+    Path("result").write_text("mine")
+    done = shardc_("export", "model.plan.json", "--to", form, "-o", "result", "-q")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "SH004 cannot write result: it is there already\nhelp: --force replaces it\n\n"
+    assert Path("result").read_text() == "mine"
+    assert shardc_("export", "model.plan.json", "--to", form, "-o", "result", "-q", "--force").code == 0
+    assert Path("result").read_text(encoding="utf-8") == shardc_("export", "model.plan.json", "--to", form, "-q").out
+
+
+def test_a_device_is_no_file_to_replace(shardc_):
+    assert shardc_("export", "model.plan.json", "--to", "csv", "-o", "/dev/null").code == 0
+
+
 def test_a_refused_plan_leaves_an_existing_file_alone(shardc_):
     def unequal(document: dict) -> None:
         first, second = document["plan"]["ebc"]["größe"]["shards"]
@@ -157,7 +179,7 @@ def test_the_plan_is_not_replaced_by_its_other_form(shardc_):
     before = Path("model.plan.json").read_bytes()
     Path("link").symlink_to("model.plan.json")
     for target in ("model.plan.json", "link"):
-        done = shardc_("export", "model.plan.json", "--to", "csv", "-o", target)
+        done = shardc_("export", "model.plan.json", "--to", "csv", "-o", target, "--force")
         assert (done.code, done.err.partition(":")[0]) == (2, f"SH902 {target} is the plan itself")
     assert Path("model.plan.json").read_bytes() == before
 
@@ -202,7 +224,7 @@ def test_a_damaged_plan_is_refused_in_every_form(shardc_, form, change, says):
     [
         ("none.json --to csv", "SH001 cannot read the plan none.json: no such file"),
         (". --to csv", "SH002 cannot read the plan .: is a directory"),
-        ("model.plan.json --to csv -o none/x.csv", "SH004 cannot write none/x.csv: no such file or directory"),
+        ("model.plan.json --to csv -o none/x.csv", "SH004 cannot write none/x.csv: no such folder"),
         ("model.plan.json --to excel", "SH902 Invalid value for '--to'"),
         ("model.plan.json", "SH902 Missing option '--to'"),
     ],

@@ -248,6 +248,40 @@ def test_planner_inputs_are_taken_over(shardc_):
     assert shardc_("compile", "model.toml", "--quiet").code == 0
 
 
+def test_pooling_factors_of_plain_tables(shardc_):
+    name = torchrec(
+        """
+        def build():
+            model = nn.ModuleDict({"a": nn.EmbeddingBag(100, 16), "b": nn.EmbeddingBag(100, 16)})
+            return model, Topology(2, "cpu"), {"b": ParameterConstraints(pooling_factors=[5.0])}, 256
+        """
+    )
+    assert shardc_("init", "--from", f"{name}:build").code == 0
+    assert [(table.name, table.pooling) for table in load_spec("model.toml").tables] == [("a", 1), ("b", 5)]
+
+
+def test_collections_without_tables(shardc_):
+    name = torchrec(
+        """
+        def none(): return nn.ModuleDict({"ebc": EmbeddingBagCollection([])})
+        def one(): return nn.ModuleDict({"ebc": EmbeddingBagCollection([]), "other": bags()})
+        """
+    )
+    done = shardc_("init", "--from", f"{name}:none")
+    assert done.code == 1
+    assert done.err.startswith("SH702 ModuleDict has no embedding tables\n")
+    assert shardc_("init", "--from", f"{name}:one").code == 0
+    assert load_spec("model.toml").spec.model.module == "other"
+
+
+def test_no_folders_are_made(shardc_):
+    name = torchrec("def build(): return bags()")
+    for more in ([], ["--force"]):
+        done = shardc_("init", "--from", f"{name}:build", "-o", "none/such/x.toml", *more)
+        assert (done.code, done.err) == (2, "SH004 cannot write none/such/x.toml: no such folder\n\n")
+        assert not Path("none").exists()
+
+
 def test_devices_with_memory_of_their_own_and_options_that_win(shardc_):
     name = torchrec(
         """

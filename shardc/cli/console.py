@@ -99,7 +99,7 @@ def new_file(*targets: Path, force: bool) -> None:
         reason, fix = None, None
         if not target.parent.is_dir():
             reason = "no such folder"
-        elif target.exists() and not force:
+        elif (target.is_file() or target.is_dir()) and not force:  # a device or pipe is not replaced
             reason, fix = "it is there already", "--force replaces it"
         if reason and str(target) != "-":
             raise DiagnosticError(Diagnostic("SH004", f"cannot write {target}: {reason}", help=fix), exit_code=2)

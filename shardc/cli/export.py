@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, echo, tell
+from shardc.cli.console import QuietOption, configure, echo, new_file, tell
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where the result goes; default stdout."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a plan in another form: for other frameworks, a spreadsheet or a script.
@@ -62,6 +63,7 @@ def export(
     if output.exists() and os.path.samefile(output, plan):
         message = f"{output} is the plan itself: the {to} form would replace it"
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+    new_file(output, force=force)
     write_atomic(output, text.encode())
 
 

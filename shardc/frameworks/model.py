@@ -84,7 +84,7 @@ def find_collection(model: nn.Module, module: str | None = None) -> Collection:
         DiagnosticError: SH702 when there are no tables, or some that a spec cannot describe; SH902, exit code 2, when
             the model has several collections or none at that path.
     """
-    found = list(_walk(model, "", set()))
+    found = [each for each in _walk(model, "", set()) if isinstance(each, FoundTable) or each.tables]
     collections = [item for item in found if isinstance(item, Collection)]
     plain = [item for item in found if isinstance(item, FoundTable)]
     if module is not None:

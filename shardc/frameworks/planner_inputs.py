@@ -158,7 +158,8 @@ def _table(table: FoundTable, limit: ParameterConstraints) -> dict[str, Any]:
     Raises:
         ValueError: they cannot be meant for this table.
     """
-    features, factors = len(table.features), list(map(float, limit.pooling_factors))
+    # A plain module does not say its features: it has one.
+    features, factors = len(table.features) or 1, list(map(float, limit.pooling_factors))
     if len(factors) not in (1, features):
         raise ValueError(f"{len(factors)} pooling_factors for {features} features")
     members: dict[str, Any] = {}

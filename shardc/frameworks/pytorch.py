@@ -27,7 +27,7 @@ def pytorch_placements(plan: Plan) -> str:
 
     A table has `mesh` (ranks, nested for two dimensions) and `placements` (one a mesh dimension, in the words of
     `torch.distributed.tensor`), or else `shards` (rank, offsets and sizes as [row, column]). `shape` is [rows,
-    columns]; null for a data-parallel table, whose plan does not say it.
+    columns]; null for a data-parallel table of an older plan, which does not say it.
 
     Raises:
         DiagnosticError: SH703 for tables that are not all in device memory, which plain PyTorch cannot cache.
@@ -42,7 +42,7 @@ def pytorch_placements(plan: Plan) -> str:
 
 def _table(table: TablePlan) -> dict[str, Any]:
     if not table.shards:
-        return {"shape": None, "mesh": list(table.ranks), "placements": ["Replicate()"]}
+        return {"shape": table.shape and list(table.shape), "mesh": list(table.ranks), "placements": ["Replicate()"]}
     shape = [max(shard.shard_offsets[axis] + shard.shard_sizes[axis] for shard in table.shards) for axis in (0, 1)]
     return {"shape": shape, **(_chunked(table, *shape) or {"shards": _listed(table)})}
 

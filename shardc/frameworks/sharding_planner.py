@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -20,8 +21,8 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlan
 from shardc.cost.model import CostModel
 from shardc.cost.torchrec import VERSION, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, concise
-from shardc.frameworks.torchrec import sharding_plan
-from shardc.frameworks.torchrec_model import tables_of
+from shardc.frameworks.torchrec import other_ranks, sharding_plan
+from shardc.frameworks.torchrec_model import require_model, tables_of
 from shardc.frameworks.torchrec_problem import Asked, problem_of
 from shardc.hardware import Hardware, load_hardware
 from shardc.passes.emit import table_plans
@@ -70,17 +71,13 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             seed: of every random choice.
 
         Raises:
-            DiagnosticError: SH104 for another effort or no batch, SH107 for an unknown profile, SH601 and SH602 for a
-                damaged one.
+            DiagnosticError: SH103 and SH104 with every argument of another type or out of range, SH107 for an unknown
+                profile, SH601 and SH602 for a damaged one.
         """
-        if effort not in EVALUATIONS:
-            raise DiagnosticError(
-                Diagnostic("SH104", f'expected effort as one of {", ".join(EVALUATIONS)}, found "{effort}"')
-            )
+        if findings := list(_wrong_arguments(topology, batch_size, constraints, cost, effort)):
+            raise DiagnosticError(*findings)
         self._topology = topology
         self._batch_size = BATCH_SIZE if batch_size is None else batch_size
-        if not 1 <= self._batch_size * topology.world_size <= _MOST_SAMPLES:
-            raise DiagnosticError(Diagnostic("SH104", f"expected a batch_size of samples, found {batch_size}"))
         self._constraints = constraints or {}
         self._reservation = storage_reservation
         self._cost = cost
@@ -100,8 +97,10 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             sharders: what will shard it; None for TorchRec's default ones.
 
         Raises:
-            DiagnosticError: SH611 with everything that cannot be honoured; SH201 to SH203 when the tables do not fit.
+            DiagnosticError: SH103 for another thing than a model; SH611 with everything that cannot be honoured; SH201
+                to SH203 when the tables do not fit.
         """
+        require_model(module)
         sharders = get_default_sharders() if sharders is None else list(sharders)
         asked = problem_of(
             tables_of(module, sharders),
@@ -135,7 +134,8 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
 
         Raises:
             DiagnosticError: on every rank what `plan` raises on the first; SH605 when there is no process group, or
-                not one of the topology's size; SH901 on the other ranks where the first one fails otherwise.
+                not one of the topology's ranks and hosts (torchrun says which ranks are of one host); SH901 on the
+                other ranks where the first one fails otherwise.
         """
         if not distributed.is_initialized():
             message = "there is no process group to plan with"
@@ -148,9 +148,9 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
                 raise outcome[0]
             return outcome[0]
         try:
-            if group.size() != self._topology.world_size:
-                message = f"the topology has {self._topology.world_size} ranks, the process group {group.size()}"
-                raise DiagnosticError(Diagnostic("SH605", message), exit_code=2)
+            where = self._topology
+            if found := other_ranks("the topology", where.world_size, group.size(), where.intra_group_size):
+                raise DiagnosticError(found, exit_code=2)
             outcome = [self.plan(module, sharders)]
         except BaseException as error:
             # The others wait for what became of it, whatever that is.
@@ -204,3 +204,34 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             )
 
         return sharding_plan(tables, placement)
+
+
+def _wrong_arguments(topology: Any, batch_size: Any, constraints: Any, cost: Any, effort: Any) -> Iterator[Diagnostic]:
+    """Yield the arguments of a planner that cannot be meant."""
+    if not isinstance(topology, Topology):
+        yield _expected("topology as a Topology", topology)
+    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool)):
+        yield _expected("batch_size as a positive integer", batch_size)
+    elif batch_size is not None and batch_size < 1:
+        yield Diagnostic("SH104", f"expected batch_size as a positive integer, found {batch_size}")
+    elif isinstance(topology, Topology):
+        most = _MOST_SAMPLES // topology.world_size
+        if (BATCH_SIZE if batch_size is None else batch_size) > most:
+            message = f"expected a batch_size of at most {most} on {topology.world_size} ranks, found {batch_size}"
+            yield Diagnostic("SH104", message)
+    if constraints is not None and not isinstance(constraints, Mapping):
+        yield _expected("constraints as a mapping of table names to ParameterConstraints", constraints)
+    elif constraints is not None:
+        for name, limits in constraints.items():
+            if not isinstance(name, str):
+                yield _expected("names of tables in constraints", name)
+            elif not isinstance(limits, ParameterConstraints):
+                yield _expected(f'constraints of table "{name}" as ParameterConstraints', limits)
+    if not isinstance(cost, str) and not all(callable(getattr(cost, name, None)) for name in ("encode", "score")):
+        yield _expected("cost as a name, or a cost model with encode and score", cost)
+    if effort not in list(EVALUATIONS):
+        yield Diagnostic("SH104", f'expected effort as one of {", ".join(EVALUATIONS)}, found "{effort}"')
+
+
+def _expected(what: str, found: Any) -> Diagnostic:
+    return Diagnostic("SH103", f"expected {what}, found {reprlib.repr(found)}")

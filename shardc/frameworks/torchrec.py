@@ -9,12 +9,14 @@ becomes a `ShardingPlan`: TorchRec itself trains such plans without a word.
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, quoted_tables
 from shardc.passes.verify import shard_faults
 from shardc.plan import CacheParams, Plan, PlanShard, TablePlan, read_plan
 from shardc.problem import Cluster, ShardingType
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from shardc.frameworks.sharding_planner import ShardcPlanner as ShardcPlanner
 
 INSTALL = "pip install --no-deps torchrec==1.9.2 && pip install tensordict torchmetrics==1.0.3 pyre-extensions tqdm"
+
+_EXPECTED = "expected a ShardingPlan, what its _serialize() returns, or what `shardc export --to torchrec` writes"
 
 DeviceType = Literal["cuda", "cpu"]
 Tables = Mapping[str, Mapping[str, TablePlan]]
@@ -64,17 +68,18 @@ def load_plan(
 
     Raises:
         DiagnosticError: SH604 when TorchRec is not installed, SH605 when the process group's ranks are not those of the
-            plan, SH610 with everything in which plan and model differ, everything that `to_sharding_plan` raises, and
-            everything that `read_plan` raises.
+            plan, SH103 when the model is none of PyTorch's, SH610 with everything in which plan and model differ,
+            everything that `to_sharding_plan` raises, and everything that `read_plan` raises.
     """
     document = plan if isinstance(plan, Plan) else read_plan(plan)
     require_torchrec("loading a plan for TorchRec")
-    if found := _other_ranks(document):
+    if found := _not_of_group(document):
         raise DiagnosticError(found, exit_code=2)
     sharding_plan = to_sharding_plan(document, device_type)
     if model is not None:
-        from shardc.frameworks.torchrec_model import differences
+        from shardc.frameworks.torchrec_model import differences, require_model
 
+        require_model(model)
         target = device_type or _device_type(document.plan)
         tables = _on(device_type, document.plan)
         if faults := list(differences(tables, document.model.weights, model, sharders, target)):
@@ -84,6 +89,8 @@ def load_plan(
 
 def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> ShardingPlan:
     """Return a plan as TorchRec has it; `from_sharding_plan` gives back the same tables, unless they move to CPUs.
+
+    TorchRec has no word for the shape of a data-parallel table, which is lost.
 
     Args:
         plan: the plan.
@@ -140,26 +147,27 @@ def sharding_plan(tables: Tables, placement: Callable[[PlanShard], str]) -> Shar
 def from_sharding_plan(plan: ShardingPlan | Mapping[str, Any]) -> dict[str, dict[str, TablePlan]]:
     """Return the tables of one of TorchRec's plans, as the member `plan` of a plan has them.
 
+    TorchRec's `_serialize()` leaves out parameters of caches, rounding, bounds checks and output types. TorchRec runs a
+    table without the first with caches of its own default size, so a `UserWarning` names the tables of a mapping that
+    have a caching kernel and no `cache_params`; all else that is left out has TorchRec's default without a word.
+
     Args:
-        plan: a `ShardingPlan`, or what its `_serialize()` returns (in which TorchRec leaves out parameters of caches,
-            rounding, bounds checks and output types).
+        plan: a `ShardingPlan`; what its `_serialize()` returns; or what `shardc export --to torchrec` writes, parsed.
 
     Raises:
-        DiagnosticError: SH302 with everything that a plan of shardc has no words for.
+        DiagnosticError: SH302 with everything that is none of these, or that a plan of shardc has no words for.
     """
-    modules = plan.get("plan", {}) if isinstance(plan, Mapping) else plan.plan
     tables: dict[str, dict[str, TablePlan]] = {}
     faults = []
-    for path, of_module in modules.items():
+    for path, of_module in _modules(plan).items():
         tables[path] = {}
         if not isinstance(of_module, Mapping):
-            faults.append(
-                Diagnostic("SH302", f'module "{path}" has a {type(of_module).__name__}, not a plan of tables')
-            )
+            message = f'module "{path}" has a {type(of_module).__name__}, not a plan of tables'
+            faults.append(Diagnostic("SH302", message, help=_EXPECTED))
             continue
         for name, sharding in of_module.items():
             try:
-                members = sharding if isinstance(sharding, Mapping) else _members(sharding)
+                members = _known(sharding) if isinstance(sharding, Mapping) else _members(sharding)
                 tables[path][name] = TablePlan.model_validate(_with_placements(members))
             except (ValidationError, ValueError) as error:
                 reasons = [str(error)]
@@ -169,6 +177,8 @@ def from_sharding_plan(plan: ShardingPlan | Mapping[str, Any]) -> dict[str, dict
                 faults += [Diagnostic("SH302", f"{_named(path, name)}: {reason}") for reason in reasons]
     if faults:
         raise DiagnosticError(*faults)
+    if isinstance(plan, Mapping):
+        _warn_of_caches(tables)
     return tables
 
 
@@ -245,14 +255,69 @@ def _cache_params(cache: CacheParams) -> types.CacheParams:
     )
 
 
+def _modules(plan: ShardingPlan | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The modules of one of TorchRec's plans, in whatever form.
+
+    Raises:
+        DiagnosticError: SH302 for anything else.
+    """
+    torchrec = sys.modules.get("torchrec.distributed.types")  # whoever made a plan has imported it
+    if torchrec is not None and isinstance(plan, torchrec.ShardingPlan):
+        modules: Mapping[str, Any] = plan.plan
+        return modules
+    if not isinstance(plan, Mapping) or not plan:
+        found = "an empty mapping" if isinstance(plan, Mapping) else f"a {type(plan).__name__}"
+        raise DiagnosticError(Diagnostic("SH302", f"{found} is not a plan of TorchRec", help=_EXPECTED))
+    inner = plan.get("plan")
+    if len(plan) > 1 or not isinstance(inner, Mapping):
+        return plan
+    # Tables of a module with the path "plan" are no modules of what was serialized.
+    of_module = any(isinstance(each, Mapping) and isinstance(each.get("sharding_type"), str) for each in inner.values())
+    return plan if of_module else inner
+
+
+def _known(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A table's members as a mapping has them.
+
+    Raises:
+        ValueError: for members that are no part of a plan, which would be lost.
+    """
+    if not members:
+        raise ValueError("it is empty: expected sharding_type, compute_kernel, ranks and shards")
+    shards = members.get("shards")
+    if not isinstance(shards, Sequence | None) or not all(isinstance(shard, Mapping) for shard in shards or ()):
+        raise ValueError("shards: expected a list of shard_offsets, shard_sizes and placement")
+    strange = [str(name) for name in members if name not in TablePlan.model_fields]
+    strange += [f"shards.{name}" for shard in shards or () for name in shard if name not in PlanShard.model_fields]
+    if isinstance(cache := members.get("cache_params"), Mapping):
+        strange += [f"cache_params.{name}" for name in cache if name not in CacheParams.model_fields]
+    if strange:
+        raise ValueError(f"a plan has no {', '.join(dict.fromkeys(strange))}")
+    return members
+
+
+def _warn_of_caches(tables: Tables) -> None:
+    unsaid = [
+        name
+        for of_module in tables.values()
+        for name, table in of_module.items()
+        if table.compute_kernel == "fused_uvm_caching" and table.cache_params is None
+    ]
+    if unsaid:
+        message = f"no cache_params for {quoted_tables(unsaid)}: TorchRec gives caches its default size"
+        warnings.warn(message, stacklevel=3)
+
+
 def _members(sharding: types.ParameterSharding) -> dict[str, Any]:
     """A table's sharding as members of a plan.
 
     Raises:
         ValueError: for what a plan has no words for.
     """
-    from torchrec.distributed.types import EnumerableShardingSpec
+    from torchrec.distributed.types import EnumerableShardingSpec, ParameterSharding
 
+    if not isinstance(sharding, ParameterSharding):
+        raise ValueError(f"it is a {type(sharding).__name__}, not a ParameterSharding or a mapping of its members")
     spec, cache = sharding.sharding_spec, sharding.cache_params
     if spec is not None and not isinstance(spec, EnumerableShardingSpec):
         raise ValueError(f"its sharding_spec is a {type(spec).__name__}, not a list of shards")
@@ -287,7 +352,10 @@ def _members(sharding: types.ParameterSharding) -> dict[str, Any]:
 
 def _with_placements(members: Mapping[str, Any]) -> dict[str, Any]:
     """Members with placements as text, and ranks in the order of the shards where TorchRec left them out."""
-    shards = [{**shard, "placement": str(shard["placement"])} for shard in members.get("shards") or ()]
+    shards = [
+        {name: str(value) if name == "placement" else value for name, value in shard.items()}
+        for shard in members.get("shards") or ()
+    ]
     ranks = members.get("ranks")
     if ranks is None and shards:
         ranks = [PlanShard.model_validate(shard).rank for shard in shards]
@@ -296,23 +364,35 @@ def _with_placements(members: Mapping[str, Any]) -> dict[str, Any]:
     return {**members, "ranks": ranks, "shards": shards}
 
 
-def _other_ranks(plan: Plan) -> Diagnostic | None:
-    """What keeps the ranks of the process group, if there is one yet, from being those of the plan.
+def other_ranks(what: str, ranks: int, world: int, per_host: int | None) -> Diagnostic | None:
+    """Return what keeps the ranks of a process group from being those that something is for; None if nothing does.
 
     TorchRec reads from the environment which ranks are of one host. Told otherwise than the plan was, it sends the
     pieces of table_row_wise and grid_shard elsewhere, and crashes, hangs, or returns outputs of another shape.
+
+    Args:
+        what: is for the ranks: the plan, the topology.
+        ranks: that it is for.
+        world: ranks of the group.
+        per_host: ranks of a host (of a pod, if TorchRec knows of pods); None if hosts make no difference.
     """
-    from torch import distributed
     from torchrec.distributed.comm import get_topology_group_world_size
+
+    if world != ranks:
+        return Diagnostic("SH605", f"{what} is for {ranks} ranks, the process group has {world}")
+    if per_host is not None and (found := get_topology_group_world_size(world)) != per_host:
+        message = f"{what} is for hosts of {per_host} ranks, TorchRec takes {found} ranks for a host"
+        return Diagnostic("SH605", message, help=f"start with torchrun, or set LOCAL_WORLD_SIZE={per_host}")
+    return None
+
+
+def _not_of_group(plan: Plan) -> Diagnostic | None:
+    """What keeps the ranks of the process group, if there is one yet, from being those of the plan."""
+    from torch import distributed
 
     if not distributed.is_available() or not distributed.is_initialized():
         return None
-    ranks, local = plan.cluster.devices, plan.cluster.devices_per_host
-    if (world := distributed.get_world_size()) != ranks:
-        return Diagnostic("SH605", f"the plan is for {ranks} ranks, the process group has {world}")
     by_host = {ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD}
     types = {table.sharding_type for tables in plan.plan.values() for table in tables.values()}
-    if types & by_host and (found := get_topology_group_world_size(world)) != local:
-        message = f"the plan is for hosts of {local} ranks, TorchRec takes {found} ranks for a host"
-        return Diagnostic("SH605", message, help=f"start with torchrun, or set LOCAL_WORLD_SIZE={local}")
-    return None
+    per_host = plan.cluster.devices_per_host if types & by_host else None
+    return other_ranks("the plan", plan.cluster.devices, distributed.get_world_size(), per_host)

@@ -86,6 +86,14 @@ class _Traffic(NamedTuple):
     batches: list[int]
 
 
+class _Fault(NamedTuple):
+    """What cannot be had, why, and what to do about it."""
+
+    what: str
+    reason: str
+    help: str | None = None
+
+
 def ask(
     label: str, table: ModelTable, limits: ParameterConstraints, device: str, batch_size: int
 ) -> AskedTable | list[Diagnostic]:
@@ -101,7 +109,7 @@ def ask(
     traffic = _traffic(limits, batch_size)
     faults = [*_model_faults(table), *_limit_faults(table, limits, traffic, device)]
     if faults:
-        return [Diagnostic("SH611", f"{table.label}: {name}: {reason}") for name, reason in faults]
+        return [Diagnostic("SH611", f"{table.label}: {each.what}: {each.reason}", help=each.help) for each in faults]
     pooled, features = is_pooled(table), features_of(table)
     # TorchRec takes one value for a single feature; as much reaches each of the others.
     alike = len(features) if len(traffic.lengths) == 1 else 1
@@ -159,80 +167,86 @@ def _traffic(limits: ParameterConstraints, batch_size: int) -> _Traffic:
     return _Traffic(lengths, list(poolings or [1.0] * len(lengths)), list(batches or [batch_size] * len(lengths)))
 
 
-def _model_faults(table: ModelTable) -> Iterator[tuple[str, str]]:
+def _model_faults(table: ModelTable) -> Iterator[_Fault]:
     """Yield what is special about a table, and why that is too much."""
     if table.config is None:
         found = type(table.module).__name__
-        yield found, "tables of EmbeddingBagCollection and EmbeddingCollection are placed, no others"
+        yield _Fault(found, "tables of EmbeddingBagCollection and EmbeddingCollection are placed, no others")
         return
     if getattr(table.config, "use_virtual_table", False):
-        yield "use_virtual_table", REFUSED["use_virtual_table"]
+        yield _Fault("use_virtual_table", REFUSED["use_virtual_table"])
     if table.dtype not in PRECISIONS:
-        yield "data_type", f"weights are {table.dtype}, expected one of {', '.join(PRECISIONS)}"
+        yield _Fault("data_type", f"weights are {table.dtype}, expected one of {', '.join(PRECISIONS)}")
     if table.dim % VECTOR or not table.rows:
-        yield "shape", f"{table.rows} x {table.dim}: expected rows, and columns in multiples of {VECTOR}"
+        yield _Fault("shape", f"{table.rows} x {table.dim}: expected rows, and columns in multiples of {VECTOR}")
 
 
-def _limit_faults(
-    table: ModelTable, limits: ParameterConstraints, traffic: _Traffic, device: str
-) -> Iterator[tuple[str, str]]:
+def _limit_faults(table: ModelTable, limits: ParameterConstraints, traffic: _Traffic, device: str) -> Iterator[_Fault]:
     """Yield the fields that cannot be kept, and why."""
     for unset in (each for each in fields(limits) if each.name not in HONOURED):
         if getattr(limits, unset.name) != _default(unset):
-            yield unset.name, REFUSED.get(unset.name, "this version of shardc does not know it")
+            yield _Fault(unset.name, REFUSED.get(unset.name, "this version of shardc does not know it"))
     if limits.device_group not in (None, device):
-        yield "device_group", f'"{limits.device_group}", but the topology has devices of the type "{device}"'
+        yield _Fault("device_group", f'"{limits.device_group}", but the topology has devices of the type "{device}"')
     if limits.min_partition is not None and limits.min_partition < 1:
-        yield "min_partition", f"{limits.min_partition}, expected a number of columns"
-    types = "sharding_types and compute_kernels"
-    if reason := _types(table, limits, device)[1]:
-        yield types, reason
+        yield _Fault("min_partition", f"{limits.min_partition}, expected a number of columns")
+    if fault := _types(table, limits, device)[1]:
+        yield fault
     if table.config is None:
         return
     features = features_of(table)
     if limits.feature_names is not None and set(limits.feature_names) != set(features):
-        yield "feature_names", f"{', '.join(limits.feature_names)}, but the model has {', '.join(features)}"
+        yield _Fault("feature_names", f"{', '.join(limits.feature_names)}, but the model has {', '.join(features)}")
     if limits.is_weighted and is_pooled(table) and not table.module.is_weighted():
-        yield "is_weighted", "the module's lookups have no weights"
+        yield _Fault("is_weighted", "the module's lookups have no weights")
     if (output := _output_dtype(table, limits)) not in PRECISIONS:
-        yield "output_dtype", f"{output}, expected one of {', '.join(PRECISIONS)}"
+        yield _Fault("output_dtype", f"{output}, expected one of {', '.join(PRECISIONS)}")
     counts = [len(values) for values in traffic]
     together = "pooling_factors, num_poolings and batch_sizes"
     if len(set(counts)) > 1:
-        yield together, f"{', '.join(map(str, counts))} values, expected as many of each"
+        yield _Fault(together, f"{', '.join(map(str, counts))} values, expected as many of each")
     elif counts[0] not in (1, len(features)):
-        yield "pooling_factors", f"{counts[0]} values, expected one for each of {len(features)} features"
+        yield _Fault("pooling_factors", f"{counts[0]} values, expected one for each of {len(features)} features")
     elif not all(math.isfinite(value) and value >= 0 for values in traffic for value in values):
-        yield together, "expected finite values that are not negative"
+        yield _Fault(together, "expected finite values that are not negative")
     elif not any(map(math.prod, zip(*traffic, strict=True))):
-        yield together, "they leave no lookups"
+        yield _Fault(together, "they leave no lookups")
 
 
 def _default(of: Field[Any]) -> Any:
     return of.default if of.default_factory is MISSING else of.default_factory()
 
 
-def _types(table: ModelTable, limits: ParameterConstraints, device: str) -> tuple[tuple[str, ...], str | None]:
+def _types(table: ModelTable, limits: ParameterConstraints, device: str) -> tuple[tuple[str, ...], _Fault | None]:
     """The sharding types that sharder and constraints leave, or why they leave none."""
+    what = "sharding_types and compute_kernels"
     sharder, known = table.sharder, [str(type) for type in ShardingType]
     wanted = limits.sharding_types or known
     if strange := [type for type in wanted if type not in known]:
-        return (), f'there is no sharding type "{strange[0]}"'
+        return (), _Fault(what, f'there is no sharding type "{strange[0]}"')
     offered = [type for type in sharder.sharding_types(device) if type in known]
+    usable = offered
     if table.config is not None and not replicable(table, device):
-        offered = [type for type in offered if type != ShardingType.DATA_PARALLEL]
-    if not set(offered) & set(wanted):
-        return (), f"{type(sharder).__name__} has {', '.join(offered)} on {device}, not {', '.join(wanted)}"
+        usable = [type for type in offered if type != ShardingType.DATA_PARALLEL]
+    if not set(usable) & set(wanted):
+        if set(offered) & set(wanted):
+            reason = "data_parallel would train wrong: FBGEMM's dense operator pools the lookups of sequences on CPUs"
+            return (), _Fault(what, reason, f"allow {' or '.join(usable)}" if usable else None)
+        reason = f"{type(sharder).__name__} has {', '.join(usable)} on {device}, not {', '.join(wanted)}"
+        on_gpus = [type for type in wanted if type in sharder.sharding_types("cuda") and type not in offered]
+        runs = f"TorchRec runs {' and '.join(on_gpus)} on {device} as well"
+        fix = f"{runs}: subclass the sharder and override `sharding_types`" if on_gpus and is_pooled(table) else None
+        return (), _Fault(what, reason, fix)
     found = []
-    for each in (type for type in offered if type in wanted):
+    for each in (type for type in usable if type in wanted):
         needed = "dense" if each == ShardingType.DATA_PARALLEL else "fused"
         kernels = sharder.compute_kernels(each, device)
         if needed in kernels and needed in (limits.compute_kernels or kernels):
             found.append(each)
     if found:
         return tuple(found), None
-    left = ", ".join(type for type in offered if type in wanted)
-    return (), f"{left} with {', '.join(limits.compute_kernels or ())}: tables have the kernel fused, or dense replicas"
+    left, kernels = ", ".join(type for type in usable if type in wanted), ", ".join(limits.compute_kernels or ())
+    return (), _Fault(what, f"{left} with {kernels}: tables have the kernel fused, or dense replicas")
 
 
 def _output_dtype(table: ModelTable, limits: ParameterConstraints) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardc.diagnostics import Diagnostic
+from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.passes.verify import extent
 from shardc.plan import TablePlan
 
@@ -48,6 +48,19 @@ class ModelTable:
     def label(self) -> str:
         """What people are told that it is."""
         return f'module "{self.path}", table "{self.name}"'
+
+
+def require_model(model: Any) -> None:
+    """Make sure that something is a PyTorch model.
+
+    Raises:
+        DiagnosticError: SH103, exit code 2.
+    """
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        message = f"expected a model (torch.nn.Module), found a {type(model).__name__}"
+        raise DiagnosticError(Diagnostic("SH103", message), exit_code=2)
 
 
 def tables_of(model: nn.Module, sharders: Sequence[ModuleSharder[Any]] | None) -> list[ModelTable]:

@@ -196,7 +196,10 @@ def _set_bandwidths(topology: Topology) -> list[str]:
 
 def _other_faults(tables: Sequence[ModelTable], constraints: Mapping[str, Any]) -> Iterator[Diagnostic]:
     if not tables:
-        yield _refused("no module of the model has a sharder")
+        advice = (
+            "sharders are instances, such as EmbeddingBagCollectionSharder(), of the type of module that has tables"
+        )
+        yield _refused("no sharder finds a table in the model", advice)
     known = {table.name for table in tables}
     for name in constraints:
         if name not in known:

@@ -86,7 +86,10 @@ def table_plans(choice: Choice) -> dict[str, TablePlan]:
 def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -> TablePlan:
     type, world = problem.option_type[option], problem.cluster.devices
     if type is ShardingType.DATA_PARALLEL:
-        return TablePlan.model_validate({"sharding_type": str(type), "compute_kernel": "dense", "ranks": range(world)})
+        shape = (problem.tables[table].rows, problem.tables[table].dim)
+        return TablePlan.model_validate(
+            {"sharding_type": str(type), "compute_kernel": "dense", "ranks": range(world), "shape": shape}
+        )
     shards = tuple(_shards(problem, table, option, places))
     block = problem.blocks[problem.option_block[option]]
     cached = problem.cached_of(option)[block.index(table)]

@@ -163,15 +163,15 @@ def _other_tables(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
 
 def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
     """Check one table by itself: that its shards make up the table, as TorchRec wants them."""
+    fault = None
     if placed.sharding_type != "data_parallel":
-        height, width = _extent(placed.shards)
-        fault = _cover_fault(placed.shards, height, width)
-        if fault is None and (height, width) != (table.rows, table.dim):
-            message = f"{height} x {width} in the plan, {table.rows} x {table.dim} in the spec"
-            field = "rows" if height != table.rows else "dim"
-            yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
-        elif fault:
-            yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
+        fault = _cover_fault(placed.shards, *_extent(placed.shards))
+    if fault:
+        yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
+    elif (size := extent(placed)) and size != (table.rows, table.dim):
+        message = f"{size[0]} x {size[1]} in the plan, {table.rows} x {table.dim} in the spec"
+        field = "rows" if size[0] != table.rows else "dim"
+        yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
     for fault in _rule_faults(table.rows, placed, cluster, ("fused", "fused_uvm_caching")):
         yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
 
@@ -222,8 +222,14 @@ def shard_faults(placed: TablePlan, cluster: Cluster) -> Iterator[tuple[str, str
 
 
 def extent(placed: TablePlan) -> tuple[int, int] | None:
-    """Return rows and columns of the table that the shards make up; None for a data-parallel one, which has none."""
-    return _extent(placed.shards) if placed.shards else None
+    """Return rows and columns of the table: of what its shards make up, or what is stated of a data-parallel one.
+
+    None for a data-parallel table of an older plan, which states none.
+    """
+    if placed.shards or placed.shape is None:
+        return _extent(placed.shards) if placed.shards else None
+    rows, columns = placed.shape
+    return rows, columns
 
 
 def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collection[str]) -> Iterator[str]:
@@ -235,6 +241,8 @@ def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collec
         yield f"{kind} needs the compute kernel {' or '.join(kernels)}, not {placed.compute_kernel}"
     if placed.cache_params and placed.compute_kernel != "fused_uvm_caching":
         yield f"{placed.compute_kernel} has no cache_params"
+    if placed.shape and kind != "data_parallel":
+        yield f"{kind} has no shape beside its shards"
     if any(rank >= devices for rank in ranks):
         yield f"rank {max(ranks)} is none of the {devices} devices"
     if kind == "data_parallel":

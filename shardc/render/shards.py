@@ -26,9 +26,9 @@ _HEADER = (
 def shards_csv(plan: Plan) -> str:
     """Return CSV (RFC 4180, lines end in a line feed): a header, and one row a shard.
 
-    A data-parallel table has a row for each rank, and its size stays empty: the plan does not say it. `weight_bytes`
-    counts the weights alone; what a device needs in all stands in the plan's `score`. A name that a spreadsheet would
-    take for a formula gets a ' in front.
+    A data-parallel table has a row for each rank; its size stays empty where an older plan does not say it.
+    `weight_bytes` counts the weights alone; what a device needs in all stands in the plan's `score`. A name that a
+    spreadsheet would take for a formula gets a ' in front.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -42,7 +42,9 @@ def _rows(plan: Plan) -> Iterator[tuple[object, ...]]:
         for name, table in tables.items():
             head = (_plain(module), _plain(name), table.sharding_type, table.compute_kernel)
             if not table.shards:
-                yield from ((*head, rank, *[""] * 5) for rank in table.ranks)
+                rows, columns = table.shape or (0, 0)
+                whole = [0, 0, rows, columns, rows * columns * element] if table.shape else [""] * 5
+                yield from ((*head, rank, *whole) for rank in table.ranks)
                 continue
             for rank, shard in zip(table.ranks, table.shards, strict=True):
                 rows, columns = shard.shard_sizes

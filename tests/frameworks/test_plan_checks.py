@@ -142,6 +142,11 @@ def test_a_model_that_is_the_plans():
     assert all(parameter.is_meta for parameter in whole.a.b.parameters())
 
 
+def test_what_is_no_model():
+    plan = document(every_type(), cuda)
+    assert findings(plan, model="x") == [("SH103", "expected a model (torch.nn.Module), found a str")]
+
+
 def test_everything_that_differs_is_told_at_once():
     sizes = SIZES | {"tw": (11, 8), "cw": (10, 24), "new": (3, 4)}
     del sizes["rw"]
@@ -159,6 +164,21 @@ def test_everything_that_differs_is_told_at_once():
     dtypes = [message for _, message in found if "weights" in message]
     assert dtypes[0] == 'module "a.b", table "tw": expected fp32 weights as in the plan, found fp16 in the model'
     assert len(dtypes) == len(every_type()) - 1
+
+
+def test_replicas_of_another_shape():
+    """SIZES has 5 x 8; a plan without shapes leaves the model's be."""
+    own = model(a=model(b=collection()))
+    for shape, differs in ((None, []), ([5, 8], []), ([6, 8], ["rows = 6"]), ([6, 4], ["rows = 6", "dim = 4"])):
+        plan = changed(lambda tables, shape=shape: tables["dp"].update(shape=shape))
+        if not differs:
+            assert load_plan(plan, model=own)
+            continue
+        found = findings(plan, model=own)
+        assert len(found) == len(differs)
+        for (code, message), said in zip(found, differs, strict=True):
+            assert code == "SH610"
+            assert message.startswith(f'module "a.b", table "dp": expected {said} as in the plan')
 
 
 def test_a_module_that_is_not_there():

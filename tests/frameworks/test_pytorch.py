@@ -101,7 +101,10 @@ def test_dtensors_of_the_placements_hold_the_plans_shards(plan, tmp_path):
 def test_the_usual_tables_are_said_in_the_usual_words(plan):
     tables = exported(plan)
     assert tables["row_wise"] == {"mesh": [0, 1, 2, 3], "placements": ["Shard(0)"], "shape": [103, 16]}
-    assert tables["data_parallel"] == {"mesh": [0, 1, 2, 3], "placements": ["Replicate()"], "shape": None}
+    assert tables["data_parallel"] == {"mesh": [0, 1, 2, 3], "placements": ["Replicate()"], "shape": [7, 16]}
+    older = plan.plan[MODULE]["data_parallel"].model_copy(update={"shape": None})
+    older = plan.model_copy(update={"plan": {MODULE: {"data_parallel": older}}})
+    assert exported(older)["data_parallel"]["shape"] is None
     (owner,) = plan.plan[MODULE]["table_wise"].ranks
     assert tables["table_wise"] == {"mesh": [owner], "placements": ["Replicate()"], "shape": [100, 16]}
 

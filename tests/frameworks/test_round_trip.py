@@ -186,6 +186,48 @@ def test_reads_what_torchrec_serializes():
     assert from_sharding_plan(serialized) == {"a.b": expected}
 
 
+@pytest.mark.parametrize("path", ["a.b", "", "plan"])
+def test_reads_what_was_exported(path):
+    tables = {path: document(every_type(), cuda).plan["a.b"]}
+    exported = {name: table.model_dump(mode="json") for name, table in tables[path].items()}
+    assert from_sharding_plan({path: exported}) == tables
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (None, "a NoneType is not a plan of TorchRec"),
+        ("x", "a str is not a plan of TorchRec"),
+        ({}, "an empty mapping is not a plan of TorchRec"),
+        ({"plan": 5}, 'module "plan" has a int, not a plan of tables'),
+        ({"plan": {"a": 5}}, 'module "a" has a int, not a plan of tables'),
+        ({"format": 1, "plan": {}}, 'module "format" has a int, not a plan of tables'),
+        ({"a": {"t": {}}}, 'module "a", table "t": it is empty: expected sharding_type'),
+        ({"a": {"t": 5}}, 'module "a", table "t": it is a int, not a ParameterSharding'),
+        ({"a": {"t": {"ranks": [0]}}}, 'module "a", table "t": sharding_type: Field required'),
+        ({"a": {"t": {"sharding_type": "table_wise", "color": 1}}}, 'module "a", table "t": a plan has no color'),
+        ({"a": {"t": {"shards": 5}}}, 'module "a", table "t": shards: expected a list of shard_offsets'),
+        ({"a": {"t": {"shards": [{"rank": 1}]}}}, 'module "a", table "t": a plan has no shards.rank'),
+        ({"a": {"t": {"cache_params": {"stats": 1}}}}, 'module "a", table "t": a plan has no cache_params.stats'),
+        ({"a": {"t": {"shards": [{"shard_sizes": [1, 4]}]}}}, 'module "a", table "t": placement: Field required'),
+    ],
+)
+def test_what_is_no_plan_is_refused(found, says):
+    with pytest.raises(DiagnosticError, match="SH302") as raised:
+        from_sharding_plan(found)
+    assert any(each.message.startswith(says) for each in raised.value.diagnostics), str(raised.value)
+
+
+def test_caches_that_torchrec_does_not_serialize_are_told():
+    shards = [(0, [0, 0], [10, 8])]
+    cached = {"sharding_type": "table_wise", "compute_kernel": "fused_uvm_caching", "shards": shards}
+    plan = document({"t": cached | {"cache_params": {"load_factor": 0.1}}, "u": cached}, cuda)
+    with pytest.warns(UserWarning, match='no cache_params for tables "t", "u"') as caught:
+        from_sharding_plan(to_sharding_plan(plan)._serialize())
+    assert caught[0].filename == __file__
+    assert from_sharding_plan(to_sharding_plan(plan)) == plan.plan  # where it is what the plan says
+
+
 def test_several_modules_keep_their_paths():
     plan = document(every_type(), cpu)
     tables = {"a.b": plan.plan["a.b"], "": {"tw": plan.plan["a.b"]["tw"]}}

@@ -467,8 +467,36 @@ def test_unknown_profiles_and_efforts():
         ShardcPlanner(topology(), cost="h100")
     with pytest.raises(DiagnosticError, match=r'SH104 expected effort as one of .*, found "most"'):
         ShardcPlanner(topology(), effort="most")
-    with pytest.raises(DiagnosticError, match="SH104 expected a batch_size of samples, found 0"):
-        ShardcPlanner(topology(), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"topology": "x"}, "SH103 expected topology as a Topology, found 'x'"),
+        ({"batch_size": 0}, "SH104 expected batch_size as a positive integer, found 0"),
+        ({"batch_size": 1.5}, "SH103 expected batch_size as a positive integer, found 1.5"),
+        ({"batch_size": "512"}, "SH103 expected batch_size as a positive integer, found '512'"),
+        ({"batch_size": True}, "SH103 expected batch_size as a positive integer, found True"),
+        ({"batch_size": 10**12}, f"SH104 expected a batch_size of at most {2**29} on 4 ranks, found 1000000000000"),
+        (
+            {"constraints": []},
+            "SH103 expected constraints as a mapping of table names to ParameterConstraints, found []",
+        ),
+        ({"constraints": {"t": {}}}, 'SH103 expected constraints of table "t" as ParameterConstraints, found {}'),
+        ({"constraints": {1: ParameterConstraints()}}, "SH103 expected names of tables in constraints, found 1"),
+        ({"cost": 5}, "SH103 expected cost as a name, or a cost model with encode and score, found 5"),
+        ({"effort": []}, 'SH104 expected effort as one of fast, balanced, thorough, found "[]"'),
+    ],
+)
+def test_arguments_that_cannot_be_meant(arguments, says):
+    with pytest.raises(DiagnosticError) as raised:
+        ShardcPlanner(**({"topology": topology()} | arguments))
+    assert str(raised.value) == says
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(DiagnosticError, match=r"SH103 expected a model \(torch.nn.Module\), found a str"):
+        planner().plan("x", sharders())
 
 
 def test_planning_together_needs_a_process_group():
@@ -512,7 +540,24 @@ def test_sequences_are_no_replicas_on_cpus():
     limits = {"s": ParameterConstraints(sharding_types=["data_parallel"])}
     assert planned(model(ec=sequences("s")), topology(2, "cuda"), limits)
     (message,) = refused(model(ec=sequences("s")), topology(2, "cpu"), limits)
-    assert "EmbeddingCollectionSharder has table_wise, column_wise, row_wise on cpu, not data_parallel" in message
+    assert message.endswith("FBGEMM's dense operator pools the lookups of sequences on CPUs")
+
+
+def test_types_that_a_sharder_lists_for_gpus_only():
+    """Help says how to have them on CPUs, and that helps."""
+
+    class Everything(EmbeddingBagCollectionSharder):
+        def sharding_types(self, compute_device_type: str) -> list[str]:
+            return super().sharding_types("cuda")
+
+    limits = {"t": ParameterConstraints(sharding_types=["row_wise"])}
+    made = planner(topology(2, "cpu"), limits)
+    with pytest.raises(DiagnosticError) as raised:
+        made.plan(bags(bag("t")), sharders())
+    (finding,) = raised.value.diagnostics
+    assert "EmbeddingBagCollectionSharder has " in finding.message
+    assert "override `sharding_types`" in finding.help
+    assert from_sharding_plan(made.plan(bags(bag("t")), [Everything()]))[""]["t"].sharding_type == "row_wise"
 
 
 def test_the_sharder_decides_what_is_allowed():
@@ -535,8 +580,9 @@ def test_other_modules_are_refused():
     with pytest.raises(DiagnosticError) as raised:
         planner().plan(model(fp=processed), [FeatureProcessedEmbeddingBagCollectionSharder()])
     assert "FeatureProcessedEmbeddingBagCollection: tables of EmbeddingBagCollection" in str(raised.value)
-    with pytest.raises(DiagnosticError, match="SH611 no module of the model has a sharder"):
-        planner().plan(model(linear=torch.nn.Linear(2, 2)), sharders())
+    for other in (torch.nn.Linear(2, 2), bags()):
+        with pytest.raises(DiagnosticError, match="SH611 no sharder finds a table in the model"):
+            planner().plan(model(other=other), sharders())
 
 
 def test_weights_are_of_one_type():

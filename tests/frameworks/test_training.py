@@ -315,8 +315,20 @@ def failures_reach_all_ranks(rank: int, world: int) -> None:
 
     with pytest.raises(RuntimeError if rank == 0 else DiagnosticError, match="no such cost"):
         ShardcPlanner(topology, cost=Broken()).collective_plan(model, sharders("sgd"))
-    with pytest.raises(DiagnosticError, match=f"SH605 the topology has {world + 1} ranks, the process group {world}"):
+    with pytest.raises(
+        DiagnosticError, match=f"SH605 the topology is for {world + 1} ranks, the process group has {world}"
+    ):
         ShardcPlanner(Topology(world + 1, "cpu", created_by_factory=True)).collective_plan(model, sharders("sgd"))
+
+
+def other_hosts_are_refused(rank: int, world: int) -> None:
+    """TorchRec takes the ranks for those of one host, the topology does not."""
+    topology = Topology(world, "cpu", local_world_size=1, created_by_factory=True)
+    with pytest.raises(DiagnosticError) as raised:
+        ShardcPlanner(topology).collective_plan(Model(SHAPES, "meta"), sharders("sgd"))
+    (finding,) = raised.value.diagnostics
+    assert (finding.code, raised.value.exit_code) == ("SH605", 2)
+    assert finding.message == f"the topology is for hosts of 1 ranks, TorchRec takes {world} ranks for a host"
 
 
 def on_two_ranks(rank: int, folder: Path) -> None:
@@ -332,6 +344,7 @@ def on_two_ranks(rank: int, folder: Path) -> None:
         assert train(rank, 2, 2, SHAPES, constraints, optimizer) == set(types)
     checkpoints_move(rank, 2, 2, folder / "checkpoint")
     failures_reach_all_ranks(rank, 2)
+    other_hosts_are_refused(rank, 2)
     random_models_train(rank, 2, 2)
 
 

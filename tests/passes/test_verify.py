@@ -285,6 +285,8 @@ def test_what_torchrec_runs_has_no_fault_of_its_own(loaded: LoadedSpec, item: di
         (replace("ads", placed("table_wise", (2, (0, 0), (999, 16)))), "SH304", "999 x 16 in the plan, 1000 x 16"),
         (replace("ads", placed("table_wise", (2, (0, 0), (1000, 20)))), "SH304", "1000 x 20 in the plan"),
         (replace("item", columns((3, 32), (0, 36))), "SH304", "5000 x 68 in the plan"),
+        (table("country", shape=[201, 16]), "SH304", "201 x 16 in the plan, 200 x 16 in the spec"),
+        (table("country", shape=[200, 20]), "SH304", "200 x 20 in the plan, 200 x 16 in the spec"),
         # Shards cover the table once.
         (replace("ads", placed("table_wise", (2, (0, 4), (1000, 12)))), "SH305", "leave a gap"),
         (replace("ads", placed("table_wise", (2, (1, 0), (1000, 16)))), "SH305", "leave a gap"),
@@ -363,6 +365,7 @@ def test_what_torchrec_runs_has_no_fault_of_its_own(loaded: LoadedSpec, item: di
             "shard 1 is not 2500 rows from row 2500 and column 0",
         ),
         (replace("item", by_rows("grid_shard", *grid(1, 0, 30))), "SH306", "30 columns, not a multiple of 4"),
+        (table("ads", shape=[1000, 16]), "SH306", "has no shape beside its shards"),
         (table("country", ranks=[0, 1, 2]), "SH306", "data_parallel is on every rank"),
         (table("country", compute_kernel="fused"), "SH306", "needs the compute kernel dense"),
         (table("country", shards=placed("", (0, (0, 0), (200, 16)))["shards"]), "SH306", "data_parallel has no shards"),
