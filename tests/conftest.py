@@ -1,1 +1,35 @@
-"""Its being here puts this folder on the path, so that tests anywhere below can import `brute_force`."""
+"""What tests share. Its being here puts this folder on the path, so that all tests can import `brute_force`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from shardc import cli
+
+
+@dataclass
+class Done:
+    """What became of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n--- stdout\n{self.out}--- stderr\n{self.err}"
+
+
+@pytest.fixture
+def run_command(capfd):
+    """Run a command of shardc in this process."""
+
+    def run(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Done(stop.value.code or 0, out, err)
+
+    return run

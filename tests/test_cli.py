@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -46,18 +45,8 @@ pooling = 1
 """
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    def __str__(self) -> str:
-        return f"exit code {self.code}\n--- stdout\n{self.out}--- stderr\n{self.err}"
-
-
 @pytest.fixture
-def shardc_(tmp_path, monkeypatch, capfd):
+def shardc_(tmp_path, monkeypatch, run_command):
     """Run a command in a folder with a valid spec, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SHARDC_DEBUG", raising=False)
@@ -66,14 +55,7 @@ def shardc_(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(EVALUATIONS, "fast", 100)
     Path("model.toml").write_text(SPEC)
 
-    def run(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(stop.value.code or 0, out, err)
-
-    return run
+    return run_command
 
 
 def process(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:

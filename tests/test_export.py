@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from shardc import cli
 from shardc.passes.place import EVALUATIONS
 from shardc.plan import read_plan
 
@@ -46,29 +44,15 @@ sharding = ["data_parallel"]
 """
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def shardc_(tmp_path, monkeypatch, capfd):
+def shardc_(tmp_path, monkeypatch, run_command):
     """Run a command in a folder with a compiled plan, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(EVALUATIONS, "fast", 100)
 
-    def run(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(stop.value.code or 0, out, err)
-
     Path("model.toml").write_text(SPEC, encoding="utf-8")
-    assert run("compile", "model.toml", "--quiet").code == 0
-    return run
+    assert run_command("compile", "model.toml", "--quiet").code == 0
+    return run_command
 
 
 def edited(change) -> Path:

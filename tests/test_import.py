@@ -5,13 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from shardc import cli
 from shardc.access import histograms
 from shardc.measure.index_file import read_batch
 from shardc.measure.streams import draw_indices
@@ -21,15 +19,8 @@ from shardc.spec import Bins, Zipf, load_spec
 BATCH, ROWS, POOLING = 512, (100, 5000, 300_000), (1.0, 0.0, 7.5)
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def shardc_(tmp_path, monkeypatch, capfd):
+def shardc_(tmp_path, monkeypatch, run_command):
     """Run a command in a folder with a file of three tables, the second without lookups, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(EVALUATIONS, "balanced", 100)
@@ -44,14 +35,7 @@ def shardc_(tmp_path, monkeypatch, capfd):
     with gzip.open("lookups.pt.gz", "wb") as file:
         torch.save((torch.cat(indices), offsets, lengths), file)
 
-    def run(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(stop.value.code or 0, out, err)
-
-    return run
+    return run_command
 
 
 @pytest.mark.parametrize("command", ["import", "import dlrm"])

@@ -6,14 +6,12 @@ import itertools
 import json
 import sys
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from shardc import cli  # noqa: E402
 from shardc.passes.place import EVALUATIONS  # noqa: E402
 from shardc.spec import load_spec  # noqa: E402
 
@@ -52,27 +50,13 @@ PLAIN = """
 """
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def shardc_(tmp_path, monkeypatch, capfd):
+def shardc_(tmp_path, monkeypatch, run_command):
     """Run a command in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(EVALUATIONS, "balanced", 100)
 
-    def run(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(stop.value.code or 0, out, err)
-
-    return run
+    return run_command
 
 
 def code(*parts: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import shardc.profiling
-from shardc import cli
 from shardc.cost.roofline import Roofline
 from shardc.hardware import Hardware
 from shardc.measure import benchmark
@@ -66,15 +64,8 @@ class FakeBench:
         return Timing(6, 1.0, 2.0, 0.0, 0.0, 0.5, 0.5)
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def shardc_(tmp_path, monkeypatch, capfd):
+def shardc_(tmp_path, monkeypatch, run_command):
     """Run a command in a folder with a spec and its plan, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
@@ -86,14 +77,7 @@ def shardc_(tmp_path, monkeypatch, capfd):
     Path("model.toml").write_text(SPEC)
     Path("model.plan.json").write_bytes(plan_bytes(run(load_spec("model.toml")).plan))
 
-    def run_(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Done(stop.value.code or 0, out, err)
-
-    return run_
+    return run_command
 
 
 def test_measuring_a_plan(shardc_):

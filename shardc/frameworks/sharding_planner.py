@@ -21,7 +21,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlan
 from shardc.cost.model import CostModel
 from shardc.cost.torchrec import VERSION, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, concise
-from shardc.frameworks.torchrec import other_ranks, sharding_plan
+from shardc.frameworks.torchrec import other_ranks, placement_on, sharding_plan
 from shardc.frameworks.torchrec_model import require_model, tables_of
 from shardc.frameworks.torchrec_problem import Asked, problem_of
 from shardc.hardware import Hardware, load_hardware
@@ -30,7 +30,7 @@ from shardc.passes.place import EVALUATIONS, Choice, place
 from shardc.passes.profile import profile
 from shardc.passes.verify import shard_faults
 from shardc.pipeline import find_policy
-from shardc.plan import PlanShard, TablePlan
+from shardc.plan import TablePlan
 
 _RESERVED = 0.15  # what TorchRec's planner reserves unless told otherwise, beside dense parameters and inputs
 
@@ -196,14 +196,7 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
         if faults:
             raise DiagnosticError(*(Diagnostic("SH901", fault) for fault in faults), exit_code=2)
 
-        def placement(shard: PlanShard) -> str:
-            return (
-                f"rank:{shard.rank}/cpu"
-                if cluster.device_type == "cpu"
-                else f"rank:{shard.rank}/cuda:{shard.rank % local}"
-            )
-
-        return sharding_plan(tables, placement)
+        return sharding_plan(tables, placement_on("cpu" if cluster.device_type == "cpu" else "cuda", local))
 
 
 def _wrong_arguments(topology: Any, batch_size: Any, constraints: Any, cost: Any, effort: Any) -> Iterator[Diagnostic]:

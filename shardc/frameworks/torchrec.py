@@ -110,7 +110,7 @@ def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> Shard
     tables = _on(device_type, plan.plan)
     if faults := list(_faults(tables, devices)):
         raise DiagnosticError(*faults, exit_code=2)
-    return sharding_plan(tables, _placement(device_type, cluster.devices_per_host))
+    return sharding_plan(tables, placement_on(device_type, cluster.devices_per_host))
 
 
 def sharding_plan(tables: Tables, placement: Callable[[PlanShard], str]) -> ShardingPlan:
@@ -229,7 +229,8 @@ def _named(path: str, table: str) -> str:
     return f'module "{path}", table "{table}"'
 
 
-def _placement(device_type: DeviceType | None, devices_per_host: int) -> Callable[[PlanShard], str]:
+def placement_on(device_type: DeviceType | None, devices_per_host: int) -> Callable[[PlanShard], str]:
+    """Where each shard goes on devices of a kind, None for where its plan says, in TorchRec's words."""
     match device_type:
         case None:
             return lambda shard: shard.placement

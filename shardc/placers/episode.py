@@ -650,8 +650,7 @@ class _Game:
         slots = self._slots[site]
         size = self._size(site)
         devices = place[:, None] * size + np.arange(size)
-        latents = slots.latents[n[:, None], step, row[:, None], kind[:, None], self._kind[devices] * (len(
-            self._judge.latents) > 1)]  # fmt: skip
+        latents = slots.latents[n[:, None], step, row[:, None], kind[:, None], self._kind[devices]]
         self._z[n[:, None], r[:, None], devices] += latents
         self._memory[n[:, None], r[:, None], devices] += slots.memory[n, step, row, kind][:, None]
 
