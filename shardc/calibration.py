@@ -14,13 +14,14 @@ from typing import Protocol
 
 import numpy as np
 
-from shardc.check.checks import changes, misfits, placement_of, restate
+from shardc.check.checks import changes, misfits, restate
 from shardc.cost.calibrated import calibrate_devices
 from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.measure.own import DISTURBED, measure_shards, require_device
 from shardc.measure.plan import MeasuredDevices, measure_devices
 from shardc.measure.workload import Timing, Workload
+from shardc.passes.restore import placement_of
 from shardc.pipeline import device_of, place_again, run
 from shardc.plan import Plan
 from shardc.problem import Floats, Optimizer, Placement, Problem

@@ -31,6 +31,27 @@ PEERS = {kind: PROFILES / f"{kind}.safetensors" for kind in ("autoshard", "dream
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A problem and its costs, before anything is placed.
+
+    Attributes:
+        judge: the problem under its cost model.
+        digests: of what they were made from.
+        warnings: how far to trust the costs.
+        pessimistic: the cost model of the times that nine of ten devices stay below, if the profile tells.
+        hardware: the profiles that the spec names, in the order of their first host.
+        recorded: bins of the tables whose accesses were read from an index file.
+    """
+
+    judge: Judge
+    digests: Digests
+    warnings: tuple[Diagnostic, ...]
+    pessimistic: CostModel | None
+    hardware: tuple[Hardware, ...]
+    recorded: Mapping[str, Bins]
+
+
+@dataclass(frozen=True)
 class Compiled:
     """A plan and what led to it.
 
@@ -86,33 +107,40 @@ def run(
         watch: told of the search for a placement as it goes on, and may end it.
     """
     seed = loaded.spec.compile.seed if seed is None else seed
+    prepared = prepare(loaded, cost=cost, measure=measure)
+    problem = prepared.judge.problem
+    policy, missing = find_policy(loaded, prepared.hardware)
+    effort = effort or loaded.spec.compile.effort
+    origin = Origin(loaded, prepared.hardware, prepared.recorded)
+    choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
+    p90_ms = None
+    if prepared.pessimistic:
+        p90_ms = Judge(problem, prepared.pessimistic).judge(choice.placement).step_time_ms
+    plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms)
+    if faults := verify(plan, loaded, problem.cluster):
+        raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
+    return Compiled(plan, choice, (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing))
+
+
+def prepare(loaded: LoadedSpec, *, cost: CostModel | None = None, measure: Measure | None = None) -> Prepared:
+    """The passes before placement; the arguments are those of `run`."""
     hardware = devices_of(loaded)
     recorded = read_recorded_accesses(loaded)
     problem = lower(loaded, hardware, recorded)
-    pessimistic: CostModel | None = None
-    if cost is None:
-        profiled = profile(problem, hardware, loaded, measure)
-        model: CostModel = profiled.cost
-        pessimistic = profiled.pessimistic
-        warnings, measured = profiled.warnings, profiled.measured
-        digests = Digests(
-            spec=_digest(loaded, recorded),
-            profile=profiled.digest,
-            measurements=None if measured is None else "sha256:" + hashlib.sha256(measured.tobytes()).hexdigest(),
-            cost=loaded.spec.compile.cost,
-        )
-    else:
-        model, warnings = cost, ()
-        digests = Digests(spec=_digest(loaded, recorded), profile=None, measurements=None, cost="own")
-    policy, missing = find_policy(loaded, hardware)
-    effort = effort or loaded.spec.compile.effort
-    origin = Origin(loaded, hardware, recorded)
-    choice = place(problem, model, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
-    p90_ms = Judge(problem, pessimistic).judge(choice.placement).step_time_ms if pessimistic else None
-    plan = emit(loaded, choice, digests=digests, seed=seed, p90_ms=p90_ms)
-    if faults := verify(plan, loaded, problem.cluster):
-        raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
-    return Compiled(plan, choice, (*warnings, *wide_caches(plan, loaded, problem.cluster), *missing))
+    spec = _digest(loaded, recorded)
+    if cost is not None:
+        digests = Digests(spec=spec, profile=None, measurements=None, cost="own")
+        return Prepared(Judge(problem, cost), digests, (), None, hardware, recorded)
+    profiled = profile(problem, hardware, loaded, measure)
+    measured = profiled.measured
+    digests = Digests(
+        spec=spec,
+        profile=profiled.digest,
+        measurements=None if measured is None else "sha256:" + hashlib.sha256(measured.tobytes()).hexdigest(),
+        cost=loaded.spec.compile.cost,
+    )
+    judge = Judge(problem, profiled.cost)
+    return Prepared(judge, digests, profiled.warnings, profiled.pessimistic, hardware, recorded)
 
 
 def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choice:

@@ -10,12 +10,13 @@ from brute_force import broken, problem_of, random_cost, random_spec, ways_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardc.check.checks import CheckReport, check, placement_of
+from shardc.check.checks import CheckReport, check
 from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.lower import lower_cluster
 from shardc.passes.place import EVALUATIONS, Choice, Why
+from shardc.passes.restore import placement_of
 from shardc.passes.verify import verify
 from shardc.pipeline import devices_of, load, run
 from shardc.plan import Digests, default_plan_path, default_spec_path, plan_bytes, read_plan
