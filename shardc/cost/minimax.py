@@ -120,7 +120,7 @@ def _undominated(program: Minimax) -> Bools:
     for count in np.flatnonzero(np.bincount(counts)):
         alike = starts[counts == count][:, None] + np.arange(count)  # [B, n]
         rows = program.rows[:, alike]
-        below = (rows[..., None] <= rows[..., None, :]).all(axis=0)  # [B, n, n]
+        below = np.asarray((rows[..., None] <= rows[..., None, :]).all(axis=0))  # [B, n, n]
         better = below & (~below.swapaxes(1, 2) | np.triu(np.ones((count, count), dtype=bool), k=1))
         kept[alike] = ~better.any(axis=1)
     return kept
