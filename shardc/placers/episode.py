@@ -251,7 +251,7 @@ class _Part:
     @property
     def options(self) -> int:
         """O."""
-        return self.slots.option.shape[2]
+        return int(self.slots.option.shape[2])
 
     def by_place(self, of_columns: Any) -> Any:
         """Of an array [N, R, all candidates] those of this site, [N, R, O, C]."""
@@ -519,7 +519,7 @@ class _Game:
                 by_place = (-1, part.size)
                 share = share.reshape(*share.shape[:3], *by_place).max(axis=-1)
                 load = load.reshape(*self._shape, *by_place).max(axis=-1)
-                open_ = None if open_ is None else open_.reshape(*self._shape, *by_place).all(axis=-1)
+                open_ = None if open_ is None else np.asarray(open_.reshape(*self._shape, *by_place).all(axis=-1))
             fits = (share <= 1.0).any(axis=2)
             if open_ is not None:
                 fits &= open_
@@ -546,10 +546,10 @@ class _Game:
         n, r = np.ogrid[: self._shape[0], : self._shape[1]]
         found = []
         for part in self._parts:
-            by_place = admitted.reshape(*self._shape, -1, part.size).all(axis=-1)
+            by_place = np.asarray(admitted.reshape(*self._shape, -1, part.size).all(axis=-1))
             places = self._first[..., part.columns] // part.size
             found.append(by_place[n[..., None], r[..., None], places])
-        return np.concatenate(found, axis=-1) & valid
+        return np.asarray(np.concatenate(found, axis=-1) & valid)
 
     def _enough(self, step: int, fits: Bools, *, free: bool = False) -> Bools:
         """Of the candidates bool[N, R, C] those beside which there are enough for all units of their option.
@@ -577,11 +577,8 @@ class _Game:
 
     def _possible(self, step: int, mask: Bools, fits: Bools, exists: Bools) -> Bools:
         """bool[N, R, C]: candidates to choose from: those with room; without any, all that are open."""
-        if fits.all():
-            room = mask
-        else:
-            room = self._enough(step, mask & fits)
-        none_fits = ~room.any(axis=-1)
+        room = mask if fits.all() else self._enough(step, mask & fits)
+        none_fits = np.asarray(~room.any(axis=-1))
         if none_fits.any():
             self._dead |= ~mask.any(axis=-1) & exists
             self._stuck |= none_fits & exists
@@ -673,16 +670,16 @@ class _Game:
         if not self._opens:
             return None
         by_option = (self._opening[step] * self._closed[:, :, None]).sum(axis=-1)
-        return by_option[..., self._option_of_column] / self._scale
+        return np.asarray(by_option[..., self._option_of_column] / self._scale)
 
     # --- What is known of devices -------------------------------------------------------------------------------------
 
     def _phase_ms(self, z: Floats) -> Floats:
         """Ms of the phases that are looked at, float[P, ...] for float[..., K]."""
-        return np.moveaxis(varying_ms(self._judge, z), -1, 0)[self._used]
+        return np.asarray(np.moveaxis(varying_ms(self._judge, z), -1, 0)[self._used])
 
     def _potentials(self, ms: Floats, even: Floats, out: Floats) -> None:
-        """Of ms by phase float[P, ...]: squares, steep potentials and ms by phase, and ms of all: float[3 P + 1, ...]."""
+        """Of ms by phase float[P, ...]: squares, steep potentials, ms; and ms of all: float[3 P + 1, ...]."""
         phases = self._phases
         relative = ms / even
         np.multiply(relative, ms, out=out[:phases])

@@ -142,8 +142,8 @@ def load_weights(
     """
     try:
         content = path.read_bytes()
-        found = safetensors.numpy.load(content)  # in random order
-        weights = {name: found[name].astype(np.float64) for name in sorted(found)}
+        arrays = safetensors.numpy.load(content)  # in random order
+        weights = {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except OSError as error:
