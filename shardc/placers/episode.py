@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -180,20 +179,6 @@ class Scorer(Protocol):
         ...
 
 
-class Rest(NamedTuple):
-    """Choices of further units of an option, M of them.
-
-    Attributes:
-        at: int[M, 3], step, task and rollout.
-        mask: bool[M, C], candidates that were left.
-        choice: int[M], the candidate that was chosen.
-    """
-
-    at: Ints
-    mask: Bools
-    choice: Ints
-
-
 @dataclass(frozen=True)
 class Played:
     """What N tasks came to in R rollouts, in T steps.
@@ -205,7 +190,6 @@ class Played:
         fullest: float[N, R], share of its memory that the fullest device would need.
         features, masks, choices, counted: of every step, if recorded: float32[T, N, R, C, F], bool[T, N, R, C],
             int[T, N, R], and bool[T, N, R], whether the rollout had room until then.
-        rests: choices of further units, if recorded.
         devices: bool[T, N, R, D], where the blocks went, if recorded.
     """
 
@@ -217,7 +201,6 @@ class Played:
     masks: Bools
     choices: Ints
     counted: Bools
-    rests: Rest
     devices: Bools
 
 
@@ -241,42 +224,47 @@ def play(
     return _Game(tasks, scorer, rollouts, rng, record).play()
 
 
-class _Group(NamedTuple):
-    """Candidates of one step and site: O options at C places each.
+@dataclass(frozen=True)
+class _Part:
+    """The candidates of one site among those of a step: O options at C places each, looked at by W devices each.
 
     Attributes:
         site: which.
-        places: int[N, R, C], devices or hosts.
-        share: float[N, R, O, C], of its memory that the fullest device of a place would need with a unit.
-        mask: bool[N, R, O, C].
-        features: float[N, R, O, C, F].
+        slots: the options, with steps first: arrays [T, N, O, ...].
+        size: devices of a place.
+        places: C; fewer than there are where only the lightest are candidates.
+        width: W: all devices of a place, or those that are largest in a phase and speak for all.
+        columns: where they are among all candidates.
+        rows: where their devices are among all devices that are looked at.
+        alone: bool[T], whether all options have one unit, which may be anywhere.
     """
 
     site: Site
-    places: Ints
-    share: Floats
-    mask: Bools
-    features: Floats
+    slots: Slots
+    size: int
+    places: int
+    width: int
+    columns: slice
+    rows: slice
+    alone: Bools
 
+    @property
+    def options(self) -> int:
+        """O."""
+        return int(self.slots.option.shape[2])
 
-class _Now(NamedTuple):
-    """Partial placements before a step.
-
-    Attributes:
-        phases: float[N, R, P] ms, of the costliest device by phase.
-        total: float[N, R, D] ms, of all phases.
-        least_compute: float[N, R] ms, least of all devices.
-        needed: float[N, R], what is still to be placed over the memory that is free, 2 at most.
-    """
-
-    phases: Floats
-    total: Floats
-    least_compute: Floats
-    needed: Floats
+    def by_place(self, of_columns: Any) -> Any:
+        """Of an array [N, R, all candidates] those of this site, [N, R, O, C]."""
+        return of_columns[..., self.columns].reshape(*of_columns.shape[:2], self.options, self.places)
 
 
 class _Game:
-    """Partial placements of N tasks in R rollouts, being filled."""
+    """Partial placements of N tasks in R rollouts, being filled: G = N R games of D devices.
+
+    A step is few numpy calls over all its candidates, whatever their site, since in small games the calls take the
+    time. What is known of each device is kept in one array and brought up to date where something was placed; phases
+    come first in all arrays, candidates or devices last, which numpy reduces fastest.
+    """
 
     def __init__(
         self,
@@ -291,392 +279,514 @@ class _Game:
         self._judge, cluster = judge, judge.problem.cluster
         self._kind, self._local, self._devices = cluster.kind, cluster.devices_per_host, cluster.devices
         self._steps = max(len(task.order) for task in tasks)
-        self._slots = [_stacked([task.slots[site] for task in tasks], self._steps) for site in Site]
-        self._allowed = _padded([task.allowed for task in tasks], self._steps, True)
-        labels = max(task.judge.problem.label_count for task in tasks)
-        most = max(task.apart.shape[1] for task in tasks)
-        self._apart = np.full((len(tasks), self._steps, most), -1)
-        for apart, task in zip(self._apart, tasks, strict=True):
-            apart[: len(task.order), : task.apart.shape[1]] = task.apart
-        self._apart_used = bool((self._apart >= 0).any())  # otherwise there are no exclusions to keep
-        even = np.stack([task.even_ms for task in tasks])
-        cost = judge.cost
-        self._used = self._phases_used(cost) if isinstance(cost, PhasedCost) else np.arange(even.shape[1])
-        self._scale = even.sum(axis=-1)[:, None, None, None]
-        self._even = np.maximum(even[:, self._used], _LEAST_EVEN * self._scale[:, 0, 0] + 1e-12)
-        shape = (len(tasks), rollouts)
-        self._shape = shape
-        self._n, self._r = np.arange(shape[0])[:, None, None], np.arange(shape[1])[None, :, None]
-        limit = np.stack([_by_kind(task.judge.problem.cluster.memory_limit) for task in tasks])[:, None]
-        self._z = np.zeros((*shape, self._devices, judge.latents.shape[2]))
-        self._limit = np.broadcast_to(np.maximum(limit, 1.0), (*shape, *limit.shape[2:]))
-        self._memory = np.zeros(self._limit.shape)
-        self._ms = self._phase_ms(self._z)
-        self._open = np.zeros((*shape, len(tasks[0].even_ms)), dtype=bool)  # phases that any device takes part in
-        self._taken = np.zeros((*shape, labels + 1, self._devices if self._apart_used else 0), dtype=bool)
+        self._shape = shape = (len(tasks), rollouts)
+        games = shape[0] * shape[1]
+        self._task = np.repeat(np.arange(shape[0]), rollouts)
+        self._start = (np.arange(games) * self._devices).reshape(*shape, 1)  # of each game among all devices
+        self._exists = np.array([len(task.order) for task in tasks])[:, None]
+        all_slots = [_stacked([task.slots[site] for task in tasks], self._steps) for site in Site]
+        self._set_phases(all_slots)
+        self._parts = self._divided(all_slots)
+        self._set_constraints()
+        self._set_constants()
+        width = 3 * self._phases + 1
+        memory = len(cluster.memory_limit)
+        self._z = np.zeros((games * self._devices, judge.latents.shape[2]))
+        self._known = np.zeros((width + 2 * memory, games * self._devices))
+        self._memory, self._limit = self._known[width : width + memory], self._known[width + memory :]
+        limit = np.stack([task.judge.problem.cluster.memory_limit for task in tasks], axis=1)[:, :, None]
+        self._limit[:] = np.broadcast_to(np.maximum(limit, 1), (memory, *shape, self._devices)).reshape(memory, -1)
+        self._refresh(np.arange(games * self._devices))
         self._stuck, self._dead = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        work = _padded([task.work for task in tasks], self._steps, 0.0)
-        need = _padded([task.need for task in tasks], self._steps, 0.0)
+        self._option = np.full((self._steps, games), -1)
+        self._where: list[list[tuple[Ints, Ints]]] = []
+
+    def _set_phases(self, slots: Sequence[Slots]) -> None:
+        """Which phases are looked at, those that are computing first, and the scales of all that is seen."""
+        even = np.stack([task.even_ms for task in self._tasks])
+        cost = self._judge.cost
+        if isinstance(cost, PhasedCost):
+            used = np.zeros(len(cost.constants), dtype=bool)
+            for of_site in slots:
+                used |= (cost.present(of_site.latents.reshape(-1, of_site.latents.shape[-1])) > 0).any(axis=0)
+            used[list(cost.computing)] = False
+            self._used, self._computing = np.array([*cost.computing, *np.flatnonzero(used)]), len(cost.computing)
+        else:
+            self._used = np.arange(even.shape[1])
+            self._computing = len(self._used)
+        self._phases = len(self._used)
+        self._scale = even.sum(axis=-1)[:, None, None]
+        even = np.maximum(even[:, self._used].T, _LEAST_EVEN * self._scale[:, 0, 0] + 1e-12)
+        self._even = even[:, :, None, None]  # [P, N, 1, 1]
+        compute = even[: self._computing].sum(axis=0)
+        exchange = np.maximum(even.sum(axis=0) - compute, 1e-3 * even.sum(axis=0) + 1e-12)
+        self._even_compute = np.maximum(compute, 1e-9)[:, None, None]
+        self._even_exchange = exchange[:, None, None]
+
+    def _divided(self, slots: Sequence[Slots]) -> list[_Part]:
+        """The sites that there are options for, and where their candidates are among all."""
+        parts: list[_Part] = []
+        column = row = 0
+        sizes = {Site.DEVICE: 1, Site.HOST: self._local, Site.CLUSTER: self._devices}
+        most = {Site.DEVICE: SHORTLIST, Site.HOST: HOST_SHORTLIST, Site.CLUSTER: 1}
+        for site, of_site in zip(Site, slots, strict=True):
+            if not (options := of_site.option.shape[2]):
+                continue
+            places = min(self._devices // sizes[site], most[site])
+            width = sizes[site]
+            if site is Site.CLUSTER and self._devices > _WITNESSES:
+                width = self._phases
+            columns = slice(column, column + options * places)
+            rows = slice(row, row + options * places * width)
+            units = np.where(of_site.option >= 0, of_site.units.sum(axis=-1), 1)
+            alone = (units.max(axis=(1, 2)) <= 1) & ~of_site.one_host.any(axis=(1, 2))
+            parts.append(_Part(site, of_site, sizes[site], places, width, columns, rows, alone))
+            column, row = columns.stop, rows.stop
+        self._columns, self._rows = column, row
+        return parts
+
+    def _set_constraints(self) -> None:
+        """Pins and exclusions."""
+        self._allowed = _padded([task.allowed for task in self._tasks], self._steps, True)
+        labels = max(task.judge.problem.label_count for task in self._tasks)
+        most = max(task.apart.shape[1] for task in self._tasks)
+        self._apart = np.full((len(self._tasks), self._steps, most), -1)
+        for apart, task in zip(self._apart, self._tasks, strict=True):
+            apart[: len(task.order), : task.apart.shape[1]] = task.apart
+        self._apart_used = bool((self._apart >= 0).any())
+        self._constrained = self._apart_used or not self._allowed.all()
+        self._taken = np.zeros((*self._shape, labels + 1, self._devices if self._apart_used else 0), dtype=bool)
+
+    def _set_constants(self) -> None:
+        """What does not depend on the game, for all steps at once."""
+        parts, site = self._parts, [part.site for part in self._parts]
+        # The option of each candidate and of each device that is looked at, among the options of all sites.
+        first = np.cumsum([0, *(part.options for part in parts)])
+        of_part = [first[i] + np.arange(part.options) for i, part in enumerate(parts)]
+        self._option_of_column = np.concatenate([np.repeat(o, p.places) for o, p in zip(of_part, parts, strict=True)])
+        self._option_of_row = np.concatenate(
+            [np.repeat(o, p.places * p.width) for o, p in zip(of_part, parts, strict=True)]
+        )
+        self._first_row = np.concatenate([np.arange(p.rows.start, p.rows.stop, p.width) for p in parts])
+        self._size_of_column = np.concatenate([np.full(p.options * p.places, p.size) for p in parts])
+        self._whole = parts[-1] if site[-1] is Site.CLUSTER else None
+        self._latents = np.concatenate([p.slots.latents[:, :, :, 0] for p in parts], axis=2)  # [T, N, O, G, K]
+        needed = np.concatenate([p.slots.memory[:, :, :, 0] for p in parts], axis=2)
+        self._needed = np.ascontiguousarray(np.moveaxis(needed, 3, 1))  # [T, M, N, O]
+
+        option = np.concatenate([p.slots.option for p in parts], axis=2)
+        units = np.concatenate([p.slots.units.sum(axis=-1) for p in parts], axis=2)
+        room = np.concatenate([np.full(p.options, p.places) for p in parts])
+        usual = (option >= 0) & (units <= room)
+        self._usual = usual[:, :, None, self._option_of_column]  # [T, N, 1, C]
+        self._valid = (option >= 0)[:, :, None, self._option_of_column]
+        copies = units[:, :, None, self._option_of_column]
+        self._pieces = np.log2(copies) / 4.0
+        whole = np.array([self._devices if p.site is Site.CLUSTER else 1 for p in parts for _ in range(p.options)])
+        self._times = copies * whole[self._option_of_column] / self._scale
+
+        work = _padded([task.work for task in self._tasks], self._steps, 0.0)
+        need = _padded([task.need for task in self._tasks], self._steps, 0.0)
         ahead = np.cumsum(work[:, ::-1], axis=1)[:, ::-1]
-        self._work, self._left = work, ahead / np.maximum(ahead[:, :1], 1e-9)
-        self._need = np.cumsum(need[:, ::-1], axis=1)[:, ::-1]
-        self._later = np.concatenate([work[:, self._devices :], np.zeros_like(work[:, : self._devices])], axis=1)
-        self._option = np.full((self._steps, *shape), -1)
-        self._where: list[list[tuple[Ints, Ints, Ints]]] = []
+        self._left = (ahead / np.maximum(ahead[:, :1], 1e-9)).T[:, :, None, None]  # [T, N, 1, 1]
+        self._need = np.cumsum(need[:, ::-1], axis=1)[:, ::-1].transpose(1, 2, 0)[..., None]  # [T, M, N, 1]
+        later = np.concatenate([work[:, self._devices :], np.zeros_like(work[:, : self._devices])], axis=1)
+        self._later = later.T[:, :, None, None] / self._scale
+        self._work = work.T[:, :, None, None] / self._scale
+
+        # Fixed costs of the phases that an option takes part in, as long as no device does.
+        cost = self._judge.cost
+        if isinstance(cost, PhasedCost):
+            self._closed = np.ones((*self._shape, len(cost.constants)), dtype=bool)
+            with_it = cost.present(self._latents.max(axis=-2)) > 0
+            self._opening = (with_it * cost.constants)[:, :, None]  # [T, N, 1, O, phases]
+            self._can_open = with_it.any(axis=(0, 1, 2))
+        else:
+            self._closed = np.zeros((*self._shape, 0), dtype=bool)
+            self._can_open = np.zeros(0, dtype=bool)
+        self._opens = True
+
+        shape = (*self._shape, self._rows)
+        self._listing = any(part.places < self._devices // part.size or part.width < part.size for part in self._parts)
+        self._at = np.zeros(shape, dtype=np.int64)
+        for part in self._parts:
+            self._list(part, np.broadcast_to(np.arange(part.places), (*self._shape, part.places)))
+        self._first = self._at[..., self._first_row]
 
     def play(self) -> Played:
         """All steps."""
         recorded: list[tuple[Floats, Bools, Ints, Bools, Bools]] = []
-        rests: list[Rest] = []
         self._scorer.start(self._tasks, self._shape[1])
         for step in range(self._steps):
-            self._now = self._look(step)
-            groups = [self._candidates(step, site) for site in Site if self._slots[site].option.shape[2]]
-            mask = np.concatenate([g.mask.reshape(*self._shape, -1) for g in groups], axis=-1)
-            features = np.concatenate([g.features.reshape(*self._shape, -1, len(FEATURES)) for g in groups], axis=-2)
-            exists = np.array([step < len(task.order) for task in self._tasks])[:, None]
-            open_, mask = mask, mask & self._room(step, groups)
-            none_fits = np.asarray(~mask.any(axis=-1))
-            self._dead |= ~open_.any(axis=-1) & exists
-            self._stuck |= none_fits & exists
-            mask = np.asarray(np.where(none_fits[..., None], open_, mask))
-            mask |= ~mask.any(axis=-1, keepdims=True)
-            scores = np.round(self._scorer.scores(step, features, mask, self._first_devices(groups)), 9)
+            devices, features, mask, fits = self._candidates(step)
+            exists = step < self._exists
+            mask = self._possible(step, mask, fits, exists)
+            scores = np.round(self._scorer.scores(step, features, mask, devices), 9)
             if self._rng is not None:
                 noise = -np.log(-np.log(np.maximum(self._rng.random(scores.shape), 1e-300)))
                 scores = scores + noise
             scores = np.where(mask, scores, -np.inf)
             choice = scores.argmax(axis=-1)
-            counted = exists & ~self._stuck
-            devices = self._put(step, groups, choice, scores, mask, counted, rests)
-            self._scorer.placed(step, devices)
+            holding = self._put(step, devices, choice, scores)
+            self._scorer.placed(step, holding)
             if self._record:
-                recorded.append((features.astype(np.float32), mask, choice, counted, devices))
-        return self._played(recorded, rests)
-
-    def _look(self, step: int) -> _Now:
-        """What all candidates of a step have in common."""
-        free = np.maximum(self._limit - self._memory, 0.0).sum(axis=2)
-        needed = (self._need[:, step][:, None] / np.maximum(free, 1.0)).max(axis=-1)
-        compute = self._ms[..., self._computing].sum(axis=-1)
-        return _Now(self._ms.max(axis=2), self._ms.sum(axis=-1), compute.min(axis=-1), np.minimum(needed, 2.0))
-
-    def _at(self, array: Any, places: Ints) -> Any:
-        """Of an array [N, R, places, ...] those of some places int[N, R, C]: [N, R, C, ...]."""
-        return array[self._n, self._r, places]
+                recorded.append((features.astype(np.float32), mask, choice, exists & ~self._stuck, holding))
+        return self._played(recorded)
 
     # --- Candidates ---------------------------------------------------------------------------------------------------
 
-    def _candidates(self, step: int, site: Site) -> _Group:
-        """The candidates of a site: who they are, whether pins and exclusions admit them, and what they look like."""
-        slots = self._slots[site]
-        admitted: Bools = np.broadcast_to(self._allowed[:, None, step], (*self._shape, self._devices))
-        if self._apart_used:
-            taken = self._at(self._taken, self._apart[:, step][:, None])
-            admitted = admitted & ~np.asarray(taken.any(axis=2))
-        admitted = np.asarray(admitted.reshape(*self._shape, -1, self._size(site)).all(axis=-1))
-        total = self._now.total.reshape(*self._shape, -1, self._size(site)).max(axis=-1)
-        places = self._listed(step, site, total, admitted)
-        admitted = self._at(admitted, places)
-        share = self._share(step, site, places)
-        look = {Site.DEVICE: self._devices_of, Site.HOST: self._hosts, Site.CLUSTER: self._cluster}[site]
-        features = look(step, slots, places, share)
-        valid = (slots.option[:, step] >= 0)[:, None, :, None]
-        mask = self._enough(step, site, places, admitted[:, :, None] & valid)
-        return _Group(site, places, share, mask, features)
+    def _candidates(self, step: int) -> tuple[Ints, Floats, Bools, Bools]:
+        """The candidates of a step.
 
-    def _size(self, site: Site) -> int:
-        """Devices that a unit takes up."""
-        return {Site.DEVICE: 1, Site.HOST: self._local, Site.CLUSTER: self._devices}[site]
+        Returns:
+            int[N, R, C], the first device of each; float[N, R, C, F], what they look like; bool[N, R, C], whether pins
+            and exclusions admit them; bool[N, R, C], whether a unit has room there.
+        """
+        phases = self._phases
+        known = self._known.reshape(len(self._known), *self._shape, self._devices)
+        total = known[3 * phases]
+        admitted = self._admitted(step) if self._constrained else None
+        if self._listing:
+            self._list_lightest(step, known, admitted)
+        devices = self._first
 
-    def _listed(self, step: int, site: Site, total: Floats, admitted: Bools) -> Ints:
-        """int[N, R, C]: ascending numbers of the places that are candidates: all; of many, the lightest that fit."""
-        most = SHORTLIST if site is Site.DEVICE else HOST_SHORTLIST
-        everywhere = np.broadcast_to(np.arange(total.shape[-1]), total.shape)
-        if total.shape[-1] <= most:
-            return everywhere
-        fits = admitted & (self._share(step, site, everywhere) <= 1.0).any(axis=2)
-        key = np.where(fits, total, total + _NEVER)
-        return np.asarray(np.sort(np.argsort(key, axis=-1, kind="stable")[..., :most], axis=-1))
-
-    def _share(self, step: int, site: Site, places: Ints) -> Floats:
-        """float[N, R, O, C], of its memory that the fullest device of a place would need with a unit."""
-        by_place = (*self._shape, -1, self._size(site), self._need.shape[-1])
-        held, limit = (self._at(a.reshape(by_place), places) for a in (self._memory, self._limit))
-        needed = held[:, :, None] + self._slots[site].memory[:, step, None, :, 0, None, None]
-        return np.asarray((needed / limit[:, :, None]).max(axis=(-1, -2)))
-
-    def _enough(self, step: int, site: Site, places: Ints, fits: Bools) -> Bools:
-        """Of the candidates bool[N, R, O, C] those beside which there are enough for all units of the option."""
-        slots = self._slots[site]
-        count = slots.units[:, step].sum(axis=-1)[:, None, :, None]
-        if site is Site.DEVICE and slots.one_host[:, step].any():
-            host = places // self._local
-            beside = (host[..., None] == host[..., None, :])[:, :, None] & fits[..., None, :]
-            fits = fits & ~((beside.sum(axis=-1) < count) & slots.one_host[:, step][:, None, :, None])
-        return np.asarray(fits & (fits.sum(axis=-1, keepdims=True) >= count))
-
-    def _devices_of(self, step: int, slots: Slots, places: Ints, share: Floats) -> Floats:
-        """Features of single devices."""
-        if places.shape[-1] == self._devices:
-            z, before = self._z, self._ms
-        else:
-            z, before = self._at(self._z, places), self._at(self._ms, places)
-        after = self._phase_ms(z[:, :, None] + self._added(slots, step, self._kind[places]))
-        copies = slots.units[:, step].sum(axis=-1)
-        return self._describe(step, Site.DEVICE, before[:, :, None, :, None], after[..., None, :], share, copies)
-
-    def _hosts(self, step: int, slots: Slots, places: Ints, share: Floats) -> Floats:
-        """Features of hosts."""
-        by_host = (*self._shape, -1, self._local)
-        z, before = (self._at(a.reshape(*by_host, a.shape[-1]), places) for a in (self._z, self._ms))
-        added = self._added(slots, step, self._kind[:: self._local][places])
-        after = self._phase_ms(z[:, :, None] + added[..., None, :])
-        return self._describe(step, Site.HOST, before[:, :, None], after, share, slots.units[:, step].sum(axis=-1))
-
-    def _cluster(self, step: int, slots: Slots, places: Ints, share: Floats) -> Floats:
-        """Features of the one place that is all devices. Of many, those that are largest in a phase are looked at."""
-        few = self._devices <= _WITNESSES
-        which = np.broadcast_to(np.arange(self._devices), self._ms.shape[:3]) if few else self._ms.argmax(axis=2)
-        z, before = self._at(self._z, which), self._at(self._ms, which)
-        after = self._phase_ms(z[:, :, None] + self._added(slots, step, self._kind[which]))[:, :, :, None]
-        mean = self._z.mean(axis=2)[:, :, None]
-        middle = self._phase_ms(mean), self._phase_ms(mean + slots.latents[:, step, None, :, 0].mean(axis=3))
-        copies = slots.units[:, step].sum(axis=-1)
-        return self._describe(step, Site.CLUSTER, before[:, :, None, None], after, share, copies, middle)
-
-    def _added(self, slots: Slots, step: int, kinds: Ints) -> Floats:
-        """What the first unit of each option adds to devices of some kinds int[N, R, C]: float[N, R, O, C, K]."""
-        latents = slots.latents[:, step, :, 0]  # [N, O, G, K]
+        # What the devices of each candidate are now, and what they would be with a unit.
+        whole = self._whole
+        middle = whole.options if whole else 0
+        rows = self._at + self._start
+        old = self._known.take(rows, axis=1)  # [Q, N, R, W]
+        z = np.empty((*self._shape, bool(middle) + middle + self._rows, self._z.shape[1]))
+        latents = self._latents[step]
+        by_row = slice(z.shape[2] - self._rows, None)
         if latents.shape[2] == 1:
-            return latents[:, None]
-        n, o = np.ogrid[: latents.shape[0], : latents.shape[1]]
-        return np.moveaxis(latents[n[:, :, None, None], o[:, :, None, None], kinds[:, None]], 1, 2)
+            added = latents[:, None, self._option_of_row, 0]
+        else:
+            added = latents[np.arange(len(latents))[:, None, None], self._option_of_row, self._kind[self._at]]
+        np.add(self._z.take(rows, axis=0), added, out=z[:, :, by_row])
+        if middle:  # of a device that speaks for all, before and after
+            mean = self._z.reshape(*self._shape, self._devices, -1).mean(axis=2)[:, :, None]
+            z[:, :, :1] = mean
+            z[:, :, 1 : 1 + middle] = mean + latents[:, None, -middle:].mean(axis=3)
+        new = np.empty((3 * phases + 3, *z.shape[:3]))
+        self._potentials(self._phase_ms(z), self._even, new)
+        memory = len(self._needed[step])
+        held, limit = old[-2 * memory : -memory], old[-memory:]
+        new[-2, :, :, by_row] = old[3 * phases]
+        new[-1, :, :, by_row] = ((held + self._needed[step][:, :, None, self._option_of_row]) / limit).max(axis=0)
 
-    def _first_devices(self, groups: Sequence[_Group]) -> Ints:
-        """int[N, R, C]: the first device of each candidate's place."""
-        first = (np.broadcast_to((g.places * self._size(g.site))[:, :, None], g.share.shape) for g in groups)
-        return np.concatenate([of_group.reshape(*self._shape, -1) for of_group in first], axis=-1)
+        # By candidate: what it adds, summed over its devices, and the most of any of its devices.
+        gain = new[: 3 * phases, ..., by_row] - old[: 3 * phases]
+        gain = gain.reshape(3, phases, *gain.shape[1:]).sum(axis=1)
+        most = new[2 * phases :, ..., by_row]
+        if len(self._parts) > 1 or self._parts[0].width > 1:
+            gain, most = self._by_candidate(gain, most)
+        if whole:
+            gain_ = new[: 3 * phases, ..., 1 : 1 + middle] - new[: 3 * phases, ..., :1]
+            gain[..., whole.columns] = gain_.reshape(3, phases, *gain_.shape[1:]).sum(axis=1)
+            held, limit = (a[:, :, :, None] for a in (known[-2 * memory : -memory], known[-memory:]))
+            share = (held + self._needed[step][:, :, None, -middle:, None]) / limit
+            most[-1, ..., whole.columns] = share.max(axis=(0, -1))
+        features = self._described(step, known, total, gain, most)
+        mask = self._enough(step, self._admits(step, admitted), free=admitted is None)
+        return devices, np.moveaxis(features, 0, -1), mask, most[-1] <= 1.0
 
-    def _room(self, step: int, groups: Sequence[_Group]) -> Bools:
-        """bool[N, R, C]: candidates whose option has room for all its units, the first at the candidate's place."""
-        found = (self._enough(step, g.site, g.places, g.mask & (g.share <= 1.0)) for g in groups)
-        return np.concatenate([fits.reshape(*self._shape, -1) for fits in found], axis=-1)
+    def _list(self, part: _Part, places: Ints) -> None:
+        """Look at the places int[N, R, C] of a site."""
+        devices = (places * part.size)[:, :, None, :, None] + np.arange(part.width)
+        shape = (*self._shape, part.options, part.places, part.width)
+        self._at[..., part.rows] = np.broadcast_to(devices, shape).reshape(*self._shape, -1)
 
-    def _describe(
-        self,
-        step: int,
-        site: Site,
-        before: Floats,
-        after: Floats,
-        share: Floats,
-        copies: Ints,
-        middle: tuple[Floats, Floats] | None = None,
-    ) -> Floats:
-        """float[N, R, O, C, F]: what a policy sees of each candidate.
+    def _list_lightest(self, step: int, known: Floats, admitted: Bools | None) -> None:
+        """Choose the candidates among many places: the lightest that have room."""
+        total = known[3 * self._phases]
+        memory = len(self._needed[step])
+        held, limit = (a[:, :, :, None] for a in (known[-2 * memory : -memory], known[-memory:]))
+        start = 0
+        for part in self._parts:
+            options = slice(start, start + part.options)
+            start = options.stop
+            if part.places == self._devices // part.size:
+                if part.width < part.size:
+                    ms = known[2 * self._phases : 3 * self._phases]
+                    witnesses = np.moveaxis(ms.argmax(axis=-1), 0, -1)[:, :, None]
+                    self._at[..., part.rows] = np.broadcast_to(
+                        witnesses, (*self._shape, part.options, part.width)
+                    ).reshape(*self._shape, -1)
+                continue
+            share = ((held + self._needed[step][:, :, None, options, None]) / limit).max(axis=0)
+            load, open_ = total, admitted
+            if part.size > 1:
+                by_place = (-1, part.size)
+                share = share.reshape(*share.shape[:3], *by_place).max(axis=-1)
+                load = load.reshape(*self._shape, *by_place).max(axis=-1)
+                open_ = None if open_ is None else np.asarray(open_.reshape(*self._shape, *by_place).all(axis=-1))
+            fits = (share <= 1.0).any(axis=2)
+            if open_ is not None:
+                fits &= open_
+            key = np.where(fits, load, load + _NEVER)
+            self._list(part, np.sort(np.argsort(key, axis=-1, kind="stable")[..., : part.places], axis=-1))
+        self._first = self._at[..., self._first_row]
+        if self._whole:
+            self._first[..., self._whole.columns] = 0
+
+    def _admitted(self, step: int) -> Bools:
+        """bool[N, R, D]: devices that pins and exclusions leave."""
+        admitted = np.broadcast_to(self._allowed[:, None, step], (*self._shape, self._devices))
+        if self._apart_used:
+            n, r = np.ogrid[: self._shape[0], : self._shape[1]]
+            taken = self._taken[n[..., None], r[..., None], self._apart[:, step][:, None]]
+            admitted = admitted & ~taken.any(axis=2)
+        return np.asarray(admitted)
+
+    def _admits(self, step: int, admitted: Bools | None) -> Bools:
+        """bool[N, R, C]: candidates whose places pins and exclusions leave."""
+        valid = np.broadcast_to(self._valid[step], (*self._shape, self._columns))
+        if admitted is None:
+            return valid
+        n, r = np.ogrid[: self._shape[0], : self._shape[1]]
+        found = []
+        for part in self._parts:
+            by_place = np.asarray(admitted.reshape(*self._shape, -1, part.size).all(axis=-1))
+            places = self._first[..., part.columns] // part.size
+            found.append(by_place[n[..., None], r[..., None], places])
+        return np.asarray(np.concatenate(found, axis=-1) & valid)
+
+    def _enough(self, step: int, fits: Bools, *, free: bool = False) -> Bools:
+        """Of the candidates bool[N, R, C] those beside which there are enough for all units of their option.
 
         Args:
             step: the step.
-            site: of the candidates.
-            before: float[N, R, 1, C, W, P] ms, what W devices of the place cost by phase.
-            after: float[N, R, O, C, W, P] ms, what they would cost with the unit.
-            share: float[N, R, O, C], of its memory that the fullest of them would need.
-            copies: int[N, O], units that the option has.
-            middle: float[N, R, O, P] ms before and after, of a device that speaks for all; None where the W devices do.
+            fits: the candidates.
+            free: whether all are possible that there are options for.
         """
-        even = self._even[:, None, None, None]  # [N, 1, 1, 1, P]
-        scale = self._scale
-        now = self._now.phases[:, :, None, None]  # [N, R, 1, 1, P]
-        most_after = after.max(axis=-2)
-        total_before, total_after = before.sum(axis=-1).max(axis=-1) / scale, after.sum(axis=-1).max(axis=-1) / scale
-        step_now = now.sum(axis=-1) / scale
-        opened = (self._opened(step, site) / scale[..., 0])[:, :, :, None]
-        step_after = np.maximum(most_after, now).sum(axis=-1) / scale + opened
-        if middle is None:
-            old, new, times = before, after, copies[:, None, :, None]
-        else:
-            old, new = (ms[:, :, :, None, None] for ms in middle)
-            times = copies[:, None, :, None] * self._devices
-        even_ = even[..., None, :]
-        x, y = old / even_, new / even_
-        square_added = ((y * y - x * x) * even_).sum(axis=(-1, -2)) * times / scale
-        steep = np.exp(np.minimum(_STEEPNESS * (y - 1.0), 5.0)) - np.exp(np.minimum(_STEEPNESS * (x - 1.0), 5.0))
-        steep_added = (steep * even_).sum(axis=(-1, -2)) * times / scale
-        added = (new - old).sum(axis=(-1, -2)) * times / scale
-        work = self._work[:, step][:, None, None, None] / scale
+        if free and not any(part.slots.one_host[step].any() for part in self._parts):
+            return np.broadcast_to(self._usual[step], fits.shape)
+        out = fits.copy()
+        for part in self._parts:
+            if part.alone[step]:
+                continue
+            of_part, count = part.by_place(fits), part.slots.units[step].sum(axis=-1)[:, None, :, None]
+            strict = part.slots.one_host[step]
+            if part.site is Site.DEVICE and strict.any():
+                host = part.by_place(self._first)[:, :, 0] // self._local
+                beside = (host[..., None] == host[..., None, :])[:, :, None] & of_part[..., None, :]
+                of_part = of_part & ~((beside.sum(axis=-1) < count) & strict[:, None, :, None])
+            of_part = of_part & (of_part.sum(axis=-1, keepdims=True) >= count)
+            out[..., part.columns] = of_part.reshape(*self._shape, -1)
+        return out
+
+    def _possible(self, step: int, mask: Bools, fits: Bools, exists: Bools) -> Bools:
+        """bool[N, R, C]: candidates to choose from: those with room; without any, all that are open."""
+        room = mask if fits.all() else self._enough(step, mask & fits)
+        none_fits = np.asarray(~room.any(axis=-1))
+        if none_fits.any():
+            self._dead |= ~mask.any(axis=-1) & exists
+            self._stuck |= none_fits & exists
+            room = np.where(none_fits[..., None], mask, room)
+            room |= ~room.any(axis=-1, keepdims=True)
+        return room
+
+    def _by_candidate(self, gain: Floats, most: Floats) -> tuple[Floats, Floats]:
+        """Sums and maxima over the devices of each candidate: [..., N, R, C] of [..., N, R, W]."""
+        shape = (*self._shape, self._columns)
+        sums, maxima = np.empty((len(gain), *shape)), np.empty((len(most), *shape))
+        for part in self._parts:
+            if part.width == 1:
+                sums[..., part.columns], maxima[..., part.columns] = gain[..., part.rows], most[..., part.rows]
+                continue
+            if part.site is not Site.CLUSTER:
+                of_part = gain[..., part.rows]
+                sums[..., part.columns] = of_part.reshape(*of_part.shape[:-1], -1, part.width).sum(axis=-1)
+            of_part = most[..., part.rows]
+            maxima[..., part.columns] = of_part.reshape(*of_part.shape[:-1], -1, part.width).max(axis=-1)
+        return sums, maxima
+
+    def _described(self, step: int, known: Floats, total: Floats, gain: Floats, most: Floats) -> Floats:
+        """float[F, N, R, C]: what a policy sees of each candidate.
+
+        Args:
+            step: the step.
+            known: of all devices.
+            total: float[N, R, D] ms, of all phases.
+            gain: float[3, N, R, C] ms, what a unit adds to its devices: squares and steep potentials of phases, phases.
+            most: float[P + 3, N, R, C], of the devices of the place, the most: of each phase and of all, with the unit,
+                of all before, and the share of its memory that the fullest would need.
+        """
+        phases, computing, even, scale = self._phases, self._computing, self._even, self._scale
+        ms = known[2 * phases : 3 * phases]
+        memory = len(self._needed[step])
+        now = ms.max(axis=-1)[..., None]
+        least = ms[:computing].sum(axis=0).min(axis=-1)[..., None]
+        free = np.maximum(known[-memory:] - known[-2 * memory : -memory], 0.0).sum(axis=-1)
+        needed = np.minimum((self._need[step] / np.maximum(free, 1.0)).max(axis=0), 2.0)[..., None]
+        step_now = now.sum(axis=0) / scale
+
+        after = most[:phases]
+        sums = np.empty((5, phases, *after.shape[1:]))
+        np.maximum(after, now, out=sums[0])
+        np.subtract(after, even, out=sums[1])
+        np.maximum(sums[1], 0.0, out=sums[1])
+        relative = after / even
+        np.multiply(relative, after, out=sums[2])
+        sums[3] = after
+        sums[4, :computing], sums[4, computing:] = after[:computing], 0.0
+        step_after, overload, square, all_phases, compute = sums.sum(axis=1)
+        gain = gain * self._times[step]
+        work = self._work[step]
         work_ = np.maximum(work, 1e-9)
-        even_compute = np.maximum(self._even[:, self._computing].sum(axis=-1), 1e-9)[:, None, None, None]
-        compute_after = most_after[..., self._computing].sum(axis=-1) / even_compute
-        relative = most_after / even
-        exchange = (most_after.sum(axis=-1) - compute_after * even_compute) / self._even_exchange
-        least = self._now.least_compute[:, :, None, None] / even_compute
-        mean = self._now.total.mean(axis=-1)[:, :, None, None] / scale
-        columns = (
-            total_after,
-            total_before,
-            total_after - total_before,
-            step_after,
-            step_after - step_now,
-            np.maximum(most_after - even, 0.0).sum(axis=-1) / scale,
-            (most_after * most_after / even).sum(axis=-1) / scale,
-            mean - total_before,
-            share,
-            self._now.needed[:, :, None, None],
-            self._left[:, step][:, None, None, None],
-            work,
-            self._later[:, step][:, None, None, None] / scale,
-            square_added,
-            steep_added,
-            added - work,
-            relative[..., self._computing[0]],
-            relative[..., self._computing[-1]],
-            exchange,
-            compute_after - least,
-            np.log2(copies)[:, None, :, None] / 4.0,
-            opened,
-            square_added / work_,
-            steep_added / work_,
-            (step_after - step_now) / work_,
-        )
-        features = np.empty((*after.shape[:4], len(FEATURES)))
-        for index, column in enumerate(columns):
-            features[..., index] = column
-        return np.clip(features, -_LIMIT, _LIMIT, out=features)
 
-    @cached_property
-    def _computing(self) -> Ints:
-        """Which of the used phases are computing; all where the cost model does not say."""
-        cost = self._judge.cost
-        if not isinstance(cost, PhasedCost):
-            return np.arange(len(self._used))
-        return np.flatnonzero(np.isin(self._used, cost.computing))
+        out = np.empty((len(FEATURES), *after.shape[1:]))
+        np.divide(most[phases : phases + 2], scale, out=out[:2])
+        np.subtract(out[0], out[1], out=out[2])
+        np.divide(step_after, scale, out=out[3])
+        opened = self._opened(step)
+        if opened is not None:
+            out[3] += opened
+        np.subtract(out[3], step_now, out=out[4])
+        np.divide(overload, scale, out=out[5])
+        np.divide(square, scale, out=out[6])
+        np.subtract(total.mean(axis=-1)[..., None] / scale, out[1], out=out[7])
+        out[8] = most[-1]
+        out[9] = needed
+        out[10] = self._left[step]
+        out[11] = work
+        out[12] = self._later[step]
+        out[13:15] = gain[:2]
+        np.subtract(gain[2], work, out=out[15])
+        out[16] = relative[0]
+        out[17] = relative[computing - 1]
+        np.divide(all_phases - compute, self._even_exchange, out=out[18])
+        np.divide(compute - least, self._even_compute, out=out[19])
+        out[20] = self._pieces[step]
+        out[21] = 0.0 if opened is None else opened
+        np.divide(gain[:2], work_, out=out[22:24])
+        np.divide(out[4], work_, out=out[24])
+        np.maximum(out, -_LIMIT, out=out)
+        np.minimum(out, _LIMIT, out=out)
+        return out
 
-    @cached_property
-    def _even_exchange(self) -> Floats:
-        """Ms of an even load in phases that are not computing, float[N, 1, 1, 1]."""
-        even = self._even.sum(axis=-1) - self._even[:, self._computing].sum(axis=-1)
-        return np.asarray(np.maximum(even, 1e-3 * self._even.sum(axis=-1) + 1e-12)[:, None, None, None])
+    def _opened(self, step: int) -> Floats | None:
+        """float[N, R, C]: fixed costs of phases that no device takes part in yet, and would; None without any."""
+        if not self._opens:
+            return None
+        by_option = (self._opening[step] * self._closed[:, :, None]).sum(axis=-1)
+        return np.asarray(by_option[..., self._option_of_column] / self._scale)
 
-    def _phases_used(self, cost: PhasedCost) -> Ints:
-        """Numbers of the phases that any option of any task takes part in, and of those that are computing."""
-        used = np.zeros(len(cost.constants), dtype=bool)
-        used[list(cost.computing)] = True
-        for slots in self._slots:
-            used |= (cost.present(slots.latents.reshape(-1, slots.latents.shape[-1])) > 0).any(axis=0)
-        return np.flatnonzero(used)
-
-    def _opened(self, step: int, site: Site) -> Floats:
-        """float[N, R, O] ms: fixed costs of the phases that no device takes part in yet, and would with an option."""
-        cost, slots = self._judge.cost, self._slots[site]
-        if not isinstance(cost, PhasedCost):
-            return np.zeros((*self._shape, slots.option.shape[2]))
-        with_it = cost.present(slots.latents[:, step, :, 0].max(axis=-2))[:, None] > 0
-        return np.asarray((with_it & ~self._open[:, :, None]) @ cost.constants)
+    # --- What is known of devices -------------------------------------------------------------------------------------
 
     def _phase_ms(self, z: Floats) -> Floats:
-        """Ms of the phases that are used, float[..., P] for float[..., K]."""
-        return np.asarray(varying_ms(self._judge, z)[..., self._used])
+        """Ms of the phases that are looked at, float[P, ...] for float[..., K]."""
+        return np.asarray(np.moveaxis(varying_ms(self._judge, z), -1, 0)[self._used])
+
+    def _potentials(self, ms: Floats, even: Floats, out: Floats) -> None:
+        """Of ms by phase float[P, ...]: squares, steep potentials, ms; and ms of all: float[3 P + 1, ...]."""
+        phases = self._phases
+        relative = ms / even
+        np.multiply(relative, ms, out=out[:phases])
+        relative -= 1.0
+        relative *= _STEEPNESS
+        np.exp(np.minimum(relative, 5.0, out=relative), out=relative)
+        np.multiply(relative, even, out=out[phases : 2 * phases])
+        out[2 * phases : 3 * phases] = ms
+        ms.sum(axis=0, out=out[3 * phases])
+
+    def _refresh(self, devices: Ints) -> None:
+        """Devices int[...] of all games hold something else now."""
+        z = self._z[devices]
+        known = np.empty((3 * self._phases + 1, len(devices)))
+        game = devices // self._devices
+        self._potentials(self._phase_ms(z), self._even[:, self._task[game], 0, 0], known)
+        self._known[: len(known), devices] = known
+        if self._opens and isinstance(self._judge.cost, PhasedCost):
+            takes_part, closed = self._judge.cost.present(z) > 0, self._closed.reshape(-1, self._closed.shape[2])
+            for phase in np.flatnonzero(takes_part.any(axis=0)):
+                closed[game[takes_part[:, phase]], phase] = False
+            self._opens = bool(closed[:, self._can_open].any())
 
     # --- Choices ------------------------------------------------------------------------------------------------------
 
-    def _put(
-        self,
-        step: int,
-        groups: Sequence[_Group],
-        choice: Ints,
-        scores: Floats,
-        mask: Bools,
-        counted: Bools,
-        rests: list[Rest],
-    ) -> Bools:
+    def _put(self, step: int, devices: Ints, choice: Ints, scores: Floats) -> Bools:
         """Place the block of a step by the chosen candidates; bool[N, R, D], the devices that hold a part of it."""
-        first, holding = 0, np.zeros((*self._shape, self._devices), dtype=bool)
-        places: list[tuple[Ints, Ints, Ints]] = []
-        for group in groups:
-            options, width = group.mask.shape[2:]
-            stop = first + options * width
-            n, r = np.nonzero((choice >= first) & (choice < stop))
-            if not len(n):
-                first = stop
+        first, choice = devices.reshape(-1, self._columns), choice.ravel()
+        changed: list[Ints] = []
+        places: list[tuple[Ints, Ints]] = []
+        for part in self._parts:
+            games = np.flatnonzero((choice >= part.columns.start) & (choice < part.columns.stop))
+            if not len(games):
                 continue
-            row, column = np.divmod(choice[n, r] - first, width)
-            slots = self._slots[group.site]
-            self._option[step, n, r] = slots.option[n, step, row]
-            counts = slots.units[n, step, row]
-            total = np.maximum(counts.sum(axis=1), 1)
-            left = scores[n, r][np.arange(len(n))[:, None], (first + row * width)[:, None] + np.arange(width)]
-            lanes = np.arange(len(n))
-            for unit in range(int(total.max())):
-                if unit:
-                    left[lanes, column] = -np.inf
-                    if unit == 1:
-                        strict = slots.one_host[n, step, row]
-                        host = group.places[n, r] // self._local
-                        left[strict[:, None] & (host != host[lanes, column][:, None])] = -np.inf
-                    going = (total > unit) & np.isfinite(left).any(axis=1)
-                    lanes = lanes[going[lanes]]
-                    if not len(lanes):
-                        break
-                    column = left[lanes].argmax(axis=1)
-                    if self._record:
-                        open_ = np.zeros((len(lanes), mask.shape[2]), dtype=bool)
-                        at = (first + row[lanes] * width)[:, None] + np.arange(width)
-                        open_[np.arange(len(lanes))[:, None], at] = np.isfinite(left[lanes])
-                        keep = counted[n[lanes], r[lanes]] & (open_.sum(axis=1) > 1)
-                        where = np.stack([np.full(len(lanes), step), n[lanes], r[lanes]], axis=1)
-                        chosen = first + row[lanes] * width + column
-                        rests.append(Rest(where[keep], open_[keep], chosen[keep]))
+            slots, task = part.slots, self._task[games]
+            row, column = np.divmod(choice[games] - part.columns.start, part.places)
+            self._option[step, games] = slots.option[step, task, row]
+            place = first[games, choice[games]] // part.size
+            lanes, kind = np.arange(len(games)), np.zeros(len(games), dtype=np.int64)
+            changed.append(self._add(part, step, games, task, row, kind, place))
+            places.append((games, place))
+            if part.alone[step]:
+                continue
+            counts = slots.units[step, task, row]
+            total = counts.sum(axis=1)
+            if total.max() <= 1:
+                continue
+            at = part.columns.start + (row * part.places)[:, None] + np.arange(part.places)
+            left, open_ = scores.reshape(len(first), -1)[games[:, None], at], first[games[:, None], at] // part.size
+            host = open_ // self._local
+            left[slots.one_host[step, task, row][:, None] & (host != host[lanes, column][:, None])] = -np.inf
+            for unit in range(1, int(total.max())):
+                left[lanes, column] = -np.inf
+                lanes = lanes[(total[lanes] > unit) & np.isfinite(left[lanes]).any(axis=1)]
+                if not len(lanes):
+                    break
+                column = left[lanes].argmax(axis=1)
                 kind = (unit >= counts[lanes, 0]).astype(np.int64)
-                place = group.places[n[lanes], r[lanes], column]
-                self._add(group.site, step, n[lanes], r[lanes], row[lanes], kind, place)
-                places.append((n[lanes], r[lanes], place))
-                size = self._size(group.site)
-                for offset in range(size):
-                    holding[n[lanes], r[lanes], place * size + offset] = True
-            first = stop
+                place = open_[lanes, column]
+                changed.append(self._add(part, step, games[lanes], task[lanes], row[lanes], kind, place))
+                places.append((games[lanes], place))
         self._where.append(places)
-        changed = np.nonzero(holding)
-        self._ms[changed] = self._phase_ms(self._z[changed])
-        if isinstance(self._judge.cost, PhasedCost):
-            np.logical_or.at(self._open, changed[:2], self._judge.cost.present(self._z[changed]) > 0)
+        which = np.concatenate(changed) if len(changed) > 1 else changed[0]
+        holding = np.zeros((*self._shape, self._devices), dtype=bool)
+        holding.reshape(-1)[which] = True
+        self._refresh(which)
         if self._apart_used:
+            n, r = np.ogrid[: self._shape[0], : self._shape[1]]
             for label in range(self._apart.shape[2]):
-                n, r = np.ogrid[: self._shape[0], : self._shape[1]]
                 self._taken[n, r, self._apart[:, step, label][:, None]] |= holding
             self._taken[:, :, -1] = False  # where -1 points to
         return holding
 
-    def _add(self, site: Site, step: int, n: Ints, r: Ints, row: Ints, kind: Ints, place: Ints) -> None:
-        slots = self._slots[site]
-        size = self._size(site)
-        devices = place[:, None] * size + np.arange(size)
-        latents = slots.latents[n[:, None], step, row[:, None], kind[:, None], self._kind[devices]]
-        self._z[n[:, None], r[:, None], devices] += latents
-        self._memory[n[:, None], r[:, None], devices] += slots.memory[n, step, row, kind][:, None]
+    def _add(self, part: _Part, step: int, games: Ints, task: Ints, row: Ints, kind: Ints, place: Ints) -> Ints:
+        """Put one unit into each of some games; the devices among those of all games that hold it."""
+        devices = place[:, None] * part.size + np.arange(part.size)
+        at = games[:, None] * self._devices + devices
+        latents = part.slots.latents[step, task, row, kind]
+        if latents.shape[1] > 1:
+            latents = latents[np.arange(len(games))[:, None], self._kind[devices]]
+        self._z[at] += latents
+        self._memory[:, at] += part.slots.memory[step, task, row, kind].T[:, :, None]
+        return at.ravel()
 
     # --- The end ------------------------------------------------------------------------------------------------------
 
-    def _played(self, recorded: list[tuple[Floats, Bools, Ints, Bools, Bools]], rests: list[Rest]) -> Played:
+    def _played(self, recorded: list[tuple[Floats, Bools, Ints, Bools, Bools]]) -> Played:
         if recorded:
             features, masks, choices, counted, devices = map(np.stack, zip(*recorded, strict=True))
         else:
             features = masks = choices = counted = devices = np.zeros(0)
-        rest = (
-            Rest(*map(np.concatenate, zip(*rests, strict=True))) if rests else Rest(*np.zeros((3, 0), dtype=np.int64))
-        )
-        fullest = (self._memory / self._limit).max(axis=(-1, -2))
-        return Played(self._placement, self._stuck, self._z, fullest, features, masks, choices, counted, rest, devices)
+        by_device = (*self._shape, self._devices, -1)
+        fullest = (self._memory / self._limit).max(axis=0).reshape(by_device[:3]).max(axis=-1)
+        z = self._z.reshape(by_device)
+        return Played(self._placement, self._stuck, z, fullest, features, masks, choices, counted, devices)
 
     def _placement(self, task: int, rollout: int) -> Placement | None:
         if self._dead[task, rollout]:
             return None
         order, problem = self._tasks[task].order, self._tasks[task].judge.problem
+        game = task * self._shape[1] + rollout
         option = np.empty(len(order), dtype=np.int64)
-        option[order] = self._option[: len(order), task, rollout]
+        option[order] = self._option[: len(order), game]
         places: list[list[int]] = [[] for _ in order]
         for block, of_step in zip(order.tolist(), self._where, strict=False):
-            for n, r, where in of_step:
-                places[block] += where[(n == task) & (r == rollout)].tolist()
+            for games, where in of_step:
+                places[block] += where[games == game].tolist()
         chosen = tuple(map(int, option))
         return Placement(chosen, tuple(problem.sorted_places(o, p) for o, p in zip(chosen, places, strict=True)))
 
@@ -697,14 +807,14 @@ def _slots(judge: Judge, options: Sequence[Sequence[int]]) -> Slots:
 
 
 def _stacked(slots: Sequence[Slots], steps: int) -> Slots:
-    """Slots of N tasks as arrays [N, T, O, ...]; what is filled up has no option."""
+    """Slots of N tasks as arrays [T, N, O, ...]; what is filled up has no option."""
     most = max(one.option.shape[1] for one in slots)
 
     def fill(arrays: Sequence[Any], value: float) -> Any:
-        shape = (len(arrays), steps, most, *arrays[0].shape[2:])
+        shape = (steps, len(arrays), most, *arrays[0].shape[2:])
         out = np.full(shape, value, dtype=arrays[0].dtype)
         for index, array in enumerate(arrays):
-            out[index, : array.shape[0], : array.shape[1]] = array
+            out[: array.shape[0], index, : array.shape[1]] = array
         return out
 
     values = (-1, 1, 0.0, 0, False)

@@ -142,7 +142,8 @@ def load_weights(
     """
     try:
         content = path.read_bytes()
-        weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
+        arrays = safetensors.numpy.load(content)  # in random order
+        weights = {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
     except OSError as error:

@@ -104,7 +104,6 @@ def test_what_was_chosen_was_possible():
     played = play(tasks, greedy(), rollouts=4, rng=np.random.default_rng(0), record=True)
     assert np.take_along_axis(played.masks, played.choices[..., None], axis=-1).all()
     assert np.isfinite(played.features).all()
-    assert played.rests.mask[np.arange(len(played.rests.choice)), played.rests.choice].all()
 
 
 def test_without_room_a_rollout_is_stuck_and_goes_on():
