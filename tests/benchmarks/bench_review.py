@@ -45,10 +45,8 @@ def main() -> int:
 def _time(what: str, path: str) -> bool:
     seconds = median(_run("check", "--frozen", "-q", path) for _ in range(RUNS))
     most = MOST_SECONDS[what]
-    print(
     verdict = "fine" if seconds <= most else "MISSED"
     print(f"shardc check --frozen, {what:<8} {seconds:6.3f} s   bar {most:.1f} s   {verdict}")
-    )
     return seconds <= most
 
 
