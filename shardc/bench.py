@@ -26,6 +26,7 @@ from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.frameworks.torchrec_planner import plan_with_torchrec, require_torchrec
+from shardc.hardware import devices_of
 from shardc.judge import Judge
 from shardc.passes.lower import lower
 from shardc.passes.place import place
@@ -415,7 +416,7 @@ def compare(
     """
     results, warnings = [], {}
     for name, loaded in specs:
-        hardware = pipeline.devices_of(loaded)
+        hardware = devices_of(loaded)
         problem = lower(loaded, hardware, pipeline.read_recorded_accesses(loaded))
         profiled = profile(problem, hardware, loaded)
         warnings.update({warning.code: warning for warning in profiled.warnings if warning.code not in warnings})

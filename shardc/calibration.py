@@ -107,7 +107,7 @@ def calibrate_plan(plan: Plan, loaded: LoadedSpec, *, progress: Progress) -> Cal
         measured_ms=measured.ms,
         predicted_steps_ms=(today.score.step_time_ms, compiled.choice.judgement.step_time_ms),
         corrected_steps_ms=(corrected, best),
-        improves=best < corrected * (1 - loaded.spec.budget.improvement_fraction),
+        improves=best < corrected * (1 - (loaded.spec.budget.limit("improvement") or 0.0)),
         moved=tuple(_moved(problem, placement, choice.placement)),
         timed=measured.timed,
         warnings=compiled.warnings,

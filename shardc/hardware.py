@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +30,7 @@ from shardc.cost.roofline import ASSUMPTIONS, Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
 from shardc.problem import Collective, Floats, Link, Optimizer
-from shardc.spec import parse_bandwidth, parse_size
+from shardc.spec import LoadedSpec, parse_bandwidth, parse_size
 
 PROFILES = Path(__file__).parent / "profiles"
 # Of a collective, and what it takes longer between hosts: NCCL expects 14 microseconds of a step over the network where
@@ -194,6 +195,17 @@ def load_hardware(device: str, *, base: str = "", at: Location | None = None) ->
             help=f"{hint}shipped: {', '.join(shipped)}; or a folder that `shardc profile` made",
         )
     )
+
+
+def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
+    """The hardware profiles that a spec names, in the order of their first host.
+
+    Raises:
+        DiagnosticError: as of `load_hardware`.
+    """
+    base = os.path.dirname(loaded.path or "")
+    names = loaded.spec.cluster.device_names
+    return tuple(load_hardware(name, base=base, at=loaded.at_device(name)) for name in names)
 
 
 def hardware_names() -> list[str]:

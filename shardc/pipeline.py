@@ -11,7 +11,7 @@ from typing import Any
 
 from shardc.cost.model import CostModel
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.hardware import PROFILES, Hardware, load_hardware
+from shardc.hardware import PROFILES, Hardware, devices_of
 from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.infeasible import Origin
@@ -59,11 +59,13 @@ class Compiled:
         plan: the verified plan.
         choice: the outcome of the placement pass.
         warnings: how far to trust it.
+        pessimistic: the cost model of the times that nine of ten devices stay below, if the profile tells.
     """
 
     plan: Plan
     choice: Choice
     warnings: tuple[Diagnostic, ...]
+    pessimistic: CostModel | None = None
 
 
 def compile(spec: SpecLike, cost: CostModel | None = None, seed: int | None = None) -> Plan:
@@ -119,7 +121,8 @@ def run(
     plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
-    return Compiled(plan, choice, (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing))
+    warnings = (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing)
+    return Compiled(plan, choice, warnings, prepared.pessimistic)
 
 
 def prepare(loaded: LoadedSpec, *, cost: CostModel | None = None, measure: Measure | None = None) -> Prepared:
@@ -154,13 +157,6 @@ def place_again(compiled: Compiled, loaded: LoadedSpec, cost: CostModel) -> Choi
     problem, how = compiled.choice.judge.problem, loaded.spec.compile
     policy, _ = find_policy(loaded, devices_of(loaded))
     return place(problem, cost, policy=policy, effort=how.effort, seed=how.seed)
-
-
-def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
-    """The hardware profiles that a spec names, in the order of their first host."""
-    base = os.path.dirname(loaded.path or "")
-    names = loaded.spec.cluster.device_names
-    return tuple(load_hardware(name, base=base, at=loaded.at_device(name)) for name in names)
 
 
 def device_of(loaded: LoadedSpec) -> Hardware:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -240,6 +241,15 @@ class Plan(_Member):
     bound: Bound | None = Field(description="Lower bound; null for a cost model that has no certificate.")
     chosen: Chosen
     candidates: tuple[Candidate, ...] = Field(description="Every strategy that was tried.")
+    digest: str | None = Field(
+        default=None,
+        description="Digest of all other members, whatever their layout: what is edited by hand does not match it.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        members = handler(self)
+        return members if self.digest else {key: value for key, value in members.items() if key != "digest"}
 
 
 def default_plan_path(spec: str | os.PathLike[str]) -> str:
@@ -260,7 +270,8 @@ def plan_bytes(plan: Plan) -> bytes:
     Keys are sorted and floats have six significant digits. What fits on a line of 120 columns stays on one; anything
     longer has one member a line, so that a shard that moves changes one line.
     """
-    return canonical_json(plan.model_dump(mode="json")).encode()
+    document = _rounded(plan.model_dump(mode="json"))
+    return (_layout(document | {"digest": _digest(document)}, "", "") + "\n").encode()
 
 
 def canonical_json(value: Any) -> str:
@@ -275,8 +286,19 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         DiagnosticError: SH001 to SH003 when the file cannot be read, SH302 when it is not a plan (at most ten
             findings, each with the member at fault), SH303 when its format is newer than this version of shardc reads.
     """
-    file = os.fspath(path)
-    text = read_text(file, "plan")
+    return parse_plan(os.fspath(path), read_text(path, "plan"))
+
+
+def parse_plan(file: str, text: str) -> Plan:
+    """Return the plan that a text is.
+
+    Args:
+        file: what to call it in messages.
+        text: the document.
+
+    Raises:
+        DiagnosticError: SH302 and SH303, as of `read_plan`.
+    """
     document = _parse(file, text)
     if not isinstance(document, dict):
         raise _not_a_plan(file, "a plan is a JSON object")
@@ -289,6 +311,32 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise _not_a_plan(file, *(_member(detail["loc"], detail["msg"]) for detail in details)) from None
+
+
+def is_as_written(text: str) -> bool | None:
+    """Return whether a plan's document is, but for its layout, as shardc wrote it; None if it has no digest.
+
+    Args:
+        text: a document that `parse_plan` takes.
+    """
+    document = json.loads(text)
+    return None if document.get("digest") is None else document["digest"] == _digest(document)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Digest of all members but "digest": of what they say, not of how numbers and text are written."""
+    content = _plain({name: value for name, value in document.items() if name != "digest"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Write whole numbers as integers: other tools write 1.0 as 1."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def plan_schema() -> dict[str, Any]:

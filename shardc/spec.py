@@ -142,6 +142,12 @@ def _percent(text: str, *, below: float = 1000.0) -> float | None:
     return float(match[1]) / 100 if match and float(match[1]) < below else None
 
 
+def _share(text: str) -> float | None:
+    """Return 0.8 for "80%", None when the text has another form or is above 100 percent."""
+    share = _percent(text)
+    return None if share is None or share > 1 else share
+
+
 def _reserve(text: str) -> float | int | None:
     """Return a fraction for a percentage, bytes for a size."""
     return _percent(text, below=100.0) if text.endswith("%") else parse_size(text)
@@ -166,6 +172,7 @@ Dim = Annotated[int, Field(ge=4, le=8192, json_schema_extra={"multipleOf": 4}), 
 Size = Annotated[str, _form(parse_size, "a size above zero", 'for example "72GiB"')]
 Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
 Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
+Share = Annotated[str, _form(_share, "a percentage from 0% to 100%", 'for example "80%"')]
 Reserve = Annotated[str, _form(_reserve, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')]
 _SET = (Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}), AfterValidator(_distinct))
 Sharding = Annotated[tuple[ShardingType, ...], *_SET]
@@ -471,6 +478,24 @@ class CompileSpec(_Section):
     )
 
 
+Grade = Literal["error", "warning", "off"]
+
+
+class SeveritySpec(_Section):
+    """The `severity` of findings, by code: an error fails a check, a warning is told, what is off is not looked for."""
+
+    SH311: Grade = Field(default="error", description="The spec has changed since its plan was compiled (--frozen).")
+    SH401: Grade = Field(default="error", description="The step takes longer than the plan states (step_time).")
+    SH402: Grade = Field(default="error", description="The step time is too far above its lower bound (gap).")
+    SH403: Grade = Field(default="error", description="A newly compiled plan is better (improvement).")
+    SH404: Grade = Field(default="error", description="The devices are not balanced (balance).")
+    SH405: Grade = Field(default="error", description="Too little device memory is left free (headroom).")
+    SH406: Grade = Field(default="warning", description="The hardware profile has changed since.")
+    SH407: Grade = Field(default="error", description="Too much would have to move (moved).")
+    SH408: Grade = Field(default="error", description="A device's time changes too much (device_time).")
+    SH409: Grade = Field(default="error", description="A device's memory changes too much (device_memory).")
+
+
 class BudgetSpec(_Section):
     """The `[budget]` section."""
 
@@ -480,21 +505,38 @@ class BudgetSpec(_Section):
         default="0.1%",
         description="How much better a newly compiled plan may be than the committed one.",
     )
+    balance: Share | None = Field(
+        default=None,
+        description="Least degree of balance: the least compute time of a device, as a share of the greatest.",
+    )
+    headroom: Share | None = Field(
+        default=None,
+        description="Least share of the memory that tables may take of a device which stays free on the fullest one.",
+    )
+    moved: Percent | None = Field(
+        default=None,
+        description="Most that has to be copied to get from the plan of --base to this one, as a share of all bytes.",
+    )
+    device_time: Percent | None = Field(
+        default=None,
+        description="Most that a device's compute time may differ from the plan of --base, as a share of the greatest.",
+    )
+    device_memory: Percent | None = Field(
+        default=None,
+        description="Most that a device's memory may differ from the plan of --base, as a share of its limit.",
+    )
+    severity: SeveritySpec = Field(
+        default=SeveritySpec(), description="What findings are, by code: error, warning or off."
+    )
 
-    @property
-    def step_time_fraction(self) -> float:
-        """`step_time` as a fraction: 0.02 for "2%"."""
-        return _percent(self.step_time) or 0.0
+    def limit(self, name: str) -> float | None:
+        """Return a limit as a fraction, None where there is none."""
+        text = getattr(self, name)
+        return None if text is None else _percent(text)
 
-    @property
-    def gap_fraction(self) -> float | None:
-        """`gap` as a fraction, None when it is not limited."""
-        return None if self.gap is None else _percent(self.gap)
-
-    @property
-    def improvement_fraction(self) -> float:
-        """`improvement` as a fraction."""
-        return _percent(self.improvement) or 0.0
+    def grade(self, code: str) -> Grade:
+        """Return what findings of a code are: error, unless the spec or the code says otherwise."""
+        return getattr(self.severity, code, "error")
 
 
 class Spec(_Section):
@@ -1119,6 +1161,8 @@ def _model_at(path: Path) -> type[BaseModel]:
         return Spec
     if path[-1] == "access":
         return AccessSpec
+    if path == ("budget", "severity"):
+        return SeveritySpec
     if path[0] == "cluster" and len(path) > 1:
         return HostSpec if path[1] == "host" else RankSpec
     return TableSpec if _in_csv(path) else _SECTIONS[path[0]]

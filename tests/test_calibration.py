@@ -75,7 +75,7 @@ def bench(monkeypatch, tmp_path) -> type[FakeBench]:
     monkeypatch.setattr(FakeBench, "too_large", set())
     monkeypatch.setattr(benchmark, "Bench", FakeBench)
     monkeypatch.setattr(benchmark, "local_device", lambda: HERE)
-    monkeypatch.setattr("shardc.pipeline.load_hardware", lambda *_, **__: HARDWARE)
+    monkeypatch.setattr("shardc.hardware.load_hardware", lambda *_, **__: HARDWARE)
     monkeypatch.setattr("shardc.pipeline.POLICY", tmp_path / "no-policy")
     monkeypatch.setitem(EVALUATIONS, "fast", 2000)
     monkeypatch.setenv("SHARDC_CACHE", str(tmp_path / "cache"))
@@ -200,7 +200,7 @@ def test_a_disturbed_measurement_is_noted(monkeypatch):
 def test_a_plan_is_really_measured(monkeypatch):
     monkeypatch.undo()
     device = benchmark.local_device()
-    monkeypatch.setattr("shardc.pipeline.load_hardware", lambda *_, **__: _local(device))
+    monkeypatch.setattr("shardc.hardware.load_hardware", lambda *_, **__: _local(device))
     monkeypatch.setitem(EVALUATIONS, "fast", 100)
     found = calibrated(spec(defaults={"dim": 8, "pooling": 2}))
     assert np.isfinite(found.measured_ms).all()

@@ -71,7 +71,7 @@ def shardc_(tmp_path, monkeypatch, run_command):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(benchmark, "Bench", FakeBench)
     monkeypatch.setattr(benchmark, "local_device", lambda: HERE)
-    monkeypatch.setattr("shardc.pipeline.load_hardware", lambda *_, **__: HARDWARE)
+    monkeypatch.setattr("shardc.hardware.load_hardware", lambda *_, **__: HARDWARE)
     monkeypatch.setattr("shardc.pipeline.POLICY", tmp_path / "no-policy")
     monkeypatch.setitem(EVALUATIONS, "fast", 100)
     Path("model.toml").write_text(SPEC)

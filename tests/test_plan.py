@@ -99,7 +99,9 @@ def test_bytes_do_not_depend_on_the_order_of_members(path: Path) -> None:
 
 
 def test_a_plan_is_laid_out_for_review(path: Path) -> None:
-    assert plan_bytes(read(path, document())).decode().splitlines() == [
+    written = plan_bytes(read(path, document())).decode()
+    digest = json.loads(written)["digest"]
+    assert written.splitlines() == [
         "{",
         '  "bound": {"gap": 0.0416667, "step_time_ms": 1.2},',
         '  "candidates": [',
@@ -108,6 +110,7 @@ def test_a_plan_is_laid_out_for_review(path: Path) -> None:
         "  ],",
         '  "chosen": {"reason": "best score", "strategy": "greedy"},',
         '  "cluster": {"device": "h100-80gb", "devices_per_host": 2, "hosts": 1},',
+        f'  "digest": "{digest}",',
         '  "digests": {"cost": "profile", "measurements": null, "profile": null, "spec": "sha256:00"},',
         '  "format": 1,',
         '  "model": {',

@@ -159,12 +159,12 @@ def test_units(folder):
     assert kind.intra_bytes_per_s == 450e9
     assert kind.inter_bytes_per_s is None
     assert kind.reserve_bytes(80 * 2**30) == 10 * 2**30
-    assert (cluster.budget.gap_fraction, cluster.budget.step_time_fraction) == (0.05, 0.02)
-    assert cluster.budget.improvement_fraction == pytest.approx(0.001)
+    assert (cluster.budget.limit("gap"), cluster.budget.limit("step_time")) == (0.05, 0.02)
+    assert cluster.budget.limit("improvement") == pytest.approx(0.001)
     plain = parse_spec(data()).spec
     assert plain.cluster.kinds[0].reserve_bytes(1000) == 150
     assert plain.cluster.kinds[0].memory_bytes is None
-    assert plain.budget.gap_fraction is None
+    assert plain.budget.limit("gap") is None
 
 
 def test_where_later_findings_hang(folder):

@@ -5,59 +5,51 @@ The spec is compiled again in memory, and the committed placement is weighed by 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from shardc.diagnostics import Diagnostic, DiagnosticError, Location
+from shardc.check.better_plan import better_plan
+from shardc.check.context import Base, CheckReport, Context
+from shardc.check.fit import misfit
+from shardc.check.read import plan_path, read_committed
+from shardc.check.run import run_checks
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.files import write_atomic
+from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.profile import Measure
 from shardc.passes.restore import placement_of
-from shardc.passes.verify import verify
 from shardc.pipeline import Compiled, run
-from shardc.plan import Plan, default_plan_path, read_plan
+from shardc.plan import Plan, is_as_written, parse_plan, plan_bytes
 from shardc.spec import LoadedSpec
 from shardc.units import format_ms
 
-_STATED = 1e-5  # relative: plans state six digits
-_NEGLIGIBLE = 1e-6  # a nanosecond, or a millionth of a share
+_REPLACED = {"SH301", "SH302", "SH304", "SH305", "SH306", "SH307", "SH308", "SH309", "SH310"}
+"""Findings about a plan for which `update` compiles another: not SH303, which a newer shardc may read."""
+
+_CURED = {"SH310", "SH312", "SH401", "SH406"}
+"""Findings about what a plan states, which end when it is stated anew."""
+
+_PROFILE_CHANGED = "the hardware profile has changed since the plan was compiled"
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What became of checking one plan.
-
-    Attributes:
-        path: the plan.
-        findings: what is wrong; nothing when the plan may stay.
-        notes: what has changed without being wrong.
-        step_time_ms: step time of the committed plan under today's costs; None if it cannot be weighed.
-        gap: how far that is above its lower bound, as a share; None without a bound.
-    """
-
-    path: str
-    findings: tuple[Diagnostic, ...]
-    notes: tuple[str, ...] = ()
-    step_time_ms: float | None = None
-    gap: float | None = None
-
-
-def check(loaded: LoadedSpec, measure: Measure | None = None) -> CheckReport:
+def check(
+    loaded: LoadedSpec, measure: Measure | None = None, *, base: Base | None = None, update: bool = False
+) -> CheckReport:
     """Check the plan that is committed beside a spec.
 
     Args:
         loaded: a spec that was read from a file.
         measure: measures the spec's own shards (see `shardc.passes.profile`), for a plan that was compiled so.
+        base: an older plan to compare with.
+        update: write a new plan where the old one is missing, at fault or out of date, and report on the new one.
 
     Raises:
-        DiagnosticError: the spec cannot be compiled any more, or the plan file cannot be read (exit code 2).
+        DiagnosticError: the spec cannot be compiled any more, or a file cannot be read or written (exit code 2).
     """
-    if loaded.path is None:
-        raise ValueError("only a spec that was read from a file has a committed plan")
-    path = default_plan_path(loaded.path)
+    path = plan_path(loaded)
     try:
-        plan = _read(path, loaded.path)
+        text, plan = read_committed(loaded)
         compiled = run(loaded, measure=measure)
         if faults := misfits(plan, loaded, compiled):
             raise DiagnosticError(*faults)
@@ -65,19 +57,52 @@ def check(loaded: LoadedSpec, measure: Measure | None = None) -> CheckReport:
     except DiagnosticError as error:
         if error.exit_code != 1:
             raise
-        return CheckReport(path, error.diagnostics)
+        report = CheckReport(path, error.diagnostics)
+        return _compile_instead(report, loaded, measure, base) if update else report
     same_costs = plan.digests.cost == today.digests.cost
     if same_costs and plan.digests.measurements and not today.digests.measurements:
         note = "the plan was compiled with --measure: it fits the spec, and its times are checked only with --measure"
         return CheckReport(path, (), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
-    findings = (
-        *stated_figures(path, plan, today),
-        *step_time_budget(path, plan, today, loaded),
-        *gap_budget(path, today, loaded),
-        *better_plan(path, today, compiled.plan, loaded),
+    context = Context(loaded, path, text, plan, today, today.digests, compiled.plan, base)
+    report = _report(context)
+    if not update:
+        return report
+    if any(better_plan(context)):
+        was, now = today.score.step_time_ms, compiled.plan.score.step_time_ms
+        why = f"a step takes {format_ms(now)} instead of {format_ms(was)}"
+        return _write(context, compiled.plan, why)
+    if plan.digests != today.digests or is_as_written(text) is not True or _CURED & {f.code for f in report.findings}:
+        return _write(context, today, "its placement stays, with today's figures")
+    return report
+
+
+def _compile_instead(
+    report: CheckReport, loaded: LoadedSpec, measure: Measure | None, base: Base | None
+) -> CheckReport:
+    """Write a new plan where there is none that fits the spec; not in place of one that a newer shardc may read."""
+    first = report.findings[0]
+    if not all(finding.code in _REPLACED for finding in report.findings):
+        return report
+    plan = run(loaded, measure=measure).plan
+    context = Context(loaded, report.path, "", plan, plan, plan.digests, plan, base)
+    return _write(context, plan, f"{first.code} {first.message}")
+
+
+def _write(context: Context, plan: Plan, why: str) -> CheckReport:
+    """Write a plan in place of the committed one, and report on it."""
+    content = plan_bytes(plan)
+    write_atomic(context.path, content)
+    text = content.decode()
+    written = parse_plan(context.path, text)
+    return replace(_report(replace(context, text=text, plan=written, figures=plan)), updated=why)
+
+
+def _report(context: Context) -> CheckReport:
+    plan, today = context.plan, context.figures
+    notes = tuple(note for note in changes(plan, today) if note != _PROFILE_CHANGED)  # SH406 says it
+    return CheckReport(
+        context.path, run_checks(context), notes, today.score.step_time_ms, today.bound.gap if today.bound else None
     )
-    gap = today.bound.gap if today.bound else None
-    return CheckReport(path, findings, tuple(changes(plan, today)), today.score.step_time_ms, gap)
 
 
 def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
@@ -94,67 +119,15 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
     judge, tool = compiled.choice.judge, compiled.plan.tool
     placement = placement_of(plan, judge.problem)
     choice = replace(compiled.choice, placement=placement, judgement=judge.judge(placement))
-    return emit(loaded, choice, digests=compiled.plan.digests, seed=tool.seed)
-
-
-# --- The checks: each looks at one thing ------------------------------------------------------------------------------
+    pessimistic = compiled.pessimistic
+    p90_ms = Judge(judge.problem, pessimistic).judge(placement).step_time_ms if pessimistic else None
+    today = emit(loaded, choice, digests=compiled.plan.digests, seed=tool.seed, p90_ms=p90_ms)
+    return today.model_copy(update={"chosen": plan.chosen})
 
 
 def misfits(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> list[Diagnostic]:
-    """SH304 to SH310 where a plan does not fit its spec.
-
-    A spec or a profile that has changed makes stated figures differ, which is no fault: they are weighed anew.
-    """
-    faults = verify(plan, loaded, compiled.choice.judge.problem.cluster)
-    unchanged = plan.digests == compiled.plan.digests
-    return [fault for fault in faults if unchanged or fault.code != "SH310"]
-
-
-def stated_figures(path: str, plan: Plan, today: Plan) -> Iterator[Diagnostic]:
-    """SH310 where a plan states other figures than it has, though what they are computed from has not changed."""
-    if plan.digests != today.digests or plan.tool.version != today.tool.version:
-        return
-    stated, true = (_numbers(p.model_dump(include={"score", "bound"})) for p in (plan, today))
-    wrong = [where for where in true if not _agree(stated.get(where), true[where])]
-    if wrong:
-        first, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        message = f"{path} states {first} = {stated.get(first)}, truly {true[first]:.6g}{more}"
-        yield Diagnostic("SH310", message, help="a plan is not edited by hand: compile the spec again")
-
-
-def step_time_budget(path: str, plan: Plan, today: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
-    """SH401 when a plan has become slower than it says by more than the budget, by the same kind of costs."""
-    if plan.digests.cost != today.digests.cost:
-        return
-    stated, now = plan.score.step_time_ms, today.score.step_time_ms
-    budget = loaded.spec.budget
-    if now > stated * (1 + budget.step_time_fraction) * (1 + _STATED):
-        slower = f"{now / stated - 1:.1%} more" if stated else "more"
-        message = f"{path} takes {format_ms(now)} a step, {slower} than the {format_ms(stated)} that it states"
-        fix = f"{budget.step_time} is allowed; see what changed, or {_recompile(loaded)}"
-        yield Diagnostic("SH401", message, _budget_at(loaded, "step_time"), help=fix)
-
-
-def gap_budget(path: str, today: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
-    """SH402 when a plan is further above its lower bound than the budget allows."""
-    allowed = loaded.spec.budget.gap_fraction
-    if allowed is not None and today.bound and today.bound.gap > allowed:
-        bound = format_ms(today.bound.step_time_ms)
-        message = (
-            f"{path} is {today.bound.gap:.1%} above its lower bound of {bound}, {loaded.spec.budget.gap} is allowed"
-        )
-        fix = 'search longer (effort = "thorough"), allow more sharding types, or raise the budget'
-        yield Diagnostic("SH402", message, _budget_at(loaded, "gap"), help=fix)
-
-
-def better_plan(path: str, today: Plan, new: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
-    """SH403 when compiling again gives a plan that is better by more than the budget."""
-    committed, compiled = today.score.step_time_ms, new.score.step_time_ms
-    budget = loaded.spec.budget
-    if committed - compiled > committed * (budget.improvement_fraction + _STATED):
-        better = f"{1 - compiled / committed:.1%} less than the {format_ms(committed)} of {path}"
-        message = f"a newly compiled plan takes {format_ms(compiled)} a step, {better}"
-        yield Diagnostic("SH403", message, _budget_at(loaded, "improvement"), help=_recompile(loaded))
+    """SH304 to SH310 where a plan does not fit its spec."""
+    return misfit(plan, loaded, compiled.choice.judge.problem.cluster, compiled.plan.digests)
 
 
 def changes(plan: Plan, today: Plan) -> Iterator[str]:
@@ -164,41 +137,6 @@ def changes(plan: Plan, today: Plan) -> Iterator[str]:
     if plan.digests.cost != today.digests.cost:
         yield f"the plan states its times by other costs ({plan.digests.cost}, now {today.digests.cost})"
     elif plan.digests.profile != today.digests.profile:
-        yield "the hardware profile has changed since the plan was compiled"
+        yield _PROFILE_CHANGED
     if plan.digests.measurements != today.digests.measurements:
         yield "the local measurements are not those that the plan was compiled with"
-
-
-def _read(path: str, spec: str) -> Plan:
-    try:
-        return read_plan(path)
-    except DiagnosticError as error:
-        if error.diagnostics[0].code != "SH001":
-            raise
-        missing = Diagnostic("SH301", f"{spec} has no plan: there is no {path}", help=f"run shardc compile {spec}")
-        raise DiagnosticError(missing) from None
-
-
-def _budget_at(loaded: LoadedSpec, key: str) -> Location | None:
-    """Where the spec sets a budget; None where it leaves it at its default."""
-    return loaded.at("budget", key) if key in loaded.spec.budget.model_fields_set else None
-
-
-def _recompile(loaded: LoadedSpec) -> str:
-    return f"run shardc compile {loaded.path} and review the diff"
-
-
-def _numbers(value: Any, where: str = "") -> dict[str, float]:
-    """The numbers in nested data, by where they are."""
-    if isinstance(value, dict):
-        items = [(f"{where}.{key}".removeprefix("."), item) for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
-    else:
-        return {where: float(value)} if isinstance(value, int | float) else {}
-    return {key: number for path, item in items for key, number in _numbers(item, path).items()}
-
-
-def _agree(stated: float | None, true: float) -> bool:
-    """Whether two numbers are one but for rounding; a gap close to 0 magnifies what is lost in the last digits."""
-    return stated is not None and math.isclose(stated, true, rel_tol=_STATED, abs_tol=_NEGLIGIBLE)

@@ -2,39 +2,195 @@
 
 from __future__ import annotations
 
-from shardc.cli.console import MeasureOption, QuietOption, SpecArguments, count, echo, measuring, report
-from shardc.diagnostics import DiagnosticError
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shardc.cli.console import MeasureOption, QuietOption, configure, count, echo, measuring, report
+from shardc.diagnostics import Diagnostic, DiagnosticError, concise
+
+if TYPE_CHECKING:
+    from shardc.check.context import CheckReport
+    from shardc.check.outcome import Outcome
 
 
-def check(specs: SpecArguments, measure: MeasureOption = False, quiet: QuietOption = False) -> int:
+class Format(StrEnum):
+    """How findings are told."""
+
+    FULL = "full"
+    CONCISE = "concise"
+    JSON = "json"
+    GITHUB = "github"
+    SARIF = "sarif"
+    JUNIT = "junit"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How to tell what was found.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a spec is checked for; it travels to other processes."""
+
+    measure: bool
+    frozen: bool
+    base: str | None
+    update: bool
+    quiet: bool
+
+
+def check(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SPEC...]", help="Spec files, folders or globs; the current folder unless given."),
+    ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Compute nothing: is the plan of this spec, and does it keep the budget?")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REV|PATH", help="Compare with the plan at a git revision, in a file or in a folder."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write a new plan where it is missing, wrong or could be better.")
+    ] = False,
+    format: FormatOption = Format.FULL,
+    jobs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Specs at a time; default: cores.")] = None,
+    measure: MeasureOption = False,
+    quiet: QuietOption = False,
+) -> int:
     """Check committed plans against their specs, hardware profiles and budgets.
 
     Compiles each spec again, in memory, and exits with 1 if its plan is missing, no longer fits the spec, is over the
     budget, or could be better.
     """
-    from shardc.check.checks import check as check_plan
+    from shardc.check.find import find_specs
+
+    if frozen and (update or measure):
+        raise DiagnosticError(
+            Diagnostic("SH902", "--frozen computes nothing: not with --update, --measure"), exit_code=2
+        )
+    names = find_specs(specs or ["."])
+    if base and len(names) > 1 and os.path.isfile(base):
+        message = f"--base {base} is one plan, and there are {len(names)} specs: give a folder or a git revision"
+        raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+    wanted = _Wanted(measure, frozen, base, update, quiet)
+    outcomes = []
+    for outcome in _outcomes(names, wanted, 1 if measure else jobs or _cores()):
+        if format in (Format.FULL, Format.CONCISE):
+            _tell(outcome, concisely=format == Format.CONCISE, quiet=quiet)
+        outcomes.append(outcome)
+    if format in (Format.FULL, Format.CONCISE):
+        if not quiet:
+            echo(_summary(outcomes))
+    else:
+        from shardc.render import findings
+
+        configure(sys.stdout, encoding="utf-8")
+        as_text = {
+            Format.JSON: findings.as_json,
+            Format.GITHUB: findings.as_github,
+            Format.SARIF: findings.as_sarif,
+            Format.JUNIT: findings.as_junit,
+        }
+        if text := as_text[format](outcomes):
+            echo(text)
+        if not quiet:
+            echo(_summary(outcomes), sys.stderr)
+    return max(outcome.exit_code for outcome in outcomes)
+
+
+def _outcomes(names: list[str], wanted: _Wanted, jobs: int) -> Iterator[Outcome]:
+    """Check specs, several at a time, and yield what became of them in their order."""
+    one = partial(_outcome, wanted=wanted)
+    if min(jobs, len(names)) < 2:
+        yield from map(one, names)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    _import(wanted.frozen)  # once, before the processes part
+    context = get_context("fork") if sys.platform == "linux" else None
+    with ProcessPoolExecutor(min(jobs, len(names)), context) as pool:
+        try:
+            yield from pool.map(one, names, chunksize=4 if wanted.frozen else 1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _outcome(spec: str, wanted: _Wanted) -> Outcome:
+    from shardc.check.outcome import Outcome
+    from shardc.plan import default_plan_path
+
+    path = default_plan_path(spec)
+    try:
+        found = _checked(spec, path, wanted)
+    except DiagnosticError as error:
+        return Outcome(spec, path, error.exit_code, error.diagnostics)
+    code = 1 if found.failed else 0
+    return Outcome(spec, path, code, found.findings, found.notes, found.step_time_ms, found.gap, found.updated)
+
+
+def _checked(spec: str, path: str, wanted: _Wanted) -> CheckReport:
     from shardc.spec import load_spec
+
+    loaded, base = load_spec(spec), None
+    if wanted.base:
+        from shardc.check.base import read_base
+
+        base = read_base(wanted.base, path)
+    if wanted.frozen:
+        from shardc.check.frozen import check_frozen
+
+        return check_frozen(loaded, base)
+    from shardc.check.checks import check as check_plan
+
+    with measuring(loaded, wanted.measure, wanted.quiet) as measured:
+        return check_plan(loaded, measured, base=base, update=wanted.update)
+
+
+def _import(frozen: bool) -> None:
+    import shardc.check.frozen
+
+    if not frozen:
+        import shardc.check.checks  # noqa: F401
+
+
+def _tell(outcome: Outcome, *, concisely: bool, quiet: bool) -> None:
     from shardc.units import format_ms
 
-    code, failed = 0, 0
-    for spec in specs:
-        try:
-            loaded = load_spec(spec)
-            with measuring(loaded, measure, quiet) as measured:
-                found = check_plan(loaded, measured)
-        except DiagnosticError as error:
-            report(error)
-            code, failed = max(code, error.exit_code), failed + 1
-            continue
-        if found.findings:
-            report(DiagnosticError(*found.findings))
-            code, failed = max(code, 1), failed + 1
-        elif found.step_time_ms is not None and not quiet:
-            gap = "" if found.gap is None else f"  gap {found.gap:.1%}"
-            echo(f"ok {spec}  {format_ms(found.step_time_ms)}{gap}")
-        if not quiet:
-            for note in found.notes:
-                echo(f"note: {spec}: {note}")
-    if not quiet:
-        echo(f"{count(len(specs), 'spec')} checked, {failed or 'none'} with findings")
-    return code
+    if concisely:
+        for finding in outcome.findings:
+            where = "" if finding.location else f"{outcome.spec}: "
+            echo(where + concise(finding), sys.stderr if outcome.exit_code == 2 else sys.stdout)
+    elif outcome.findings:
+        report(DiagnosticError(*outcome.findings, exit_code=max(outcome.exit_code, 1)))
+    if quiet:
+        return
+    if outcome.updated:
+        echo(f"wrote {outcome.plan}: {outcome.updated}")
+    if outcome.exit_code == 0 and outcome.step_time_ms is not None:
+        gap = "" if outcome.gap is None else f"  gap {outcome.gap:.1%}"
+        echo(f"ok {outcome.spec}  {format_ms(outcome.step_time_ms)}{gap}")
+    for note in outcome.notes:
+        echo(f"note: {outcome.spec}: {note}")
+
+
+def _summary(outcomes: list[Outcome]) -> str:
+    failed = sum(outcome.exit_code > 0 for outcome in outcomes)
+    warned = sum(outcome.exit_code == 0 and bool(outcome.findings) for outcome in outcomes)
+    written = sum(outcome.updated is not None for outcome in outcomes)
+    parts = [f"{count(len(outcomes), 'spec')} checked", f"{failed or 'none'} with findings"]
+    parts += [f"{warned} with warnings"] * bool(warned) + [f"{count(written, 'plan')} written"] * bool(written)
+    return ", ".join(parts)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

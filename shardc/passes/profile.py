@@ -84,9 +84,7 @@ def profile(
     warnings: list[Diagnostic] = []
     for name, device in by_name.items():
         warnings += _unmeasured(device, problem, loaded, loaded.at_device(name), measuring=measure is not None)
-    digest = hardware[0].digest if len(hardware) == 1 else _sha256(json.dumps([each.digest for each in hardware]))
-    if cached:
-        digest = _sha256(json.dumps([digest, [each.host_bandwidth for each in hardware]]))
+    digest = profile_digest(hardware, loaded)
 
     def compute(kind: HostKind, quantile: float | None) -> ComputeCost:
         return by_name[kind.device].compute(problem.optimizer, problem.weights, quantile)
@@ -125,8 +123,17 @@ def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec
         severity="warning",
         notes=("nothing was measured: measurements correct a profile's costs",) if measuring else (),
     )
-    assumptions = [ASSUMPTIONS, CACHING_ASSUMPTIONS] if loaded.cached_tables else [ASSUMPTIONS]
-    return Profiled(cost, _sha256(json.dumps([[device.digest for device in hardware], *assumptions])), (warning,))
+    return Profiled(cost, profile_digest(hardware, loaded), (warning,))
+
+
+def profile_digest(hardware: Sequence[Hardware], loaded: LoadedSpec) -> str:
+    """Digest of everything beside the spec that decides a cost or a limit; the arguments are those of `profile`."""
+    digests = [device.digest for device in hardware]
+    if loaded.spec.compile.cost == "torchrec":
+        assumptions = [ASSUMPTIONS, CACHING_ASSUMPTIONS] if loaded.cached_tables else [ASSUMPTIONS]
+        return _sha256(json.dumps([digests, *assumptions]))
+    digest = digests[0] if len(digests) == 1 else _sha256(json.dumps(digests))
+    return _sha256(json.dumps([digest, [each.host_bandwidth for each in hardware]])) if loaded.cached_tables else digest
 
 
 def _sha256(text: str) -> str:

@@ -10,7 +10,9 @@ from brute_force import broken, problem_of, random_cost, random_spec, ways_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardc.check.checks import CheckReport, check
+from shardc.check.checks import check
+from shardc.check.context import Base, CheckReport
+from shardc.check.frozen import check_frozen
 from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge
 from shardc.passes.emit import emit
@@ -64,6 +66,7 @@ class Committed:
     def edit(self, change) -> None:
         document = json.loads(self.plan.read_text())
         change(document)
+        document.pop("digest", None)  # what finds other edits has tests of its own
         self.plan.write_text(json.dumps(document))
 
     def move(self, name: str, rank: int) -> None:
@@ -257,13 +260,76 @@ def test_a_missing_figure_is_not_true(committed):
 
 def test_stated_figures_may_differ_once_the_profile_has_changed(committed):
     def change(document: dict) -> None:
-        document["score"]["balance"] *= 0.99
+        document["score"]["devices"][0]["memory_limit_bytes"] += 1
         document["digests"]["profile"] = "sha256:0"
 
     committed.edit(change)
     report = committed.check()
-    assert report.findings == ()
-    assert "hardware profile has changed" in report.notes[0]
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == ("SH406", "warning")
+    assert finding.location.text == 'device = "h100-80gb"'
+    assert not report.failed
+
+
+def test_a_digest_edited_by_hand_does_not_hide_other_edits(committed):
+    """Other digests make stated figures incomparable with today's; the plan's own tells of it."""
+    text = committed.plan.read_text()
+    spec = json.loads(text)["digests"]["spec"]
+    committed.plan.write_text(text.replace(spec, "sha256:00").replace('"seed": 0', '"seed": 1'))
+    assert "SH312" in committed.codes()
+    committed.plan.write_text(json.dumps(json.loads(text), indent=4))  # a formatter is no edit
+    assert committed.codes() == []
+
+
+def test_figures_that_contradict_each_other_are_found_whatever_the_digests(committed):
+    def change(document: dict) -> None:
+        document["score"]["step_time_ms"] *= 0.99
+        document["digests"]["profile"] = "sha256:0"
+
+    committed.edit(change)
+    findings = committed.check().findings
+    assert [finding.code for finding in findings] == ["SH310", "SH406"]
+
+
+def test_budgets_of_a_plan_and_their_severities(committed):
+    tight = '[budget]\nbalance = "100%"\nheadroom = "100%"\n'
+    committed.rewrite(extra=tight)
+    assert committed.codes() == ["SH404", "SH405"]
+    committed.rewrite(extra=tight + 'severity = { SH404 = "warning", SH405 = "off" }\n')
+    report = committed.check()
+    assert [(f.code, f.severity) for f in report.findings] == [("SH404", "warning")]
+    assert not report.failed
+
+
+def test_a_plan_compared_with_an_older_one(committed):
+    committed.rewrite(extra='[budget]\nmoved = "0%"\ndevice_time = "0%"\ndevice_memory = "0%"\n')
+    base = Base("old", read_plan(committed.plan))
+    assert check(load(committed.spec), base=base).findings == ()
+    committed.move_all(0)
+    codes = {finding.code for finding in check(load(committed.spec), base=base).findings}
+    assert {"SH407", "SH408", "SH409"} <= codes
+
+
+def test_frozen_checks_take_stated_figures(committed):
+    assert check_frozen(load(committed.spec)).findings == ()
+    committed.rewrite([("a", 40.01), *TABLES[1:]], '[budget]\nheadroom = "100%"\n')
+    assert [finding.code for finding in check_frozen(load(committed.spec)).findings] == ["SH311", "SH405"]
+    committed.rewrite([*TABLES[:3], ("e", 1)])
+    assert {finding.code for finding in check_frozen(load(committed.spec)).findings} == {"SH304"}
+
+
+def test_update_writes_a_plan_that_passes(committed):
+    good = committed.plan.read_bytes()
+    assert check(load(committed.spec), update=True).updated is None
+    committed.move_all(1)
+    assert "instead of" in check(load(committed.spec), update=True).updated
+    assert committed.plan.read_bytes() == good
+    committed.plan.unlink()
+    assert check(load(committed.spec), update=True).updated.startswith("SH301")
+    assert committed.plan.read_bytes() == good
+    committed.plan.write_text('{"format": 2}')
+    report = check(load(committed.spec), update=True)
+    assert (report.failed, report.updated) == (True, None)
 
 
 def test_a_placement_survives_emission(committed, tmp_path):

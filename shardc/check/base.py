@@ -1,0 +1,48 @@
+"""The older plan that `shardc check --base` compares with: a file, one in a folder, or one at a git revision."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from shardc.check.context import Base
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.plan import parse_plan, read_plan
+
+
+def read_base(base: str, path: str) -> Base | None:
+    """Return the older plan; None where there is none of that name, as for a new spec.
+
+    Args:
+        base: a plan file; a folder, in which the plan has the path that it has in the working directory; or a git
+            revision, which is read without checking it out.
+        path: the plan that is compared with it.
+
+    Raises:
+        DiagnosticError: SH302 and SH303 when what is there is not a plan (exit code 1), SH410 when `base` is neither
+            file, folder nor revision (exit code 2).
+    """
+    if os.path.isfile(base):
+        return Base(base, read_plan(base))
+    if os.path.isdir(base):
+        file = os.path.join(base, os.path.relpath(path))
+        return Base(file, read_plan(file)) if os.path.exists(file) else None
+    folder, name = os.path.split(os.path.abspath(path))
+    if base.startswith("-") or _git(folder, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
+        message = f"nothing to compare with: {base} is no file, folder or git revision here"
+        fix = "git fetch it first; for actions/checkout, set fetch-depth: 0"
+        raise DiagnosticError(Diagnostic("SH410", message, help=fix), exit_code=2)
+    content = _git(folder, "show", f"{base}:./{name}")
+    if content is None:
+        return None
+    label = f"{name} at {base}"
+    return Base(label, parse_plan(label, content.decode(errors="replace")))
+
+
+def _git(folder: str, *arguments: str) -> bytes | None:
+    """What git says in a folder; None when it fails or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None

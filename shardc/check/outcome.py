@@ -1,0 +1,32 @@
+"""What became of one spec under a command that looks at several; it travels between processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardc.diagnostics import Diagnostic
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one spec.
+
+    Attributes:
+        spec: its file.
+        plan: file of its plan.
+        exit_code: 0 fine, 1 findings that are errors, 2 could not run.
+        findings: errors and warnings.
+        notes: what has changed without being wrong.
+        step_time_ms: step time of its plan; None if it was not weighed.
+        gap: how far that is above its lower bound, as a share; None without a bound.
+        updated: why a new plan was written; None if none was.
+    """
+
+    spec: str
+    plan: str
+    exit_code: int
+    findings: tuple[Diagnostic, ...] = ()
+    notes: tuple[str, ...] = ()
+    step_time_ms: float | None = None
+    gap: float | None = None
+    updated: str | None = None

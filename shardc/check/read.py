@@ -1,0 +1,37 @@
+"""Reading the plan that is committed beside a spec."""
+
+from __future__ import annotations
+
+from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.files import read_text
+from shardc.plan import Plan, default_plan_path, parse_plan
+from shardc.spec import LoadedSpec
+
+
+def plan_path(loaded: LoadedSpec) -> str:
+    """Where the plan of a spec is.
+
+    Raises:
+        ValueError: the spec was not read from a file.
+    """
+    if loaded.path is None:
+        raise ValueError("only a spec that was read from a file has a committed plan")
+    return default_plan_path(loaded.path)
+
+
+def read_committed(loaded: LoadedSpec) -> tuple[str, Plan]:
+    """The text of a spec's plan, and the plan.
+
+    Raises:
+        DiagnosticError: SH301 to SH303 (exit code 1), or why the file cannot be read (exit code 2).
+    """
+    path = plan_path(loaded)
+    try:
+        text = read_text(path, "plan")
+    except DiagnosticError as error:
+        if error.diagnostics[0].code != "SH001":
+            raise
+        missing = f"{loaded.path} has no plan: there is no {path}"
+        finding = Diagnostic("SH301", missing, help=f"run shardc compile {loaded.path}")
+        raise DiagnosticError(finding) from None
+    return text, parse_plan(path, text)

@@ -1,0 +1,156 @@
+"""Findings for machines: JSON, GitHub annotations, SARIF 2.1.0 and JUnit XML, each whole in one text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import escape, quoteattr
+
+from shardc import __version__
+from shardc.check.outcome import Outcome
+from shardc.diagnostics import CODES, Diagnostic, concise, render
+
+_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def as_json(outcomes: Sequence[Outcome]) -> str:
+    """Return a JSON document: `format`, `exit_code`, and `specs` with findings. Members are added, not renamed."""
+    return json.dumps(
+        {"format": 1, "exit_code": _exit_code(outcomes), "specs": [_spec(outcome) for outcome in outcomes]},
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def as_github(outcomes: Sequence[Outcome]) -> str:
+    """Return GitHub's workflow commands, one a finding: annotations on the lines of a pull request."""
+    return "\n".join(_annotation(outcome, finding) for outcome in outcomes for finding in outcome.findings)
+
+
+def as_sarif(outcomes: Sequence[Outcome]) -> str:
+    """Return a SARIF 2.1.0 log of one run, with a rule for each code that was found."""
+    codes = sorted({finding.code for outcome in outcomes for finding in outcome.findings})
+    run = {
+        "tool": {
+            "driver": {
+                "name": "shardc",
+                "version": __version__,
+                "rules": [{"id": code, "shortDescription": {"text": CODES[code]}} for code in codes],
+            }
+        },
+        "columnKind": "unicodeCodePoints",
+        "invocations": [{"executionSuccessful": _exit_code(outcomes) < 2, "exitCode": _exit_code(outcomes)}],
+        "results": [
+            _result(outcome, finding, codes.index(finding.code)) for outcome in outcomes for finding in outcome.findings
+        ],
+    }
+    return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False)
+
+
+def as_junit(outcomes: Sequence[Outcome]) -> str:
+    """Return JUnit XML: a suite for each spec, in it a case for each finding, or one that passed."""
+    suites = [_suite(outcome) for outcome in outcomes]
+    return "\n".join(('<?xml version="1.0" encoding="utf-8"?>', '<testsuites name="shardc">', *suites, "</testsuites>"))
+
+
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
+    return max((outcome.exit_code for outcome in outcomes), default=0)
+
+
+def _spec(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "spec": outcome.spec,
+        "plan": outcome.plan,
+        "exit_code": outcome.exit_code,
+        "step_time_ms": outcome.step_time_ms,
+        "gap": outcome.gap,
+        "updated": outcome.updated,
+        "notes": list(outcome.notes),
+        "findings": [_finding(finding) for finding in outcome.findings],
+    }
+
+
+def _finding(finding: Diagnostic) -> dict[str, Any]:
+    at = finding.location
+    return {
+        "code": finding.code,
+        "severity": finding.severity,
+        "message": finding.message,
+        "help": finding.help,
+        "notes": list(finding.notes),
+        "location": at and {"file": at.file, "line": at.line, "column": at.column, "length": at.length},
+    }
+
+
+def _annotation(outcome: Outcome, finding: Diagnostic) -> str:
+    at = finding.location
+    place = {"file": _relative(at.file if at else outcome.spec), "line": str(at.line if at else 1)}
+    if at:
+        place |= {"col": str(at.column), "endColumn": str(at.column + max(at.length, 1))}
+    place["title"] = f"{finding.code} {CODES[finding.code]}"
+    properties = ",".join(f"{name}={_property(value)}" for name, value in place.items())
+    text = "\n".join([finding.message, *([f"help: {finding.help}"] if finding.help else []), *finding.notes])
+    return f"::{finding.severity} {properties}::{_data(text)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _relative(file: str) -> str:
+    """A path from the root of the workflow's checkout, where GitHub looks for it."""
+    root = os.environ.get("GITHUB_WORKSPACE")
+    path = os.path.relpath(os.path.realpath(file), os.path.realpath(root)) if root else file
+    return file if path.startswith("..") else path
+
+
+def _result(outcome: Outcome, finding: Diagnostic, rule: int) -> dict[str, Any]:
+    at = finding.location
+    region = (
+        {"startLine": at.line, "startColumn": at.column, "endColumn": at.column + max(at.length, 1)}
+        if at
+        else {"startLine": 1}
+    )
+    text = "\n".join([finding.message, *([f"help: {finding.help}"] if finding.help else []), *finding.notes])
+    uri = quote(_relative(at.file if at else outcome.spec).replace(os.sep, "/"))
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": rule,
+        "level": finding.severity,
+        "message": {"text": text},
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}, "region": region}}],
+    }
+
+
+def _suite(outcome: Outcome) -> str:
+    errors = [finding for finding in outcome.findings if finding.severity == "error"]
+    tag = "error" if outcome.exit_code > 1 else "failure"
+    cases = [_case(outcome, finding, tag) for finding in outcome.findings]
+    if not cases:
+        cases = [f"    <testcase classname={_attribute(outcome.spec)} name={_attribute('check')}/>"]
+    failures, broken = (0, len(errors)) if tag == "error" else (len(errors), 0)
+    counts = f'tests="{len(cases)}" failures="{failures}" errors="{broken}"'
+    return "\n".join((f"  <testsuite name={_attribute(outcome.spec)} {counts}>", *cases, "  </testsuite>"))
+
+
+def _case(outcome: Outcome, finding: Diagnostic, tag: str) -> str:
+    name = f"{finding.code} {finding.location or ''}".rstrip()
+    opening = f"    <testcase classname={_attribute(outcome.spec)} name={_attribute(name)}>"
+    text = escape(_NOT_XML.sub("?", render([finding], color=False)))
+    if finding.severity == "warning":
+        return f"{opening}<system-out>{text}</system-out></testcase>"
+    message = _attribute(concise(finding))
+    return f'{opening}<{tag} type="{finding.code}" message={message}>{text}</{tag}></testcase>'
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(_NOT_XML.sub("?", text))
