@@ -69,7 +69,7 @@ def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
     The plan has to be one that `verify` finds no fault with but for memory and constraints; `score` is not looked at.
     """
     total = np.zeros((len(Memory), plan.cluster.devices), dtype=np.int64)
-    for rank, _, sizes in _shard_memory(plan, loaded):
+    for rank, _, sizes in shard_memory(plan, loaded):
         total[:, rank] += sizes
     return total
 
@@ -335,7 +335,7 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
 
 def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
     contents: list[list[Counter[str]]] = [[Counter() for _ in range(cluster.devices)] for _ in Memory]
-    for rank, name, sizes in _shard_memory(plan, loaded):
+    for rank, name, sizes in shard_memory(plan, loaded):
         for of_kind, size in zip(contents, sizes, strict=True):
             of_kind[rank][name] += size
     for kind, limits in zip(Memory, cluster.memory_limit.tolist(), strict=False):
@@ -373,7 +373,7 @@ def _overfull(rank: int, kind: Memory, tables: Counter[str], limit: int, loaded:
     yield Diagnostic("SH307", message, at, notes=(f"its largest tables: {largest}",))
 
 
-def _shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, list[int]]]:
+def shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, list[int]]]:
     """Yield rank, table and bytes by kind of memory of every shard, replicas of data-parallel tables included."""
     model, devices = loaded.spec.model, plan.cluster.devices
     for table, placed in _placed(plan, loaded):
