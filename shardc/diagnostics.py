@@ -38,6 +38,7 @@ CODES: dict[str, str] = {
     "SH308": "pin, group, apart or allowed sharding type violated",
     "SH309": "cluster of plan and spec differ",
     "SH310": "stated figures do not match the plan",
+    "SH340": "a report lacks what only the spec tells, or tells it as of now",
     "SH401": "step time over budget",
     "SH402": "optimality gap over budget",
     "SH403": "a better plan exists",
