@@ -35,6 +35,11 @@ class Held:
     backward_ms: float = 0.0
 
     @property
+    def passes(self) -> tuple[float, float]:
+        """Forward and backward time."""
+        return self.forward_ms, self.backward_ms
+
+    @property
     def ms(self) -> float:
         """Its share of the device's compute time."""
         return self.forward_ms + self.backward_ms

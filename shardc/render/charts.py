@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from shardc.render.markup import Markup, el
 
-_CELL, _ROW = 44, 20  # pixels
+_CELL, _ROW = 64, 20  # pixels
 _NAMED_ROWS = 120  # more have no room for names
-_MOST_WIDTH = 960
+_MOST_WIDTH = 896
 _LABELS = 8
 _RULED_DEVICES = 32
 

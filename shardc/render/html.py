@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
 import shardc
 from shardc.contents import Contents, Held, tables_of
+from shardc.cost.model import PHASES
 from shardc.diagnostics import Diagnostic
 from shardc.passes.verify import extent
 from shardc.plan import DeviceScore, Plan, TablePlan
@@ -103,23 +105,25 @@ class _View:
         """The devices by rank; one that the plan says nothing of takes no time."""
         stated = {device.rank: device for device in self.plan.score.devices}
         none = {"forward_ms": None, "backward_ms": None, "memory_bytes": 0, "memory_limit_bytes": 0}
-        return [stated.get(rank) or DeviceScore(rank=rank, **none) for rank in range(self.plan.cluster.devices)]
+        return [
+            stated.get(rank) or DeviceScore.model_validate({"rank": rank, **none})
+            for rank in range(self.plan.cluster.devices)
+        ]
 
     @cached_property
     def ms(self) -> dict[str, float]:
         """Time of each table over all devices."""
-        return self._sums("ms")
+        sums = dict.fromkeys(self.tables, 0.0)
+        for part in chain.from_iterable(self.contents.devices):
+            sums[part.table] += part.ms
+        return sums
 
     @cached_property
     def bytes(self) -> dict[str, int]:
         """Device memory of each table over all devices."""
-        return self._sums("bytes")
-
-    def _sums(self, what: str) -> dict[str, int | float]:
         sums = dict.fromkeys(self.tables, 0)
-        for held in self.contents.devices:
-            for part in held:
-                sums[part.table] += getattr(part, what)
+        for part in chain.from_iterable(self.contents.devices):
+            sums[part.table] += part.bytes
         return sums
 
     @cached_property
@@ -142,12 +146,12 @@ class _View:
         """Share of each table in the time of the costliest device of the forward and of the backward pass."""
         shares = dict.fromkeys(self.tables, 0.0)
         most = 0.0
-        for held_ms in (lambda part: part.forward_ms), (lambda part: part.backward_ms):
-            total = [sum(map(held_ms, held)) for held in self.contents.devices]
-            rank = max(range(len(total)), key=lambda r: (total[r], -r))
+        for phase in range(2):
+            total = [sum(part.passes[phase] for part in held) for held in self.contents.devices]
+            rank = max(range(len(total)), key=total.__getitem__)
             most += total[rank]
             for part in self.contents.devices[rank]:
-                shares[part.table] += held_ms(part)
+                shares[part.table] += part.passes[phase]
         return {name: share / max(most, 1e-300) for name, share in shares.items()}
 
     @property
@@ -239,7 +243,7 @@ def _figures(view: _View, base: Plan | None) -> Markup:
             "Step time",
             format_ms(score.step_time_ms),
             p90,
-            _was(old and old.step_time_ms, score.step_time_ms, format_ms),
+            _was(old.step_time_ms, score.step_time_ms) if old else None,
         ),
         (
             "Above the lower bound",
@@ -247,7 +251,12 @@ def _figures(view: _View, base: Plan | None) -> Markup:
             f"bound {format_ms(plan.bound.step_time_ms)}" if plan.bound else "no certificate",
             None,
         ),
-        ("Balance", f"{score.balance:.2f}", "least over most busy device", old and f"was {old.balance:.2f}"),
+        (
+            "Balance",
+            f"{score.balance:.2f}",
+            "least over most busy device",
+            el("dd", f"was {old.balance:.2f}") if old else None,
+        ),
         ("Devices", f"{plan.cluster.devices:,}", _counted(plan.cluster.hosts, "host"), None),
         (
             "Tables",
@@ -263,23 +272,17 @@ def _figures(view: _View, base: Plan | None) -> Markup:
         ),
     ]
     cards = (
-        el("div", el("dt", name), el("dd", value), el("dd", beside) if beside else None, _was_line(was))
+        el("div", el("dt", name), el("dd", value), el("dd", beside) if beside else None, was)
         for name, value, beside, was in figures
     )
     return el("dl", cards, class_="figures")
 
 
-def _was(old: float | None, new: float, form: object) -> Markup | None:
+def _was(old: float, new: float) -> Markup:
     """What a time was before, and how much it has changed."""
-    if old is None:
-        return None
     change = new / old - 1.0 if old else 0.0
     direction = "good" if change < -5e-4 else "bad" if change > 5e-4 else None
     return el("dd", f"was {format_ms(old)} ({change:+.1%})", class_=direction)
-
-
-def _was_line(was: object) -> object:
-    return el("dd", was) if isinstance(was, str) and not isinstance(was, Markup) else was
 
 
 def _notices(warnings: Sequence[Diagnostic]) -> Iterator[Markup]:
@@ -301,7 +304,9 @@ def _notices(warnings: Sequence[Diagnostic]) -> Iterator[Markup]:
 def _step(plan: Plan) -> Markup | None:
     """The phases of a step, one after the other."""
     score = plan.score
-    phases = [(phase_name(name), ms) for name, ms in score.phases.items() if ms > 0]
+    order = {name: place for place, name in enumerate(PHASES)}
+    in_order = sorted(score.phases.items(), key=lambda phase: order.get(phase[0], len(order)))
+    phases = [(phase_name(name), ms) for name, ms in in_order if ms > 0]
     if len(phases) < 2:
         return None
     step = max(score.step_time_ms, 1e-300)
@@ -490,7 +495,7 @@ def _device(
         "summary",
         el("span", el("span", "device ", class_="unseen"), rank, class_="rank"),
         el("div", *pictures),
-        el("span", value, el("small", f" {beside}", class_="soft"), class_="value"),
+        el("span", value, el("small", beside, class_="soft"), class_="value"),
     )
     return el("details", summary, listed, class_="dev", data_v=weight)
 
@@ -580,7 +585,7 @@ def _map(view: _View) -> Markup:
 
 def _types(view: _View) -> dict[str, int]:
     """How many tables there are of each sharding type, in TorchRec's order."""
-    counts = Counter(table.sharding_type for table in view.tables.values())
+    counts = Counter(str(table.sharding_type) for table in view.tables.values())
     return {str(type): counts[str(type)] for type in ShardingType if counts[str(type)]}
 
 
@@ -624,8 +629,8 @@ def _tables(view: _View) -> Markup:
             cells.append(_number(pooling[name], f"{pooling[name]:.4g}"))
         rows.append(el("tr", cells, data_t=view.number[name], data_type=table.sharding_type))
     words = (
-        "Time is a table's share of the compute time of all devices; critical time, of the costliest ones of the forward and "
-        "the backward pass."
+        "Time is a table's share of the compute time of all devices; critical time, of the costliest ones of the "
+        "forward and the backward pass."
         if timed
         else "Memory is that of the weights, on all devices."
     )
@@ -699,7 +704,8 @@ def _strategies(plan: Plan) -> Markup | None:
             el(
                 "tr",
                 el("th", _shortened(candidate.strategy, _SHORT), scope="row"),
-                el("td", drawn, "" if ms is None else format_ms(ms), class_="n"),
+                el("td", "" if ms is None else format_ms(ms), class_="n"),
+                el("td", drawn, class_="wide-only"),
                 el("td", words, class_="chosen" if chosen else None),
             )
         )
@@ -710,12 +716,19 @@ def _strategies(plan: Plan) -> Markup | None:
         "tr",
         el("th", "Strategy", scope="col"),
         el("th", "Step time", scope="col", class_="n"),
+        el("td", class_="wide-only"),
         el("th", "Outcome", scope="col"),
     )
     return join(
         _heading("Strategies", "strategies"),
         el("p", el("strong", _shortened(plan.chosen.strategy, _SHORT)), f" was chosen: {reason}.", class_="lead"),
-        el("table", el("caption", "What was tried", class_="unseen"), el("thead", head), el("tbody", rows)),
+        el(
+            "table",
+            el("caption", "What was tried", class_="unseen"),
+            el("thead", head),
+            el("tbody", rows),
+            class_="snug",
+        ),
     )
 
 

@@ -17,9 +17,9 @@ class Markup(str):
 
 
 def text(value: object) -> Markup:
-    """A value as text in HTML, in an element or an attribute.
+    r"""A value as text in HTML, in an element or an attribute.
 
-    Characters that are not seen, or that change the order of others, become escapes like \\u202e: a name cannot look
+    Characters that are not seen, or that change the order of others, become escapes like \u202e: a name cannot look
     like another one.
     """
     plain = str(value)
@@ -56,7 +56,7 @@ def join(*content: object) -> Markup:
 
 
 def _inner(content: Iterable[object]) -> str:
-    parts = []
+    parts: list[str] = []
     for part in content:
         if part is None:
             continue
