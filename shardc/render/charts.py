@@ -1,5 +1,6 @@
-"""Pictures in a page: bars in parts, and the map of which device holds which table. All sizes are attributes, so that
-no style has to be inline; what a part means is its title, which browsers show and readers speak.
+"""Pictures in a page: bars in parts, and the map of which device holds which table.
+
+All sizes are attributes, so that no style has to be inline. What a part is stands in its title, which browsers show.
 """
 
 from __future__ import annotations

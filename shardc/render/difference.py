@@ -77,8 +77,9 @@ def _moved(old: TablePlan, new: TablePlan) -> int:
     moved = 0
     for rank, top, left, bottom, right in _boxes(new):
         moved += (bottom - top) * (right - left)
-        for t, l, b, r in held.get(rank, ()):
-            moved -= max(0, min(bottom, b) - max(top, t)) * max(0, min(right, r) - max(left, l))
+        for box in held.get(rank, ()):
+            high, wide = min(bottom, box[2]) - max(top, box[0]), min(right, box[3]) - max(left, box[1])
+            moved -= max(0, high) * max(0, wide)
     return moved
 
 

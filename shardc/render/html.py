@@ -265,9 +265,9 @@ def _figures(view: _View, base: Plan | None) -> Markup:
             None,
         ),
         (
-            "Fullest device",
+            f"Fullest device ({fullest.rank})",
             f"{fullest.memory_bytes / max(fullest.memory_limit_bytes, 1):.0%}",
-            f"{format_bytes(fullest.memory_bytes)} of {format_bytes(fullest.memory_limit_bytes)}, device {fullest.rank}",
+            f"{format_bytes(fullest.memory_bytes)} of {format_bytes(fullest.memory_limit_bytes)}",
             None,
         ),
     ]
@@ -394,6 +394,7 @@ def _devices(view: _View) -> Markup | None:
     return join(
         _heading("Devices", "devices", el("div", _order("device-list"), toggle if timed else None, class_="tools")),
         el("p", lead, class_="lead"),
+        _over("time", "forward + backward"),
         _device_list(view, "device-list", "Time of devices", rows),
         tables_key,
         phases_key,
@@ -429,6 +430,7 @@ def _memory(view: _View) -> Markup:
     return join(
         _heading("Memory", "memory", el("div", _order("memory-list"), class_="tools")),
         el("p", lead, class_="lead"),
+        _over("memory", "of the limit"),
         _device_list(view, "memory-list", "Memory of devices", rows),
         _table_key(view, view.bytes, rest=not known),
     )
@@ -524,6 +526,12 @@ def _device_list(view: _View, name: str, label: str, rows: Sequence[Markup]) -> 
     )
 
 
+def _over(value: str, beside: str) -> Markup:
+    """What stands beside the bars of devices."""
+    figures = el("span", value, el("small", beside), class_="value")
+    return el("div", el("span", "rank"), el("span"), figures, class_="over", aria_hidden="true")
+
+
 def _order(name: str) -> Markup:
     """How devices are sorted; only with a script."""
     options = (el("option", "by rank", value="rank"), el("option", "largest first", value="largest"))
@@ -534,7 +542,7 @@ def _order(name: str) -> Markup:
 def _table_key(view: _View, weight: dict[str, float] | dict[str, int], rest: bool = False) -> Markup:
     """The tables that have a colour of their own, with their share."""
     total = max(sum(weight.values()), 1e-300)
-    own = [name for name in view.color if view.color[name].startswith("c")]
+    own = sorted((n for n in view.color if view.color[n].startswith("c")), key=lambda n: (-weight[n], n))
     entries: list[tuple[str, object]] = [
         (view.color[name], (view.name_of(name), f" {weight[name] / total:.1%}")) for name in own
     ]
@@ -616,7 +624,7 @@ def _tables(view: _View) -> Markup:
         cells = [el("th", _full_name(name), scope="row")]
         if timed:
             ms, critical = view.ms[name], view.critical[name]
-            shown = (small_bar(ms / heaviest, "c0"), f"{ms / total:.1%}")
+            shown = (small_bar(ms / heaviest, "c0"), el("span", f"{ms / total:.1%}"))
             cells += [el("td", shown, class_="n", data_v=f"{ms:.6g}"), _number(critical, f"{critical:.1%}")]
         cells += [
             el("td", f"{table.sharding_type}{cached}", class_="type"),
