@@ -77,8 +77,9 @@ def _moved(old: TablePlan, new: TablePlan) -> int:
     moved = 0
     for rank, top, left, bottom, right in _boxes(new):
         moved += (bottom - top) * (right - left)
-        for box in held.get(rank, ()):
-            high, wide = min(bottom, box[2]) - max(top, box[0]), min(right, box[3]) - max(left, box[1])
+        for first_row, first_column, last_row, last_column in held.get(rank, ()):
+            high = min(bottom, last_row) - max(top, first_row)
+            wide = min(right, last_column) - max(left, first_column)
             moved -= max(0, high) * max(0, wide)
     return moved
 

@@ -134,9 +134,12 @@ class _View:
 
     @cached_property
     def color(self) -> dict[str, str]:
-        """Class of the colour of each table: one of its own for those that take most of the time or the memory."""
-        ms, bytes = max(sum(self.ms.values()), 1e-300), max(sum(self.bytes.values()), 1)
-        weight = {name: max(self.ms[name] / ms, self.bytes[name] / bytes) for name in self.tables}
+        """Class of the colour of each table: one of its own for those that take most of a device."""
+        longest = max(max(map(_compute_ms, self.devices)), 1e-300)
+        largest = max(max(device.memory_bytes for device in self.devices), 1)
+        weight = dict.fromkeys(self.tables, 0.0)
+        for part in chain.from_iterable(self.contents.devices):
+            weight[part.table] = max(weight[part.table], part.ms / longest, part.bytes / largest)
         ranked = sorted(self.tables, key=lambda name: (-weight[name], name))
         own = {name: f"c{number}" for number, name in enumerate(ranked[:_COLORS])}
         return {name: own.get(name) or f"r{number % 2}" for number, name in enumerate(ranked)}
@@ -373,7 +376,7 @@ def _devices(view: _View) -> Markup | None:
             Part(ms or 0.0, color, f"device {device.rank}: {name}\n{format_ms(ms or 0.0)}")
             for name, color, ms in (("forward", "fw", device.forward_ms), ("backward", "bw", device.backward_ms))
         ]
-        both = f"{format_ms(device.forward_ms or 0.0)} + {format_ms(device.backward_ms or 0.0)}"
+        both = f"{format_ms(device.forward_ms or 0.0).removesuffix(' ms')} + {format_ms(device.backward_ms or 0.0)}"
         pictures = [bar(phases, longest, kind="by-phase")]
         if timed:
             parts = _parts(view, device.rank, held, longest)
