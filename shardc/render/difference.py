@@ -115,8 +115,8 @@ def difference(base: Plan, plan: Plan, name_of: Callable[[str], Markup]) -> Mark
     return join(
         el("div", el("h2", "Changes", id="changes-title"), class_="head"),
         el("p", f"{tables}{bytes}", class_="lead"),
-        _table_changes(found, name_of) if found else None,
         _device_changes(base, plan),
+        _table_changes(found, name_of) if found else None,
     )
 
 
@@ -127,23 +127,25 @@ def _table_changes(found: list[Change], name_of: Callable[[str], Markup]) -> Mar
             "tr",
             el("th", name_of(change.table), scope="row"),
             el("td", change.what),
-            el("td", _how(change.old)),
-            el("td", _how(change.new)),
+            el("td", _how(change.old, change.what)),
+            el("td", _how(change.new, change.what)),
             el("td", format_bytes(change.moved) if change.moved else "", class_="n"),
         )
         for change in found
     ]
-    table = el("table", el("caption", "Tables that changed"), el("thead", el("tr", head)), el("tbody", rows))
-    return _framed(table, len(rows), "Tables that changed")
+    caption = el("caption", "Tables that changed", class_="unseen")
+    table = el("table", caption, el("thead", el("tr", head)), el("tbody", rows))
+    return join(el("h3", "Tables"), _framed(table, len(rows), "Tables that changed"))
 
 
 _CHANGE_HEAD = ("Table", "Change", "Before", "Now", "Moves")
 
 
-def _how(table: TablePlan | None) -> str:
+def _how(table: TablePlan | None, what: str) -> str:
+    """How a table is sharded; its size where that is what has changed."""
     if table is None:
         return "–"
-    size = "×".join(compact(number) for number in extent(table) or ())
+    size = "×".join(compact(number) for number in extent(table) or ()) if what == "resized" else ""
     cached = f", {table.cached:.0%} cached" * (table.cached < 1.0)
     return f"{table.sharding_type}{cached} on {rank_ranges(table.ranks)}" + f" ({size})" * bool(size)
 
@@ -175,7 +177,11 @@ def _device_changes(base: Plan, plan: Plan) -> Markup:
         for name in ("Device", "Time", "ms", "Change", "Memory", "Bytes", "Change")
     ]
     table = el(
-        "table", el("caption", "Devices before and now"), el("thead", el("tr", head)), el("tbody", rows), class_="pairs"
+        "table",
+        el("caption", "Devices before and now", class_="unseen"),
+        el("thead", el("tr", head)),
+        el("tbody", rows),
+        class_="pairs",
     )
     return join(
         el("h3", "Devices"),
