@@ -164,17 +164,25 @@ def _device_changes(base: Plan, plan: Plan) -> Markup:
             el(
                 "tr",
                 el("th", rank, scope="row", class_="n"),
-                el("td", _pair(times, longest, "c0")),
+                el("td", _pair(times, longest, "c0"), class_="wide-only"),
                 el("td", _from_to(times, format_ms), class_="n"),
-                _delta(times),
-                el("td", _pair(memory, largest, "c2")),
+                _delta(times, judged=True),
+                el("td", _pair(memory, largest, "c2"), class_="wide-only"),
                 el("td", _from_to(memory, format_bytes), class_="n"),
-                _delta(memory),
+                _delta(memory, judged=False),
             )
         )
+    figures = [
+        (None, "wide-only"),
+        ("Time", "n"),
+        ("Change", "n"),
+        (None, "wide-only"),
+        ("Memory", "n"),
+        ("Change", "n"),
+    ]
     head = [
-        el("th", name, scope="col", class_="n" if name in ("Device", "ms", "Change", "Bytes") else None)
-        for name in ("Device", "Time", "ms", "Change", "Memory", "Bytes", "Change")
+        el("th", name, scope="col", class_=kind) if name else el("td", class_=kind)
+        for name, kind in [("Device", "n"), *figures]
     ]
     table = el(
         "table",
@@ -208,13 +216,16 @@ def _from_to(values: list[float | None], form: Callable[[float], str]) -> str:
     return " → ".join("–" if value is None else form(value) for value in values)
 
 
-def _delta(values: list[float | None]) -> Markup:
+def _delta(values: list[float | None], *, judged: bool) -> Markup:
+    """How much a value has changed, in the colour of good or bad news where it is either."""
     old, new = values
     if not old or new is None:
         return el("td", "", class_="n")
     change = new / old - 1.0
-    kind = "good" if change < -_SAME else "bad" if change > _SAME else "soft"
-    return el("td", f"{change:+.1%}" if kind != "soft" else "±0 %", class_=f"n {kind}")
+    if abs(change) <= _SAME:
+        return el("td", "same", class_="n soft")
+    news = ("good" if change < 0 else "bad") if judged else ""
+    return el("td", f"{change:+.1%}", class_=f"n {news}".rstrip())
 
 
 def _framed(table: Markup, rows: int, label: str) -> Markup:
