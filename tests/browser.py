@@ -1,4 +1,4 @@
-"""A real headless Chromium for tests, driven by ChromeDriver's own HTTP protocol: nothing to install but two packages."""
+"""A real headless Chromium for tests, driven by ChromeDriver's own HTTP protocol: two packages, no library."""
 
 from __future__ import annotations
 
@@ -116,15 +116,17 @@ def started() -> Iterator[Browser]:
         if os.environ.get("SHARDC_BROWSER") == "required":
             pytest.fail(missing)
         pytest.skip(missing)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        with subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            lines = iter(process.stdout.readline, "")
+            port = next(found[1] for line in lines if (found := re.search(r"successfully on port (\d+)", line)))
+            browser = Browser(port, profile)
             try:
-                lines = iter(process.stdout.readline, "")
-                port = next(found[1] for line in lines if (found := re.search(r"successfully on port (\d+)", line)))
-                browser = Browser(port, profile)
-                try:
-                    yield browser
-                finally:
-                    browser.close()
+                yield browser
             finally:
-                process.terminate()
+                browser.close()
+        finally:
+            process.terminate()

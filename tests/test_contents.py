@@ -18,7 +18,7 @@ CLUSTERS = {
     },
 }
 TABLES = [
-    {"name": "small", "rows": 100},
+    {"name": "small", "rows": 100, "sharding": ["table_wise"]},
     {"name": "rows", "rows": 2_000_000, "sharding": ["row_wise"]},
     {"name": "columns", "rows": 3_000_000, "sharding": ["column_wise"]},
     {"name": "copies", "rows": 50, "sharding": ["data_parallel"]},
