@@ -175,7 +175,8 @@ class _View:
 
 
 def _shortened(name: str, length: int) -> str:
-    """A name, without its middle where it is long."""
+    """A name on one line, without its middle where it is long."""
+    name = name.replace("\n", "\\n")
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
@@ -689,8 +690,9 @@ def _number(value: float, shown: str) -> Markup:
 def _full_name(name: str) -> Markup:
     """A name, or what opens to it where it is very long."""
     if len(name) <= _LONG:
-        return el("bdi", name)
-    return el("details", el("summary", el("bdi", _shortened(name, _SHORT))), el("bdi", name), class_="long")
+        return el("bdi", _shortened(name, 2 * _LONG))
+    whole = el("bdi", _shortened(name, 2 * len(name)))
+    return el("details", el("summary", el("bdi", _shortened(name, _SHORT))), whole, class_="long")
 
 
 # --- Where it comes from ----------------------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ def test_names_with_markup_are_text(shown, plans):
     listed = window.run("return [...document.querySelectorAll('#table-list tbody th')].map(e => e.textContent)")
     for name in HOSTILE[:6]:
         assert name in listed
-    assert "evil\\u202etxt.exe" in listed
+    assert "evil\\u202etxt.exe" in listed and "line\\nbreak\\ttab\\x00nul" in listed
     assert window.run("return document.querySelectorAll('img, h1 ~ h1, main script').length") == 0
     assert window.run("return getComputedStyle(document.querySelector('#table-list bdi')).unicodeBidi") == "isolate"
 
