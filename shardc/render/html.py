@@ -141,8 +141,9 @@ class _View:
         for part in chain.from_iterable(self.contents.devices):
             weight[part.table] = max(weight[part.table], part.ms / longest, part.bytes / largest)
         ranked = sorted(self.tables, key=lambda name: (-weight[name], name))
-        own = {name: f"c{number}" for number, name in enumerate(ranked[:_COLORS])}
-        return {name: own.get(name) or f"r{number % 2}" for number, name in enumerate(ranked)}
+        apart = set(ranked[:_COLORS])
+        own = {name: f"c{number}" for number, name in enumerate(name for name in self.ordered if name in apart)}
+        return own | {name: f"r{number % 2}" for number, name in enumerate(ranked[_COLORS:])}
 
     @cached_property
     def critical(self) -> dict[str, float]:
