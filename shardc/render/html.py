@@ -167,13 +167,6 @@ class _View:
         """A name where there is little room."""
         return el("bdi", _shortened(name, _SHORT))
 
-    def colored(self, held: Iterable[Held]) -> list[tuple[str, list[Held]]]:
-        """What a device holds by colour, the colours in order."""
-        by_color: dict[str, list[Held]] = {}
-        for part in held:
-            by_color.setdefault(self.color[part.table], []).append(part)
-        return sorted(by_color.items())
-
 
 def _shortened(name: str, length: int) -> str:
     """A name on one line, without its middle where it is long."""
@@ -496,7 +489,6 @@ def _device(
         rows.append(el("tr", name, [el("td", cell, class_="n") for cell in cells]))
     more = len(held) - most
     caption = f"Device {rank}: {_counted(len(held), 'table')}" + (f", the largest {most}" if more > 0 else "")
-    # Those of a large cluster are told by the list of tables alone.
     listed = el("table", el("caption", f"{caption}. {value}: {beside}"), el("thead", head), el("tbody", rows))
     summary = el(
         "summary",
@@ -515,20 +507,15 @@ def _device_list(view: _View, name: str, label: str, rows: Sequence[Markup]) -> 
     for rank, row in enumerate(rows):
         if hosts > 1 and rank % local == 0:
             host = rank // local
-            kind = f", {_shortened(kinds[host], _SHORT)}" if host < len(kinds) else ""
-            content.append(el("div", f"Host {host}{kind}", class_="host"))
+            device = f", {_shortened(kinds[host], _SHORT)}" if host < len(kinds) else ""
+            content.append(el("div", f"Host {host}{device}", class_="host"))
         content.append(row)
+    kind = "devices"
+    if any(device.host_memory_limit_bytes is not None for device in view.devices) and name == "memory-list":
+        kind += " hosted"
     if len(rows) <= _MANY_DEVICES:
-        return el("div", content, id=name, class_=f"devices {name.partition('-')[0]}")
-    return el(
-        "div",
-        content,
-        id=name,
-        class_=f"devices scroll {name.partition('-')[0]}",
-        tabindex=0,
-        role="region",
-        aria_label=label,
-    )
+        return el("div", content, id=name, class_=kind)
+    return el("div", content, id=name, class_=f"{kind} scroll", tabindex=0, role="region", aria_label=label)
 
 
 def _over(value: str, beside: str) -> Markup:
