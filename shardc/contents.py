@@ -52,12 +52,14 @@ class Contents:
     Attributes:
         devices: for each rank its tables, sorted by name.
         timed: whether times are known; they are 0 otherwise, and bytes are those of the weights alone.
+        split: whether times of tables are told apart by forward and backward pass.
         pooling: mean lookups of a sample by table; empty where they are not known.
         warnings: how far to trust the plan.
     """
 
     devices: tuple[tuple[Held, ...], ...]
     timed: bool = False
+    split: bool = False
     pooling: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
 
@@ -129,7 +131,8 @@ def contents(plan: Plan, loaded: LoadedSpec) -> Contents:
         *prepared.warnings,
         *wide_caches(plan, loaded, problem.cluster),
     )
-    return Contents(tuple(devices), any(forward), {table.name: table.pooling for table in loaded.tables}, warnings)
+    pooling = {table.name: table.pooling for table in loaded.tables}
+    return Contents(tuple(devices), any(forward), any(backward), pooling, warnings)
 
 
 class _Sums:

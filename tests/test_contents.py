@@ -57,7 +57,9 @@ def test_times_and_bytes_of_tables_add_up_to_those_of_their_device(cluster):
 def test_times_by_torchrecs_estimates_add_up_too():
     loaded = load(spec(cost="torchrec"))
     plan = run(loaded).plan
-    for device, held in zip(plan.score.devices, contents(plan, loaded).devices, strict=True):
+    found = contents(plan, loaded)
+    assert found.timed and not found.split
+    for device, held in zip(plan.score.devices, found.devices, strict=True):
         assert sum(part.ms for part in held) == pytest.approx(device.forward_ms + device.backward_ms, rel=1e-6)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -359,8 +359,9 @@ def _devices(view: _View) -> Markup | None:
     longest = max(max(map(_compute_ms, devices)), 1e-300)
     most = max(devices, key=lambda device: (_compute_ms(device), -device.rank))
     least = min(devices, key=lambda device: (_compute_ms(device), device.rank))
+    talk = "with their" if view.plan.digests.cost == "torchrec" else "without"
     lead = (
-        f"Time of the lookups and their backward pass on each device, without communication. Device {most.rank} takes "
+        f"Time of the lookups and their backward pass on each device, {talk} communication. Device {most.rank} takes "
         f"longest ({format_ms(_compute_ms(most))}), device {least.rank} shortest ({format_ms(_compute_ms(least))})."
     )
     if not timed:
@@ -415,21 +416,21 @@ def _memory(view: _View) -> Markup:
         beside = f"{device.memory_bytes / max(limit, 1):.0%} of {format_bytes(limit)}"
         if device.host_memory_limit_bytes is not None:
             in_host = format_bytes(device.host_memory_bytes or 0)
-            beside += f"; {in_host} of {format_bytes(device.host_memory_limit_bytes)} in its host"
+            beside += f", host {in_host} of {format_bytes(device.host_memory_limit_bytes)}"
         value = format_bytes(device.memory_bytes)
         rows.append(_device(view, device.rank, held, [picture], value, beside, device.memory_bytes, "bytes"))
     limits = {device.memory_limit_bytes for device in devices}
     span = " to ".join(format_bytes(limit) for limit in sorted({min(limits), max(limits)}))
     lead = f"Tables may take {span} of a device: the line at the end of a bar."
-    if any(device.host_memory_limit_bytes is not None for device in devices):
+    if hosted := any(device.host_memory_limit_bytes is not None for device in devices):
         hosts = [device.host_memory_limit_bytes or 0 for device in devices]
         lead += f" Cached tables may also take {format_bytes(max(hosts))} of its host for each device."
+    bars = _device_list(view, "memory-list", "Memory of devices", rows)
     lead += "" if known else " Bytes of tables are those of their weights."
     return join(
         _heading("Memory", "memory", el("div", _order("memory-list"), class_="tools")),
         el("p", lead, class_="lead"),
-        _over("memory", "of the limit"),
-        _device_list(view, "memory-list", "Memory of devices", rows),
+        el("div", _over("memory", "of the limit"), bars, class_="hosted" if hosted else None),
         _table_key(view, view.bytes, rest=not known),
     )
 
@@ -444,6 +445,7 @@ def _parts(view: _View, rank: int, held: Sequence[Held], full: float, of: str = 
         lines = [f"{_shortened(part.table, _SHORT)}", f"device {rank}: {format_bytes(part.bytes)}"]
         if view.contents.timed:
             lines[1] += f", {format_ms(part.ms)}"
+        if view.contents.split:
             lines.append(f"forward {format_ms(part.forward_ms)}, backward {format_ms(part.backward_ms)}")
         return "\n".join(lines)
 
@@ -510,12 +512,9 @@ def _device_list(view: _View, name: str, label: str, rows: Sequence[Markup]) -> 
             device = f", {_shortened(kinds[host], _SHORT)}" if host < len(kinds) else ""
             content.append(el("div", f"Host {host}{device}", class_="host"))
         content.append(row)
-    kind = "devices"
-    if any(device.host_memory_limit_bytes is not None for device in view.devices) and name == "memory-list":
-        kind += " hosted"
     if len(rows) <= _MANY_DEVICES:
-        return el("div", content, id=name, class_=kind)
-    return el("div", content, id=name, class_=f"{kind} scroll", tabindex=0, role="region", aria_label=label)
+        return el("div", content, id=name, class_="devices")
+    return el("div", content, id=name, class_="devices scroll", tabindex=0, role="region", aria_label=label)
 
 
 def _over(value: str, beside: str) -> Markup:
