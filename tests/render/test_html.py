@@ -289,6 +289,8 @@ def test_pages_are_quiet_and_fit_every_screen(shown, plans, tmp_path):
             assert window.requests() == [(tmp_path / "page.html").as_uri()], name
             wide = window.run("return document.documentElement.scrollWidth")
             assert wide <= width, (name, width)
+            below = "const e = document.documentElement; const f = document.querySelector('footer');"
+            assert window.run(below + "return e.scrollHeight - f.getBoundingClientRect().bottom - scrollY") < 2
             shot = window.screenshot()
             (tmp_path / f"{name}-{width}.png").write_bytes(shot)
             assert len(pixels(shot)) > 20
