@@ -117,8 +117,9 @@ def contents(plan: Plan, loaded: LoadedSpec) -> Contents:
     except DiagnosticError as error:
         return contents_alone(plan, *error.diagnostics)
     bytes, forward, backward = _Sums(plan), *times
-    for rank, name, sizes in shard_memory(plan, loaded):
-        bytes.add(rank, name, sizes[Memory.DEVICE])
+    shards = shard_memory(plan, loaded)
+    for rank, name, size in zip(shards.rank.tolist(), shards.table, shards.bytes[Memory.DEVICE].tolist(), strict=True):
+        bytes.add(rank, name, size)
     devices = (
         tuple(
             Held(name, size, float(forward[rank].get(name, 0.0)), float(backward[rank].get(name, 0.0)))

@@ -137,8 +137,8 @@ class Judge:
         if not problem.allowed[block, device].all():
             return False
         one_host = problem.option_one_host[problem.unit_option[unit]]
-        hosts = np.unique(np.stack([block, device // local])[:, one_host], axis=1)
-        if len(np.unique(hosts[0])) < hosts.shape[1]:
+        of_block, host = block[one_host], device[one_host] // local
+        if ((np.diff(of_block) == 0) & (np.diff(host) != 0)).any():
             return False
         return bool((problem.labelled(holdings) <= 1).all())
 
@@ -365,11 +365,8 @@ class Partial:
         self.memory = np.zeros_like(problem.cluster.memory_limit)
         self.places: list[list[int]] = [[] for _ in options]
         self._taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
-        self._ahead = judge.option_ms[list(self.options)]
-        for block, option in enumerate(self.options):
-            if problem.option_site[option] == Site.CLUSTER:
-                self.add(block, int(problem.first_unit[option]), 0)
-        self._all_ms = max(float(self._ahead.sum()), 1e-9)
+        for block in np.flatnonzero(problem.option_site[list(self.options)] == Site.CLUSTER):
+            self.add(int(block), int(problem.first_unit[self.options[block]]), 0)
 
     def fits(self, block: int, unit: int) -> Bools:
         """bool[D or hosts]: the places that may take one more unit of a block; the mask of every placer."""
@@ -398,12 +395,7 @@ class Partial:
         self.z[devices] += self.judge.latents[problem.cluster.kind[devices], unit]
         self.memory[:, devices] += problem.unit_memory[:, unit, None]
         self._taken[problem.labels[block], devices] = True
-        self._ahead[block] -= self.judge.single_ms[unit] * problem.site_size[problem.option_site[option]]
         self.places[block].append(place)
-
-    def left(self) -> float:
-        """Share of the units' single costs that is still to be placed."""
-        return float(self._ahead.sum()) / self._all_ms
 
     def placement(self) -> Placement:
         """The finished placement."""

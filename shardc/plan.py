@@ -19,6 +19,7 @@ from shardc.spec import Precision, ShardingType
 FORMAT: Final = 1
 
 _WIDTH = 120
+_one_line = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False).encode
 _SIGNIFICANT_DIGITS = 6
 _MAX_ERRORS = 10
 
@@ -299,12 +300,14 @@ def plan_schema() -> dict[str, Any]:
 
 def _layout(value: Any, indent: str, key: str) -> str:
     """Render a value that stands behind `indent` and `key`, on one line if that and a comma fit the width."""
-    line = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    if not value or not isinstance(value, dict | list) or len(indent) + len(key) + len(line) < _WIDTH:
-        return key + line
+    nested = isinstance(value, dict | list)
+    if not nested or len(value) < _WIDTH:  # what has more members is longer in any case
+        line = _one_line(value)
+        if not value or not nested or len(indent) + len(key) + len(line) < _WIDTH:
+            return key + line
     inner = indent + "  "
     if isinstance(value, dict):
-        names = {name: json.dumps(name, ensure_ascii=False) + ": " for name in sorted(value)}
+        names = {name: _one_line(name) + ": " for name in sorted(value)}
         members = [_layout(value[name], inner, text) for name, text in names.items()]
         opening, closing = "{", "}"
     else:

@@ -45,6 +45,7 @@ class Source:
         self.file = file
         self.text = text.removeprefix("\ufeff").replace("\r\n", "\n")
         self._lines = self.text.split("\n")
+        self._entries: dict[str | int, _Entry | None] = {}
 
     def line(self, number: int, column: int = 1, length: int = 1) -> Location:
         """Return a location on a line by its 1-based number."""
@@ -53,8 +54,8 @@ class Source:
 
     def find(self, path: Path, *, key: bool = False) -> Location | None:
         """Return the range of the value (or of the key) at a path, None when the document has no such path."""
-        entry: _Entry | None = self._root
-        for part in path:
+        entry = self._top_level(path[0]) if path else None
+        for part in path[1:]:
             entry = entry.children.get(part) if entry else None
         span = entry and ((key and entry.key) or entry.value)
         return self._location(span) if span else None
@@ -78,20 +79,32 @@ class Source:
         end = len(data[: span.end_column].decode(errors="ignore")) if span.end_row == span.row else len(text.rstrip())
         return Location(self.file, span.row + 1, start + 1, end - start, text)
 
+    def _top_level(self, name: str | int) -> _Entry | None:
+        """The entry of a top-level key, made of the nodes that are about it."""
+        if name not in self._entries:
+            root = _Entry()
+            for node in self._nodes.get(name, ()):
+                if node.type == "pair":
+                    _add_value(*_pair(root, node))
+                else:
+                    _add_table(root, node)
+            self._entries[name] = root.children.get(name)
+        return self._entries[name]
+
     @cached_property
-    def _root(self) -> _Entry:
-        # Positions are needed for errors only; a valid spec never pays for the parser.
+    def _nodes(self) -> dict[str | int, list[Node]]:
+        """The sections and pairs of the document by the top-level key that they are about."""
+        # Positions are needed for errors and warnings only, and mostly of one section.
         import tree_sitter
         import tree_sitter_toml
 
         parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language()))
-        root = _Entry()
+        nodes: dict[str | int, list[Node]] = {}
         for node in _named(parser.parse(self.text.encode()).root_node):
-            if node.type == "pair":
-                _add_value(*_pair(root, node))
-            elif node.type in ("table", "table_array_element"):
-                _add_table(root, node)
-        return root
+            key = next((child for child in node.children if child.type.endswith("_key")), None)
+            if key is not None and node.type in ("pair", "table", "table_array_element"):
+                nodes.setdefault(_key_spans(key)[0][0], []).append(node)
+        return nodes
 
 
 def _add_table(root: _Entry, node: Node) -> None:

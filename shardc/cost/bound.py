@@ -34,7 +34,7 @@ from shardc.problem import Bools, Floats, Ints, Problem, Site
 
 _WORTH = 5e-4  # relative: by how much a bound is better
 _WORK = 10_000_000  # entries of all programs times their steps that patience of one stands for, at most
-_ROUNDS = 4  # of tangents in one case
+_ROUNDS = 6  # of tangents in one case
 _TOLERANCE = 1e-4  # relative, of a program's value
 _COARSE = 2e-4  # relative: smaller pieces, and tangents and times that are closer, change nothing
 _LIGHTEST = 1e-12  # ms
@@ -179,9 +179,10 @@ class _Relaxation:
         self._least = self._least_share(amounts, alone.sum(axis=1))
         self._largest = np.maximum.reduceat(latents.max(axis=0), first)  # [O, K], of one unit
         # [O, P + F] ms of the largest unit: by phase, and the fixed costs of phases that the same units take part in.
-        users, group = np.unique(cost.present(latents[0, first]) > 0, axis=1, return_inverse=True)
-        fixed = np.bincount(group.reshape(-1), cost.constants, minlength=users.shape[1])
-        self._lone_ms = np.concatenate([np.maximum.reduceat(alone, first), users * fixed], axis=1)
+        users: dict[bytes, Floats] = {}
+        for present, constant in zip((cost.present(latents[0, first]) > 0).T, cost.constants, strict=True):
+            users[present.tobytes()] = users.get(present.tobytes(), np.zeros(len(present))) + present * constant
+        self._lone_ms = np.column_stack([np.maximum.reduceat(alone, first), *users.values()])
         # A load that every device might have, and about the step time in ms: a power of two, the same everywhere.
         each = self._lone_ms[:, : len(cost.phases)].sum(axis=1) * self._on_all
         cheapest = each == np.minimum.reduceat(each, self._starts)[self._block]

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shardc.problem import Floats, Ints
+from shardc.problem import Bools, Floats, Ints
 
 NO_PHASE = -1
 """The phase of a row that is a limit: nothing may exceed it."""
@@ -90,10 +90,15 @@ def solve(program: Minimax, tolerance: float) -> Solution:
         program: the program; if no mix keeps its limits, every value is a lower bound, and a large one is returned.
         tolerance: relative difference between bound and mix at which to end.
     """
+    kept = _undominated(program)
+    mix, whole = np.zeros(len(kept)), program
+    starts = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, whole.starts))[:-1]])
+    program = Minimax(whole.rows[:, kept], whole.levels, whole.phase, starts)
     even = 1.0 / np.bincount(program.block)[program.block]
     scale = float(program.phases(even).sum())
     if not scale > 0:
-        return Solution(0.0, even, 0)
+        mix[kept] = even
+        return Solution(0.0, mix, 0)
     state = _Iterate(Minimax(program.rows / scale, program.levels / scale, program.phase, program.starts), even)
     steps = 0
     while steps < _STEPS and state.residual() > tolerance and state.advance():
@@ -103,7 +108,22 @@ def solve(program: Minimax, tolerance: float) -> Solution:
             break
     # Rows that do not matter keep a little weight on the way; without it the value is often exact.
     value = max(program.value(state.w), program.value(np.where(state.w < _LITTLE, 0.0, state.w)))
-    return Solution(value, state.mix(), steps)
+    mix[kept] = state.mix()
+    return Solution(value, mix, steps)
+
+
+def _undominated(program: Minimax) -> Bools:
+    """bool[N]: columns that no other one of their block is nowhere above; of equal ones the first."""
+    starts, columns = program.starts, program.rows.shape[1]
+    kept = np.ones(columns, dtype=bool)
+    counts = np.diff(np.append(starts, columns))
+    for count in np.flatnonzero(np.bincount(counts)):
+        alike = starts[counts == count][:, None] + np.arange(count)  # [B, n]
+        rows = program.rows[:, alike]
+        below = np.asarray((rows[..., None] <= rows[..., None, :]).all(axis=0))  # [B, n, n]
+        better = below & (~below.swapaxes(1, 2) | np.triu(np.ones((count, count), dtype=bool), k=1))
+        kept[alike] = ~better.any(axis=1)
+    return kept
 
 
 class _Iterate:

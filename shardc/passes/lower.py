@@ -377,7 +377,8 @@ class _Room:
         limits = np.where(allowed, cluster.memory_limit, -1)
         by_host = limits.reshape(len(limits), cluster.hosts, -1)
         places = {Site.DEVICE: limits, Site.HOST: by_host.min(axis=2), Site.CLUSTER: limits.min(axis=1, keepdims=True)}
-        hosts = np.unique(by_host, axis=1).swapaxes(0, 1)
+        # Without the index it would import all of numpy.ma.
+        hosts = np.unique(by_host, axis=1, return_index=True)[0].swapaxes(0, 1)
         return _Room({site: _counted(room) for site, room in places.items()}, tuple(map(_counted, hosts)))
 
     def takes(self, option: _Option, sizes: Sequence[Sequence[int]]) -> bool:

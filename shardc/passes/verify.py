@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isclose
 
 import numpy as np
@@ -68,10 +69,7 @@ def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
 
     The plan has to be one that `verify` finds no fault with but for memory and constraints; `score` is not looked at.
     """
-    total = np.zeros((len(Memory), plan.cluster.devices), dtype=np.int64)
-    for rank, _, sizes in shard_memory(plan, loaded):
-        total[:, rank] += sizes
-    return total
+    return shard_memory(plan, loaded).by_device(plan.cluster.devices)
 
 
 def wide_caches(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]:
@@ -90,6 +88,8 @@ def wide_caches(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagno
         for shard in placed.shards if placed.cache_params else ():
             rows, width = shard.shard_sizes
             caches.setdefault((shard.rank, placed.sharding_type), []).append((rows * table.cache_ratio, width))
+    if not caches:
+        return []
     more = np.zeros(cluster.devices)
     for (rank, _), parts in caches.items():
         widest = max(width for _, width in parts)
@@ -334,13 +334,11 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
 
 
 def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
-    contents: list[list[Counter[str]]] = [[Counter() for _ in range(cluster.devices)] for _ in Memory]
-    for rank, name, sizes in shard_memory(plan, loaded):
-        for of_kind, size in zip(contents, sizes, strict=True):
-            of_kind[rank][name] += size
-    for kind, limits in zip(Memory, cluster.memory_limit.tolist(), strict=False):
-        for rank, (tables, limit) in enumerate(zip(contents[kind], limits, strict=True)):
-            yield from _overfull(rank, kind, tables, limit, loaded)
+    shards = shard_memory(plan, loaded)
+    needed = shards.by_device(cluster.devices)
+    for kind, limits in zip(Memory, cluster.memory_limit, strict=False):
+        for rank in np.flatnonzero(needed[kind] > limits).tolist():
+            yield _overfull(rank, kind, shards, int(limits[rank]), loaded)
     if [device.rank for device in plan.score.devices] != list(range(cluster.devices)):
         yield Diagnostic("SH310", f"the score does not list the devices 0 to {cluster.devices - 1} in order")
         return
@@ -348,7 +346,7 @@ def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterat
         for kind, prefix in zip(Memory, ("", "host_"), strict=True):
             used = kind < len(cluster.memory_limit)
             true = {
-                "memory_bytes": contents[kind][device.rank].total() if used else None,
+                "memory_bytes": int(needed[kind, device.rank]) if used else None,
                 "memory_limit_bytes": int(cluster.memory_limit[kind, device.rank]) if used else None,
             }
             for name, bytes in true.items():
@@ -357,44 +355,75 @@ def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterat
                     yield Diagnostic("SH310", message)
 
 
-def _overfull(rank: int, kind: Memory, tables: Counter[str], limit: int, loaded: LoadedSpec) -> Iterator[Diagnostic]:
-    """A finding if tables take more memory of one kind than a device may give them."""
-    excess = tables.total() - limit
-    if excess <= 0:
-        return
+def _overfull(rank: int, kind: Memory, shards: ShardMemory, limit: int, loaded: LoadedSpec) -> Diagnostic:
+    """That the tables on a device take more memory of one kind than it may give them."""
+    tables: Counter[str] = Counter()
+    for shard in np.flatnonzero(shards.rank == rank).tolist():
+        tables[shards.table[shard]] += int(shards.bytes[kind, shard])
     needs, at = ("needs", loaded.at("cluster"))
     if kind is Memory.HOST:
         needs, at = "needs of its host's memory", loaded.at("cluster", "host_memory")
     largest = ", ".join(f"{_quoted(name)} ({format_bytes(size)})" for name, size in tables.most_common(_NAMED))
     message = (
-        f"device {rank} {needs} {format_bytes(tables.total())}, {format_bytes(excess)} over its limit"
+        f"device {rank} {needs} {format_bytes(tables.total())}, {format_bytes(tables.total() - limit)} over its limit"
         f" of {format_bytes(limit)}"
     )
-    yield Diagnostic("SH307", message, at, notes=(f"its largest tables: {largest}",))
+    return Diagnostic("SH307", message, at, notes=(f"its largest tables: {largest}",))
 
 
-def shard_memory(plan: Plan, loaded: LoadedSpec) -> Iterator[tuple[int, str, list[int]]]:
-    """Yield rank, table and bytes by kind of memory of every shard, replicas of data-parallel tables included."""
+@dataclass(frozen=True, slots=True)
+class ShardMemory:
+    """What N shards take, replicas of data-parallel tables included.
+
+    Attributes:
+        table: the table of each.
+        rank: int[N], its device.
+        bytes: int[2, N], by kind of memory.
+    """
+
+    table: tuple[str, ...]
+    rank: Ints
+    bytes: Ints
+
+    def by_device(self, devices: int) -> Ints:
+        """Bytes of all shards of each device, int[2, D]."""
+        total = np.zeros((len(Memory), devices), dtype=np.int64)
+        for of_kind, bytes in zip(total, self.bytes, strict=True):
+            np.add.at(of_kind, self.rank, bytes)
+        return total
+
+
+def shard_memory(plan: Plan, loaded: LoadedSpec) -> ShardMemory:
+    """Return what every shard of a plan takes; the plan has to be as for `device_memory`."""
     model, devices = loaded.spec.model, plan.cluster.devices
-    for table, placed in _placed(plan, loaded):
-        features, dense = len(table.features), placed.sharding_type == "data_parallel"
-        extents = [(table.rows, table.dim)] * devices if dense else [shard.shard_sizes for shard in placed.shards]
-        rows, dims = np.array(extents).T
-        cached = table.cache_ratio if placed.compute_kernel == "fused_uvm_caching" else 1.0
-        on_device = shard_bytes(
-            rows,
-            dims,
-            weights=model.weights,
-            outputs=model.outputs,
-            optimizer=model.optimizer,
-            bags=features * (-(-model.global_batch // devices) if dense else model.global_batch),
-            pooling=table.pooling / features * rows / table.rows,
-            dense=dense,
-            cached=cached,
-        )
-        in_host = host_bytes(rows, dims, weights=model.weights, optimizer=model.optimizer, cached=cached)
-        for rank, *sizes in zip(placed.ranks, on_device.tolist(), in_host.tolist(), strict=True):
-            yield rank, table.name, sizes
+    tables, placed = zip(*_placed(plan, loaded), strict=True)
+    extents = [
+        extent
+        for table, how in zip(tables, placed, strict=True)
+        for extent in ([shard.shard_sizes for shard in how.shards] or [(table.rows, table.dim)] * len(how.ranks))
+    ]
+    rows, dims = np.array(extents).T
+    of_table = np.repeat(np.arange(len(tables)), [len(how.ranks) for how in placed])
+    features = np.array([len(table.features) for table in tables])[of_table]
+    whole = np.array([table.rows for table in tables])[of_table]
+    dense = np.array([how.sharding_type == "data_parallel" for how in placed])[of_table]
+    cached = np.where(
+        [how.compute_kernel == "fused_uvm_caching" for how in placed], [table.cache_ratio for table in tables], 1.0
+    )[of_table]
+    on_device = shard_bytes(
+        rows,
+        dims,
+        weights=model.weights,
+        outputs=model.outputs,
+        optimizer=model.optimizer,
+        bags=features * np.where(dense, -(-model.global_batch // devices), model.global_batch),
+        pooling=np.array([table.pooling for table in tables])[of_table] / features * rows / whole,
+        dense=dense,
+        cached=cached,
+    )
+    in_host = host_bytes(rows, dims, weights=model.weights, optimizer=model.optimizer, cached=cached)
+    rank = np.array([rank for how in placed for rank in how.ranks])
+    return ShardMemory(tuple(tables[table].name for table in of_table), rank, np.stack([on_device, in_host]))
 
 
 def _quoted(value: object) -> str:

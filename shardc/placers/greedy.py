@@ -23,7 +23,9 @@ def heuristic_loads(problem: Problem, heuristic: str) -> Floats:
     size = shards.rows * shards.dim * 1.0
     lookup = shards.dim * shards.lookups / problem.global_batch
     load = {"size": size, "dim": shards.dim * 1.0, "lookup": lookup, "size_lookup": size * lookup}[heuristic]
-    return np.array([load[list(shards)].sum() for shards in problem.unit_shards])
+    shards_of = problem.unit_shards
+    starts = np.cumsum([0, *map(len, shards_of[:-1])])
+    return np.add.reduceat(load[np.concatenate(shards_of)], starts)
 
 
 def heuristic_greedy(judge: Judge, options: Sequence[int], heuristic: str) -> Placement | None:
@@ -96,4 +98,4 @@ def placing_order(judge: Judge, options: Sequence[int], size: Floats) -> list[in
     by_host = problem.allowed.reshape(len(site), problem.cluster.hosts, -1)
     constrained = np.where(site == Site.HOST, by_host.all(axis=2).sum(axis=1) - problem.cluster.hosts, constrained)
     order = np.lexsort((-size[problem.first_unit[chosen]], constrained))
-    return [int(block) for block in order if site[block] != Site.CLUSTER]
+    return [int(block) for block in order[site[order] != Site.CLUSTER]]

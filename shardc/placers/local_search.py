@@ -539,7 +539,7 @@ class _Search:
         dislike = dislike.copy()
         for row in np.flatnonzero(problem.option_one_host[option]):
             units, host = problem.option_units[option[row]], pool[row] // self._local
-            by_host = {h: np.sort(dislike[row, host == h])[:units] for h in np.unique(host)}
+            by_host = {h: np.sort(dislike[row, host == h])[:units] for h in sorted(set(host.tolist()))}
             sums = {h: float(least.sum()) if len(least) == units else np.inf for h, least in by_host.items()}
             dislike[row, host != min(sums, key=sums.__getitem__)] = np.inf
         rank = np.empty(pool.shape, dtype=np.int64)
