@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
     "SH310": "stated figures do not match the plan",
     "SH311": "spec changed since its plan was compiled",
     "SH312": "plan changed after it was compiled",
+    "SH340": "a report lacks what only the spec tells, or tells it as of now",
     "SH401": "step time over budget",
     "SH402": "optimality gap over budget",
     "SH403": "a better plan exists",

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from shardc import __version__
-from shardc.cli import bench, check, compile, devices, export, import_, init, measure, profile, schema, train, validate
+from shardc.cli import (
+    bench,
+    check,
+    compile,
+    devices,
+    export,
+    import_,
+    init,
+    measure,
+    profile,
+    report,
+    schema,
+    train,
+    validate,
+)
 from shardc.cli.console import echo
 
 app = typer.Typer(
@@ -55,6 +69,11 @@ _add(
 _add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
 _add(validate.validate, "shardc validate examples/*.toml")
 _add(check.check, "shardc check examples/*.toml")
+_add(
+    report.report,
+    "shardc report model.plan.json    # writes model.report.html",
+    "git show main:model.plan.json > /tmp/old.plan.json && shardc report model.plan.json --base /tmp/old.plan.json",
+)
 _add(
     export.export,
     "shardc export model.plan.json --to hugectr -o shard.json",

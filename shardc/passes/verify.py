@@ -69,7 +69,7 @@ def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
 
     The plan has to be one that `verify` finds no fault with but for memory and constraints; `score` is not looked at.
     """
-    return _shard_memory(plan, loaded).by_device(plan.cluster.devices)
+    return shard_memory(plan, loaded).by_device(plan.cluster.devices)
 
 
 def wide_caches(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]:
@@ -334,7 +334,7 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
 
 
 def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:
-    shards = _shard_memory(plan, loaded)
+    shards = shard_memory(plan, loaded)
     needed = shards.by_device(cluster.devices)
     for kind, limits in zip(Memory, cluster.memory_limit, strict=False):
         for rank in np.flatnonzero(needed[kind] > limits).tolist():
@@ -355,7 +355,7 @@ def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterat
                     yield Diagnostic("SH310", message)
 
 
-def _overfull(rank: int, kind: Memory, shards: _ShardMemory, limit: int, loaded: LoadedSpec) -> Diagnostic:
+def _overfull(rank: int, kind: Memory, shards: ShardMemory, limit: int, loaded: LoadedSpec) -> Diagnostic:
     """That the tables on a device take more memory of one kind than it may give them."""
     tables: Counter[str] = Counter()
     for shard in np.flatnonzero(shards.rank == rank).tolist():
@@ -372,7 +372,7 @@ def _overfull(rank: int, kind: Memory, shards: _ShardMemory, limit: int, loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class _ShardMemory:
+class ShardMemory:
     """What N shards take, replicas of data-parallel tables included.
 
     Attributes:
@@ -393,7 +393,8 @@ class _ShardMemory:
         return total
 
 
-def _shard_memory(plan: Plan, loaded: LoadedSpec) -> _ShardMemory:
+def shard_memory(plan: Plan, loaded: LoadedSpec) -> ShardMemory:
+    """Return what every shard of a plan takes; the plan has to be as for `device_memory`."""
     model, devices = loaded.spec.model, plan.cluster.devices
     tables, placed = zip(*_placed(plan, loaded), strict=True)
     extents = [
@@ -422,7 +423,7 @@ def _shard_memory(plan: Plan, loaded: LoadedSpec) -> _ShardMemory:
     )
     in_host = host_bytes(rows, dims, weights=model.weights, optimizer=model.optimizer, cached=cached)
     rank = np.array([rank for how in placed for rank in how.ranks])
-    return _ShardMemory(tuple(tables[table].name for table in of_table), rank, np.stack([on_device, in_host]))
+    return ShardMemory(tuple(tables[table].name for table in of_table), rank, np.stack([on_device, in_host]))
 
 
 def _quoted(value: object) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -14,28 +13,12 @@ from shardc.cost.model import PhasedCost
 from shardc.passes.place import Choice, Outcome, Why
 from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
-from shardc.problem import Collective, Floats
+from shardc.problem import Floats
 from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
+from shardc.render.words import OUTCOMES, WHY, compact, phase_name, rank_ranges
+from shardc.shares import time_shares
 from shardc.units import format_bytes, format_ms
 
-WHY = {
-    Why.POLICY_BEST: "nothing did better than the RL policy",
-    Why.NO_POLICY: "there is no trained RL policy",
-    Why.POLICY_INFEASIBLE: "the RL policy found no placement that fits",
-    Why.HEURISTIC_BETTER: "the RL policy did no better than a heuristic",
-    Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
-    Why.EXACT_BETTER: "HiGHS found a better placement than local search",
-}
-"""Reasons for a choice, in plain words."""
-
-_OUTCOMES = {
-    Outcome.CHOSEN: "chosen",
-    Outcome.COSTLIER: "+{over:.1%}",
-    Outcome.EQUAL: "equal",
-    Outcome.INFEASIBLE: "found nothing that fits",
-    Outcome.NO_POLICY: "not tried",
-    Outcome.NO_SOLVER: "not tried: pip install highspy",
-}
 _MAX_TABLES = 8
 _STATED = 1e-5  # relative: plans state six digits
 
@@ -71,18 +54,13 @@ def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
     Critical are the costliest device of the forward and that of the backward pass, or of a step that is one phase. A
     device's time is divided among its shards in proportion to the slopes at its load.
     """
-    problem, z = choice.judge.problem, choice.judgement.z
-    held = problem.held(choice.placement)
-    ms = cost.device_ms(z)
+    problem, computing = choice.judge.problem, list(cost.computing)
+    ms = cost.device_ms(choice.judgement.z)[:, computing]
     shares = np.zeros(len(problem.tables))
-    for phase in cost.computing:
-        device = int(ms[:, phase].argmax())
-        slopes = cost.slopes(z[device])[phase]
-        load = max(float(slopes @ z[device]), 1e-300)
-        latents = cost.encode_on(int(problem.cluster.kind[device]), problem.shards)
-        here = np.flatnonzero(held[device])
-        np.add.at(shares, problem.shard_table[here], ms[device, phase] * (latents[here] @ slopes) / load)
-    return np.asarray(shares / max(float(ms[:, cost.computing].max(axis=0).sum()), 1e-300))
+    for phase, device in enumerate(ms.argmax(axis=0).tolist()):
+        on_device = time_shares(choice.judge, cost, choice.placement, [device])
+        np.add.at(shares, on_device.table, ms[device, phase] * on_device.share[:, phase])
+    return np.asarray(shares / max(float(ms.max(axis=0).sum()), 1e-300))
 
 
 def _headline(plan: Plan, glyphs: Glyphs) -> RenderableType:
@@ -124,16 +102,9 @@ def _phases(plan: Plan, glyphs: Glyphs, width: int) -> Table:
         if ms > 0:
             glyph, style = (glyphs.backward, "blue") if name.startswith("backward") else (glyphs.forward, "cyan")
             bar = _bar(width - 44, (start / step, " ", ""), (ms / step, glyph, style))
-            rows.add_row(_phase_name(name), bar, format_ms(ms), f"{ms / step:.0%}")
+            rows.add_row(phase_name(name), bar, format_ms(ms), f"{ms / step:.0%}")
             start += ms
     return rows
-
-
-def _phase_name(name: str) -> str:
-    words = name.replace("_", " ")
-    for collective in Collective:
-        words = words.replace(collective.replace("_", " "), collective.replace("_", "-"))
-    return words
 
 
 def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
@@ -198,11 +169,11 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs) -> Tab
         placed = plan.plan[plan.model.module][info.name]
         rows.add_row(
             _shortened(info.name, 22, glyphs),
-            _compact(info.rows),
+            compact(info.rows),
             str(info.dim),
             f"{info.pooling:.4g}",
             placed.sharding_type + f", {placed.cached:.0%} cached" * (placed.cached < 1.0),
-            _shortened(_ranges(placed.ranks), 12, glyphs),
+            _shortened(rank_ranges(placed.ranks), 12, glyphs),
             f"{shares[index]:.1%}",
         )
     if (rest := len(shares) - len(shown)) > 0:
@@ -218,7 +189,7 @@ def _strategies(plan: Plan) -> Table:
     tried = sorted(plan.candidates, key=lambda c: float("inf") if c.step_time_ms is None else c.step_time_ms)
     for candidate in tried:
         outcome, ms = Outcome(candidate.reason), candidate.step_time_ms
-        words = _OUTCOMES[outcome].format(over=(ms or 0.0) / best - 1.0)
+        words = OUTCOMES[outcome].format(over=(ms or 0.0) / best - 1.0)
         style = "bold green" if outcome is Outcome.CHOSEN else "dim" if ms is None else ""
         rows.add_row(candidate.strategy, "" if ms is None else format_ms(ms), words, style=style)
     return rows
@@ -237,22 +208,3 @@ def _bar(width: int, *parts: tuple[float, str, str]) -> Text:
 
 def _shortened(text: str, length: int, glyphs: Glyphs) -> str:
     return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more
-
-
-def _compact(number: int) -> str:
-    """A count with three digits: 39.1k, 40M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
-def _ranges(ranks: Sequence[int]) -> str:
-    """Ranks with runs joined: 0-3, 6."""
-
-    def runs() -> Iterator[str]:
-        for _, run in groupby(enumerate(sorted(ranks)), key=lambda pair: pair[1] - pair[0]):
-            members = [rank for _, rank in run]
-            yield str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}"
-
-    return ", ".join(runs())

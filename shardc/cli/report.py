@@ -1,0 +1,117 @@
+"""`shardc report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shardc.cli.console import QuietOption, configure, echo, new_file, tell
+from shardc.diagnostics import Diagnostic, DiagnosticError
+
+if TYPE_CHECKING:
+    from shardc.contents import Contents
+    from shardc.plan import Plan
+
+_HEAD = 1024  # bytes of a file in which a report says what it is
+
+
+def report(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that shardc compiled (JSON).")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="HTML",
+            help="Where the page goes; default PLAN's name with .report.html, - for stdout.",
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="OLD", help="A plan to show the difference to, such as the one before.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is not a report.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a page about a plan, to look at in a browser: one HTML file that needs nothing else.
+
+    How the time of devices divides among tables is shown where the spec lies beside the plan.
+    """
+    from shardc.files import write_atomic
+    from shardc.render.html import report_html
+
+    read = _read(plan)
+    old = _read(base) if base else None
+    target = output or plan.with_name(plan.name.removesuffix(".json").removesuffix(".plan") + ".report.html")
+    to_stdout = str(target) == "-"
+    if not to_stdout:
+        _may_write(target, plan, base, force)
+    contents = _contents(read, plan)
+    if not quiet:
+        tell(contents.warnings)
+    page = report_html(read, contents, old)
+    if to_stdout:
+        configure(sys.stdout, encoding="utf-8", newline="\n")
+        echo(page.removesuffix("\n"))
+        return
+    write_atomic(target, page.encode())
+    if not quiet:
+        echo(f"report written to {target}")
+
+
+def _read(path: Path) -> Plan:
+    """A plan that makes sense by itself."""
+    from shardc.passes.verify import verify_alone
+    from shardc.plan import read_plan
+
+    plan = read_plan(path)
+    if findings := verify_alone(plan):
+        raise DiagnosticError(*findings)
+    return plan
+
+
+def _contents(plan: Plan, path: Path) -> Contents:
+    """What the devices hold, by the spec beside the plan if there is one that can be read."""
+    from shardc.contents import contents, contents_alone
+    from shardc.plan import default_spec_path
+    from shardc.spec import load_spec
+
+    spec = default_spec_path(path)
+    if spec is None or not os.path.isfile(spec):
+        where = f"there is no {spec}" if spec else "the spec of a plan that is not named *.plan.json is not known"
+        message = f"which tables take the time of devices is not shown: {where}"
+        return contents_alone(plan, Diagnostic("SH340", message, severity="warning"))
+    try:
+        return contents(plan, load_spec(spec))
+    except DiagnosticError as error:
+        message = f"which tables take the time of devices is not shown: {spec} cannot be compiled"
+        why = (replace(finding, severity="warning") for finding in error.diagnostics)
+        return contents_alone(plan, Diagnostic("SH340", message, severity="warning"), *why)
+
+
+def _may_write(target: Path, plan: Path, base: Path | None, force: bool) -> None:
+    """Make sure that nothing is replaced but an older report, or what is to be replaced.
+
+    Raises:
+        DiagnosticError: SH902 where it is one of the plans or the spec, SH004 where it is another file.
+    """
+    from shardc.plan import default_spec_path
+    from shardc.render.html import MARK
+
+    for what, path in (("plan", plan), ("base", base), ("spec", default_spec_path(plan))):
+        if path and target.exists() and os.path.exists(path) and os.path.samefile(target, path):
+            raise DiagnosticError(
+                Diagnostic("SH902", f"{target} is the {what} itself: the report would replace it"), exit_code=2
+            )
+    older = False
+    if target.is_file():
+        try:
+            with target.open("rb") as file:
+                older = MARK in file.read(_HEAD)
+        except OSError:
+            older = False
+    new_file(target, force=force or older)

@@ -1,0 +1,56 @@
+"""Words and short forms that output for people has in common, in a terminal or in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from shardc.passes.place import Outcome, Why
+from shardc.problem import Collective
+
+WHY = {
+    Why.POLICY_BEST: "nothing did better than the RL policy",
+    Why.NO_POLICY: "there is no trained RL policy",
+    Why.POLICY_INFEASIBLE: "the RL policy found no placement that fits",
+    Why.HEURISTIC_BETTER: "the RL policy did no better than a heuristic",
+    Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
+    Why.EXACT_BETTER: "HiGHS found a better placement than local search",
+}
+"""Reasons for a choice, in plain words."""
+
+OUTCOMES = {
+    Outcome.CHOSEN: "chosen",
+    Outcome.COSTLIER: "+{over:.1%}",
+    Outcome.EQUAL: "equal",
+    Outcome.INFEASIBLE: "found nothing that fits",
+    Outcome.NO_POLICY: "not tried",
+    Outcome.NO_SOLVER: "not tried: pip install highspy",
+}
+"""What became of a candidate that takes a share of `over` longer than the plan."""
+
+
+def phase_name(name: str) -> str:
+    """A phase as people write it: forward all-to-all for forward_all_to_all."""
+    words = name.replace("_", " ")
+    for collective in Collective:
+        words = words.replace(collective.replace("_", " "), collective.replace("_", "-"))
+    return words
+
+
+def compact(number: int) -> str:
+    """A count with three digits: 39.1k, 40M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def rank_ranges(ranks: Sequence[int]) -> str:
+    """Ranks with runs joined: 0-3, 6."""
+
+    def runs() -> Iterator[str]:
+        for _, run in groupby(enumerate(sorted(ranks)), key=lambda pair: pair[1] - pair[0]):
+            members = [rank for _, rank in run]
+            yield str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}"
+
+    return ", ".join(runs())
