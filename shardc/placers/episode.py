@@ -111,7 +111,8 @@ class Task:
         together = np.array([len(labels) > 1 for labels in problem.labels])
         constrained = np.where(together, np.minimum(constrained, problem.cluster.devices), constrained)
         order = np.lexsort((np.arange(len(work)), -work, constrained))
-        by_site = [[[o for o in options[b] if problem.option_site[o] == site] for b in order] for site in Site]
+        site_of = problem.option_site.tolist()  # numpy compares its numbers to an enum's members slowly
+        by_site = [[[o for o in options[b] if site_of[o] == site] for b in order] for site in Site]
         most = max(1, max(len(labels) for labels in problem.labels) - 1)
         labels = [[*problem.labels[b][1:], *[-1] * most][:most] for b in order]
         return Task(
