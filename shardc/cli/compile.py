@@ -90,12 +90,10 @@ def compile(
         if not what_if:
             _offer(content, target, compiled.plan)
         raise typer.Exit(130)
-    if what_if:
-        pass
-    elif target == "-":
+    if target == "-":
         configure(sys.stdout, encoding="utf-8", newline="\n")
         echo(content.decode().removesuffix("\n"))
-    else:
+    elif not what_if:
         write_atomic(target, content)
     if quiet:
         return
