@@ -449,7 +449,7 @@ class _Others:
             self._memory[:, of_place] -= problem.unit_memory[:, unit, None]
             taken[problem.labels[block], of_place] = False
             self._held |= dict.fromkeys(range(of_place.start, of_place.stop), unit)
-        self._blocked = taken[problem.labels[block]].any(axis=0)
+        self._blocked: Bools = np.asarray(taken[problem.labels[block]].any(axis=0))
 
     def memory_taken(self) -> tuple[int, int]:
         """The most bytes that the block takes of a device, and that device."""
@@ -506,8 +506,8 @@ class _Others:
         for target in free:
             best = min(np.flatnonzero(pairs[:, 1] == target).tolist(), key=lambda n: (float(ms[n]), n))
             moved = [target if n == pairs[best, 0] else place for n, place in enumerate(places)]
-            unit = units[int(pairs[best, 0])]
-            found.append(self.alternative(option, moved, self._obstacle(unit, slice(target * size, target * size + size))))
+            obstacle = self._obstacle(units[int(pairs[best, 0])], slice(target * size, (target + 1) * size))
+            found.append(self.alternative(option, moved, obstacle))
         return _ranked(found)
 
     def otherwise(self) -> list[Alternative]:
@@ -568,7 +568,7 @@ class _Others:
         """Step time with one unit at each place, and what a search would be guided by, float[places]."""
         problem = self._problem
         devices = np.arange(problem.cluster.devices).reshape(-1, size)
-        loads = self._z[devices] + self._judge.latents[problem.cluster.kind[devices], unit]
+        loads: Floats = self._z[devices] + self._judge.latents[problem.cluster.kind[devices], unit]
         return self._step_ms(self._z, devices, loads), Changes.of(self._judge, self._z).some_devices(devices, loads)
 
     def _step_ms(self, z: Floats, devices: Ints, loads: Floats) -> Floats:
@@ -585,11 +585,11 @@ class _Others:
     def _fits(self, unit: int, *, memory: bool) -> Bools:
         """bool[D]: devices that may hold a unit of the block."""
         problem = self._problem
-        fits = problem.allowed[self._block] & ~self._blocked
+        fits: Bools = problem.allowed[self._block] & ~self._blocked
         if memory:
             room = self._memory + problem.unit_memory[:, unit, None] <= problem.cluster.memory_limit
             fits &= room.all(axis=0)
-        return np.asarray(fits)
+        return fits
 
     def _obstacle(self, unit: int, devices: slice) -> str | None:
         """Why devices may not hold a unit of the block; None if they may."""
@@ -691,8 +691,8 @@ def _helps(situation: Situation, bound: LowerBound) -> tuple[list[Help], list[st
     Every change starts from the best that a search finds without one, so that what it gains is its own.
     """
     step_ms = situation.judgement.step_time_ms
-    searched = _improved(situation, bound.phase_ms)
-    searched_ms = situation.judge.judge(searched).step_time_ms
+    searched = [_improved(situation, targets) for targets in (bound.phase_ms, None)]
+    searched_ms = min(situation.judge.judge(placement).step_time_ms for placement in searched)
     found, idle = [], []
 
     def note(help: Help, than_ms: float) -> None:
@@ -790,9 +790,10 @@ def _more_memory(situation: Situation) -> Help | None:
         return None
     better = roomy.judge.judge(_improved(roomy, None))
     most = int(better.memory[Memory.DEVICE].max())
-    size = max(device_bytes_for(most, kind.memory_bytes, kind.reserve_bytes), kind.memory_bytes)
-    what = f"give devices {format_bytes(size)}" if size > kind.memory_bytes else "more memory"
-    return Help(what, ("--set", with_bytes(size)), better.step_time_ms)
+    if most <= int(cluster.memory_limit[Memory.DEVICE].max()):
+        return Help("more memory", (), situation.judgement.step_time_ms)
+    size = device_bytes_for(most, kind.memory_bytes, kind.reserve_bytes)
+    return Help(f"give devices {format_bytes(size)}", ("--set", with_bytes(size)), better.step_time_ms)
 
 
 def _more_devices(situation: Situation) -> Iterator[_Try]:

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from shardc import __version__
-from shardc.cli import bench, check, compile, devices, export, import_, init, measure, profile, schema, train, validate
+from shardc.cli import (
+    bench,
+    check,
+    compile,
+    devices,
+    explain,
+    export,
+    import_,
+    init,
+    measure,
+    profile,
+    schema,
+    train,
+    validate,
+)
 from shardc.cli.console import echo
 
 app = typer.Typer(
@@ -52,9 +66,20 @@ _add(
     "shardc init --from models.dlrm:build_model -o model.toml --devices-per-host 4",
     "shardc init --from models.dlrm:build_planner_inputs",
 )
-_add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
+_add(
+    compile.compile,
+    "shardc compile model.toml",
+    "shardc compile model.toml -o - | jq .score.step_time_ms",
+    "shardc compile model.toml --set cluster.devices_per_host=16    # what if; nothing is written",
+)
 _add(validate.validate, "shardc validate examples/*.toml")
 _add(check.check, "shardc check examples/*.toml")
+_add(
+    explain.explain,
+    "shardc explain model.plan.json",
+    "shardc explain model.plan.json user_id",
+    "shardc explain model.toml --format markdown    # its plan, or why there is none",
+)
 _add(
     export.export,
     "shardc export model.plan.json --to hugectr -o shard.json",

@@ -49,7 +49,7 @@ MeasureOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Instead of what the spec says: cluster.hosts=2, table.t_1.dim=64; repeatable."
+        "--set", metavar="KEY=VALUE", help="Instead of what the spec says: cluster.hosts=2, table.t_1.dim=64."
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
