@@ -437,9 +437,9 @@ class _Others:
         self._judge, self._cost = situation.judge, situation.cost
         self._problem, self._block = situation.problem, block
         self._placement = situation.placement
-        self._z, self._memory = (part.copy() for part in self._judge.loads(self._placement))
+        self._z, self._memory = self._judge.loads(self._placement)
         problem = self._problem
-        taken = problem.labelled(problem.holdings(self._placement)) > 0
+        taken: Bools = problem.labelled(problem.holdings(self._placement)) > 0
         self._full = self._z.copy()
         option = self._placement.option[block]
         self._held: dict[int, int] = {}  # kind of unit by device
@@ -449,7 +449,7 @@ class _Others:
             self._memory[:, of_place] -= problem.unit_memory[:, unit, None]
             taken[problem.labels[block], of_place] = False
             self._held |= dict.fromkeys(range(of_place.start, of_place.stop), unit)
-        self._blocked: Bools = np.asarray(taken[problem.labels[block]].any(axis=0))
+        self._blocked: Bools = np.logical_or.reduce(taken[problem.labels[block]], axis=0)
 
     def memory_taken(self) -> tuple[int, int]:
         """The most bytes that the block takes of a device, and that device."""
