@@ -537,7 +537,7 @@ class _Others:
         problem = self._problem
         units = problem.units_of(option)
         size = int(problem.site_size[problem.option_site[option]])
-        fits = self._fits(int(units[0]), memory=memory).reshape(-1, size).all(axis=1)
+        fits: Bools = np.logical_and.reduce(self._fits(int(units[0]), memory=memory).reshape(-1, size), axis=1)
         if fits.sum() < len(units):
             return None
         if problem.option_site[option] == Site.CLUSTER:
@@ -555,7 +555,8 @@ class _Others:
         """For each host the best places of an option whose units keep to one host."""
         problem, local = self._problem, self._problem.cluster.devices_per_host
         units = problem.units_of(option)
-        fits, (_, guide) = self._fits(int(units[0]), memory=memory), self._dislike(int(units[0]), 1)
+        fits = self._fits(int(units[0]), memory=memory)
+        _, guide = self._dislike(int(units[0]), 1)
         sets = {}
         for host in range(problem.cluster.hosts):
             ranks = [rank for rank in range(host * local, (host + 1) * local) if fits[rank]]
@@ -585,7 +586,7 @@ class _Others:
     def _fits(self, unit: int, *, memory: bool) -> Bools:
         """bool[D]: devices that may hold a unit of the block."""
         problem = self._problem
-        fits: Bools = problem.allowed[self._block] & ~self._blocked
+        fits: Bools = np.logical_and(problem.allowed[self._block], ~self._blocked)
         if memory:
             room = self._memory + problem.unit_memory[:, unit, None] <= problem.cluster.memory_limit
             fits &= room.all(axis=0)

@@ -24,7 +24,9 @@ from shardc.spec import LoadedSpec
 MOST = 1000
 """Configurations of one sweep."""
 
-_SCALING = ("cluster.hosts", "cluster.devices_per_host")  # what changes the number of devices, and nothing else
+SCALING = ("cluster.hosts", "cluster.devices_per_host")
+"""What changes the number of devices, and nothing else."""
+
 _REFUSED = {
     "SH100",
     "SH101",
@@ -319,4 +321,4 @@ def _alone(point: Point, points: Sequence[Point], prices: Mapping[str, float]) -
 
 def series(point: Point) -> tuple[tuple[str, str], ...]:
     """What a point has in common with those that only differ in how many devices there are."""
-    return tuple((key, value) for key, value in point.varied.items() if key not in _SCALING)
+    return tuple((key, value) for key, value in point.varied.items() if key not in SCALING)

@@ -20,6 +20,7 @@ from shardc.cli import (
     measure,
     profile,
     schema,
+    sweep,
     train,
     validate,
 )
@@ -89,6 +90,12 @@ _add(
     bench.bench,
     "shardc bench model.toml",
     "shardc bench --suite metasyn --strategy shardc --strategy lookup_greedy --picture metasyn.svg",
+)
+_add(
+    sweep.sweep,
+    "shardc sweep model.toml --devices 4,8,16",
+    "shardc sweep model.toml --device h100-80gb,a100-80gb --hosts 1,2,4 --price h100-80gb=4 --price a100-80gb=2",
+    "shardc sweep model.toml --vary model.outputs=fp32,fp16 --picture sweep.svg",
 )
 _add(
     measure.measure,

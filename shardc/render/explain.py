@@ -23,6 +23,7 @@ Columns = tuple[tuple[str, str], ...]
 
 _FORMAT = 1
 _BEST, _WORST = 4, 2  # devices that are listed
+_TABLES = 2  # of a phase
 _NEGLIGIBLE = 0.0005  # of the step time
 
 
@@ -118,22 +119,15 @@ def _of_plan(plan: PlanExplained, glyphs: Glyphs) -> Iterator[tuple[str, Columns
     over = "" if plan.feasible else "; it breaks limits of the spec as it is now"
     where = f"{plan.devices} {glyphs.times} {plan.device}"
     yield "", (), [(f"{plan.model}  {format_ms(plan.step_time_ms)} a step on {where}{over}",)]
-    columns: Columns = (
-        ("phase", "left"),
-        ("time", "right"),
-        ("share", "right"),
-        ("slowest", "left"),
-        ("slack", "right"),
-    )
+    columns: Columns = (("phase", "left"), ("time", "right"), ("rank", "left"), ("slack", "right"))
     rows: list[Row] = []
     for phase in plan.phases:
         tied = phase.slack_ms <= _NEGLIGIBLE * phase.ms and len(phase.slowest) > 1
-        slowest = f"rank {phase.slowest[0][0]}" + (f" and {phase.slowest[1][0]}" if tied else "")
-        shares = [f"{_short(name, glyphs)} {ms / max(phase.ms, 1e-300):.0%}" for name, ms in phase.tables]
+        slowest = ", ".join(str(rank) for rank, _ in phase.slowest[: 1 + tied])
+        shares = [f"{_short(name, glyphs)} {ms / max(phase.ms, 1e-300):.0%}" for name, ms in phase.tables[:_TABLES]]
         slack = "none" if tied or phase.slack_ms <= 0 else format_ms(phase.slack_ms)
-        part = f"{phase.ms / max(plan.step_time_ms, 1e-300):.0%}"
-        rows.append((phase.name.replace("_", " "), format_ms(phase.ms), part, slowest, slack, ", ".join(shares)))
-    yield "What a step waits for", (*columns, ("its tables", "left")), rows
+        rows.append((phase.name.replace("_", " "), format_ms(phase.ms), slowest, slack, ", ".join(shares)))
+    yield "What a step waits for", (*columns, ("what of", "left")), rows
     waiting = sum(phase.ms - phase.mean_ms for phase in plan.phases)
     share = waiting / max(plan.step_time_ms, 1e-300)
     yield "", (), [(f"the average device waits {format_ms(waiting)} of it for slower ones ({share:.1%})",)]
