@@ -16,6 +16,7 @@ import numpy as np
 from shardc.check.checks import changes
 from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import PhasedCost
+from shardc.critical import critical_ms
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Changes, Judge, Judgement
 from shardc.memory import device_bytes_for
@@ -282,20 +283,8 @@ class Situation:
 
     @cached_property
     def tables_ms(self) -> Floats:
-        """float[P, T] ms: what each table takes of the slowest device of each phase.
-
-        A device's time is divided among its shards in proportion to the slopes at its load.
-        """
-        problem, z = self.problem, self.judgement.z
-        ms, held = self.cost.device_ms(z), problem.held(self.placement)
-        found = np.zeros((ms.shape[1], len(problem.tables)))
-        for phase, device in enumerate(ms.argmax(axis=0).tolist()):
-            slopes = self.cost.slopes(z[device])[phase]
-            load = max(float(slopes @ z[device]), 1e-300)
-            here = np.flatnonzero(held[device])
-            latents = self.cost.encode_on(int(problem.cluster.kind[device]), problem.shards)[here]
-            np.add.at(found[phase], problem.shard_table[here], ms[device, phase] * (latents @ slopes) / load)
-        return found
+        """float[P, T] ms: what each table takes of the slowest device of each phase."""
+        return critical_ms(self.problem, self.cost, self.placement, self.judgement.z)
 
     def changed(self, settings: Sequence[str]) -> Situation | None:
         """The same plan under the spec with settings; None if it is none of that spec."""
@@ -702,7 +691,7 @@ def _helps(situation: Situation, bound: LowerBound) -> tuple[list[Help], list[st
         else:
             idle.append(help.what)
 
-    note(Help("search longer", ("--effort", "thorough"), searched_ms), step_ms)
+    note(Help("search on from this plan", ("--effort", "thorough"), searched_ms), step_ms)
     note(_one_change(situation), step_ms)
     for change in _tries(situation):
         lifted = situation.changed(change.settings)

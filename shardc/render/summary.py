@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shardc.cost.model import PhasedCost
+from shardc.critical import critical_ms
 from shardc.passes.place import Choice, Outcome, Why
 from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
@@ -68,21 +69,11 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
 def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
     """What each table contributes to the compute time of the critical devices, float[T]; at most 1 in all.
 
-    Critical are the costliest device of the forward and that of the backward pass, or of a step that is one phase. A
-    device's time is divided among its shards in proportion to the slopes at its load.
+    Critical are the costliest device of the forward and that of the backward pass, or of a step that is one phase.
     """
-    problem, z = choice.judge.problem, choice.judgement.z
-    held = problem.held(choice.placement)
-    ms = cost.device_ms(z)
-    shares = np.zeros(len(problem.tables))
-    for phase in cost.computing:
-        device = int(ms[:, phase].argmax())
-        slopes = cost.slopes(z[device])[phase]
-        load = max(float(slopes @ z[device]), 1e-300)
-        latents = cost.encode_on(int(problem.cluster.kind[device]), problem.shards)
-        here = np.flatnonzero(held[device])
-        np.add.at(shares, problem.shard_table[here], ms[device, phase] * (latents[here] @ slopes) / load)
-    return np.asarray(shares / max(float(ms[:, cost.computing].max(axis=0).sum()), 1e-300))
+    problem, z, computing = choice.judge.problem, choice.judgement.z, list(cost.computing)
+    of_tables = critical_ms(problem, cost, choice.placement, z)[computing].sum(axis=0)
+    return np.asarray(of_tables / max(float(cost.device_ms(z)[:, computing].max(axis=0).sum()), 1e-300))
 
 
 def _headline(plan: Plan, glyphs: Glyphs) -> RenderableType:
