@@ -481,9 +481,7 @@ class _Others:
             return _ranked(self.alternative(option, of_host) for host, of_host in hosts.items() if host != now)
         size, units = int(problem.site_size[site]), problem.units_of(option).tolist()
         free = [place for place in range(problem.cluster.devices // size) if place not in places]
-        pieces = {unit: number for number, unit in reversed(list(enumerate(units)))} if len(places) > 8 else None
-        movable = list(pieces.values()) if pieces else range(len(units))
-        pairs = np.array([(piece, target) for target in free for piece in movable]).reshape(-1, 2)
+        pairs = np.array([(piece, target) for target in free for piece in range(len(units))]).reshape(-1, 2)
         if not len(pairs):
             return []
         sources = np.array(places)[pairs[:, 0]]
@@ -492,11 +490,14 @@ class _Others:
         sign = np.repeat([-1.0, 1.0], size)[None, :, None]
         ms = self._step_ms(self._full, devices, self._full[devices] + sign * latents)
         found = []
-        for target in free:
-            best = min(np.flatnonzero(pairs[:, 1] == target).tolist(), key=lambda n: (float(ms[n]), n))
-            moved = [target if n == pairs[best, 0] else place for n, place in enumerate(places)]
-            obstacle = self._obstacle(units[int(pairs[best, 0])], slice(target * size, (target + 1) * size))
-            found.append(self.alternative(option, moved, obstacle))
+        for number, target in enumerate(free):
+            of_target = slice(target * size, (target + 1) * size)
+            obstacles = {unit: self._obstacle(unit, of_target) for unit in dict.fromkeys(units)}
+            of_pieces = ms[number * len(units) : (number + 1) * len(units)].tolist()
+            keys = [(obstacles[unit] is not None, of_piece) for unit, of_piece in zip(units, of_pieces, strict=True)]
+            piece = keys.index(min(keys))
+            moved = [target if n == piece else place for n, place in enumerate(places)]
+            found.append(self.alternative(option, moved, obstacles[units[piece]]))
         return _ranked(found)
 
     def otherwise(self) -> list[Alternative]:
@@ -526,33 +527,42 @@ class _Others:
         problem = self._problem
         units = problem.units_of(option)
         size = int(problem.site_size[problem.option_site[option]])
-        fits: Bools = np.logical_and.reduce(self._fits(int(units[0]), memory=memory).reshape(-1, size), axis=1)
-        if fits.sum() < len(units):
-            return None
         if problem.option_site[option] == Site.CLUSTER:
-            return (0,)
+            return (0,) if self._fits(int(units[0]), memory=memory).all() else None
         if problem.option_one_host[option]:
             hosts = self._host_sets(option, memory=memory)
             ways = {places: self.alternative(option, places).step_time_ms or 0.0 for places in hosts.values()}
             return min(ways, key=lambda places: (ways[places], places), default=None)
         step_ms, guide = self._dislike(int(units[0]), size)
-        first = step_ms if len(units) == 1 else guide
-        order = [int(place) for place in np.lexsort((guide, first)) if fits[place]]
-        return problem.sorted_places(option, order[: len(units)])
+        order = np.lexsort((guide, step_ms if len(units) == 1 else guide)).tolist()
+        return self._first_that_fit(option, order, memory=memory)
 
     def _host_sets(self, option: int, *, memory: bool) -> dict[int, tuple[int, ...]]:
         """For each host the best places of an option whose units keep to one host."""
-        problem, local = self._problem, self._problem.cluster.devices_per_host
-        units = problem.units_of(option)
-        fits = self._fits(int(units[0]), memory=memory)
-        _, guide = self._dislike(int(units[0]), 1)
+        local, unit = self._problem.cluster.devices_per_host, int(self._problem.first_unit[option])
+        _, guide = self._dislike(unit, 1)
         sets = {}
-        for host in range(problem.cluster.hosts):
-            ranks = [rank for rank in range(host * local, (host + 1) * local) if fits[rank]]
-            if len(ranks) >= len(units):
-                chosen = sorted(ranks, key=lambda rank: (float(guide[rank]), rank))[: len(units)]
-                sets[host] = problem.sorted_places(option, chosen)
+        for host in range(self._problem.cluster.hosts):
+            order = sorted(range(host * local, (host + 1) * local), key=lambda rank: (float(guide[rank]), rank))
+            if (places := self._first_that_fit(option, order, memory=memory)) is not None:
+                sets[host] = places
         return sets
+
+    def _first_that_fit(self, option: int, order: Sequence[int], *, memory: bool) -> tuple[int, ...] | None:
+        """The first places in an order that have room for the units of an option, the largest first; None if too few.
+
+        Where a large unit has room a smaller one has, so none is in the way of another that has no other place.
+        """
+        problem, chosen = self._problem, []
+        size = int(problem.site_size[problem.option_site[option]])
+        units = problem.units_of(option).tolist()
+        fits = {u: np.logical_and.reduce(self._fits(u, memory=memory).reshape(-1, size), axis=1) for u in set(units)}
+        for unit in units:
+            place = next((place for place in order if fits[unit][place] and place not in chosen), None)
+            if place is None:
+                return None
+            chosen.append(place)
+        return problem.sorted_places(option, chosen)
 
     def _dislike(self, unit: int, size: int) -> tuple[Floats, Floats]:
         """Step time with one unit at each place, and what a search would be guided by, float[places]."""

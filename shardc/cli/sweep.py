@@ -78,7 +78,7 @@ def sweep(
     configurations = grid(loaded, varied, weak=weak)
     prices = _prices(price or (), configurations)
     points, interrupted = _compile(configurations, effort, seed, quiet)
-    found = ranked(str(spec), points, prices, weak=weak, planned=len(configurations))
+    found = ranked(loaded.spec.model.name, points, prices, weak=weak, planned=len(configurations))
     if picture is not None and points:
         write_atomic(picture, sweep_picture(found).encode())
     _show(found, format)
