@@ -170,7 +170,7 @@ def _of_table(explained: TableExplained, glyphs: Glyphs) -> Iterator[tuple[str, 
     taken = explained.memory_bytes / max(explained.memory_limit_bytes, 1)
     lines = [
         f"{explained.name}  {size}",
-        f"{_way(here)} on {_ranks(here.ranks)}: {format_bytes(explained.memory_bytes)} of a device's "
+        f"{_way(here)} on {_where(here)}: {format_bytes(explained.memory_bytes)} of a device's "
         f"{format_bytes(explained.memory_limit_bytes)} ({taken:.1%})",
         f"{explained.share:.1%} of the critical compute time; of the {format_ms(explained.step_time_ms)} of a step:",
     ]
@@ -201,7 +201,7 @@ def _why(explained: TableExplained) -> Iterator[str]:
         yield "nothing else is allowed"
     else:
         change = _change(runner_up.step_time_ms, now)
-        what = f"{_way(runner_up)} on {_ranks(runner_up.ranks)}, {format_ms(runner_up.step_time_ms)} ({change})"
+        what = f"{_way(runner_up)} on {_where(runner_up)}, {format_ms(runner_up.step_time_ms)} ({change})"
         better = runner_up.step_time_ms < now * (1 - 1e-6)
         yield f"{'faster would be' if better else 'nothing that is allowed is faster; runner-up:'} {what}"
     for constraint in explained.constraints:
@@ -212,7 +212,7 @@ def _constraint(constraint: Constraint, now: float) -> str:
     best = constraint.best
     if best is None or best.step_time_ms is None:
         return f"{constraint.what} keeps nothing away: without it there is no other place"
-    what = f"{_way(best)} on {_ranks(best.ranks)}, {format_ms(best.step_time_ms)} ({_change(best.step_time_ms, now)})"
+    what = f"{_way(best)} on {_where(best)}, {format_ms(best.step_time_ms)} ({_change(best.step_time_ms, now)})"
     if constraint.binding:
         setting = f": --set {shlex.quote(constraint.setting)}" if constraint.setting else ""
         return f"binding: {constraint.what}; without it {what}{setting}"
@@ -258,6 +258,11 @@ def _row(explained: TableExplained, way: Alternative) -> Row:
 def _way(way: Alternative) -> str:
     pieces = f" in {way.pieces}" if way.sharding_type in ("column_wise", "table_column_wise") else ""
     return way.sharding_type + pieces + ", cached" * way.cached
+
+
+def _where(way: Alternative) -> str:
+    shown = _ranks(way.ranks)
+    return shown if shown.endswith("ranks") else f"rank{'s' * (len(way.ranks) > 1)} {shown}"
 
 
 def _change(ms: float, now: float) -> str:
