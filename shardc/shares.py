@@ -1,4 +1,4 @@
-"""Which tables a device's time goes to."""
+"""Which tables a device's time, and that of a step, goes to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from shardc.cost.model import PhasedCost
 from shardc.judge import Judge
-from shardc.problem import Floats, Ints, Placement
+from shardc.problem import Floats, Ints, Placement, Problem
 
 _LEAST = 1e-300
 
@@ -53,3 +53,25 @@ def time_shares(judge: Judge, cost: PhasedCost, placement: Placement, devices: I
         tables.append(problem.shard_table[here])
         ranks.append(np.full(len(here), device))
     return TimeShares(np.concatenate(tables), np.concatenate(ranks), np.concatenate(shares))
+
+
+def critical_ms(problem: Problem, cost: PhasedCost, placement: Placement, z: Floats) -> Floats:
+    """What each table takes of the slowest device of each phase, float[P, T] ms.
+
+    A device's time is divided among its shards in proportion to the slopes at its load.
+
+    Args:
+        problem: the problem.
+        cost: its costs.
+        placement: where everything is.
+        z: float[D, K], summed latents of the placement.
+    """
+    ms, held = cost.device_ms(z), problem.held(placement)
+    found = np.zeros((ms.shape[1], len(problem.tables)))
+    for phase, device in enumerate(ms.argmax(axis=0).tolist()):
+        slopes = cost.slopes(z[device])[phase]
+        load = max(float(slopes @ z[device]), _LEAST)
+        here = np.flatnonzero(held[device])
+        latents = cost.encode_on(int(problem.cluster.kind[device]), problem.shards)[here]
+        np.add.at(found[phase], problem.shard_table[here], ms[device, phase] * (latents @ slopes) / load)
+    return found

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text
+from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
 
 FORMAT = 1
@@ -621,12 +623,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class _Sources:
-    """The texts that a spec was read from, as far as there are any."""
+    """The texts that a spec was read from, as far as there are any, and what was set in place of them."""
 
     toml: Source | None = None
     csv: CsvSource | None = None
+    settings: Mapping[Path, Setting] = field(default_factory=dict)
 
     def locate(self, path: Path, *, key: bool = False) -> Location | None:
+        if at := self._find_set(path, key=key):
+            return at
         if _in_csv(path):
             return self.csv.locate(path[1:], key=key) if self.csv else None
         return self.toml.locate(path, key=key) if self.toml else None
@@ -636,9 +641,18 @@ class _Sources:
         return self._find((*origin, name)) or self._find(("defaults", name)) or self.locate(origin)
 
     def _find(self, path: Path) -> Location | None:
+        if at := self._find_set(path):
+            return at
         if _in_csv(path):
             return self.csv.find(path[1:]) if self.csv else None
         return self.toml.find(path) if self.toml else None
+
+    def _find_set(self, path: Path, *, key: bool = False) -> Location | None:
+        """Return where a value was set, if it was."""
+        for length in range(len(path), 0, -1):
+            if setting := self.settings.get(path[:length]):
+                return setting.at(length - 1 if key and length == len(path) else None)
+        return None
 
 
 def _in_csv(path: Path) -> bool:
@@ -653,6 +667,18 @@ class LoadedSpec:
     tables: tuple[Table, ...]
     path: str | None = None
     _sources: _Sources = field(default=_Sources(), compare=False, repr=False)
+    _written: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    _settings: tuple[Setting, ...] = field(default=(), compare=False, repr=False)
+
+    def changed(self, settings: Sequence[Setting]) -> LoadedSpec:
+        """Return the spec with settings in place of what it says.
+
+        Raises:
+            DiagnosticError: everything that is wrong then; exit code 2 for a setting of what there is not.
+        """
+        if self._written is None:
+            raise ValueError("only a spec that was written can be changed")
+        return _Reader(self._written, _Sources(self._sources.toml), self.path, (*self._settings, *settings)).read()
 
     def at(self, *keys: str | int, key: bool = False) -> Location | None:
         """Return where a value (or its key) stands, as in ``at("cluster", "device")``; None without a file."""
@@ -723,15 +749,19 @@ class LoadedSpec:
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_spec(path: str | os.PathLike[str]) -> LoadedSpec:
+def load_spec(path: str | os.PathLike[str], settings: Sequence[Setting] = ()) -> LoadedSpec:
     """Read a spec file and the table file that it names.
+
+    Args:
+        path: the file.
+        settings: in place of what the file says.
 
     Raises:
         DiagnosticError: everything that is wrong, in the order of the file; exit code 2 if a file cannot be read.
     """
     name = os.fspath(path)
     source = Source(name, read_text(name, "spec"))
-    return _Reader(_parse_toml(source), _Sources(source), name).read()
+    return _Reader(_parse_toml(source), _Sources(source), name, settings).read()
 
 
 def parse_spec(data: Mapping[str, Any]) -> LoadedSpec:
@@ -742,7 +772,7 @@ def parse_spec(data: Mapping[str, Any]) -> LoadedSpec:
     Raises:
         DiagnosticError: everything that is wrong, without positions.
     """
-    return _Reader(dict(data), _Sources(), None).read()
+    return _Reader(data, _Sources(), None).read()
 
 
 def _parse_toml(source: Source) -> dict[str, Any]:
@@ -797,14 +827,20 @@ class _Entry:
 class _Reader:
     """Validates one spec, going on after each error with what is valid."""
 
-    def __init__(self, data: dict[str, Any], sources: _Sources, path: str | None) -> None:
-        self.data = data
+    def __init__(
+        self, written: Mapping[str, Any], sources: _Sources, path: str | None, settings: Sequence[Setting] = ()
+    ) -> None:
+        self.written = written
+        self.data = dict(written)
         self.sources = sources
         self.path = path
+        self.settings = tuple(settings)
+        self.set_at: dict[Path, Setting] = {}
         self.findings: list[Diagnostic] = []
         self.entries: dict[Path, _Entry] = {}
 
     def read(self) -> LoadedSpec:
+        self._apply_settings()
         written = self.data.get("table")
         if isinstance(written, list | tuple):
             self.entries = {("table", i): _Entry(("table", i), raw) for i, raw in enumerate(written)}
@@ -816,6 +852,7 @@ class _Reader:
         for entry in self.entries.values():
             entry.spec = _attempt(TableSpec, entry.raw)
         self._read_csv()
+        self._check_settings()
         self._check_any_table(written)
         self._check_duplicates()
         defaults = _attempt(DefaultsSpec, self.data.get("defaults", {}))
@@ -829,7 +866,46 @@ class _Reader:
         if self.findings or spec is None:
             self._stop()
         tables = sorted((cast(Table, entry.table) for entry in self.entries.values()), key=lambda table: table.name)
-        return LoadedSpec(spec, tuple(tables), self.path, self.sources)
+        return LoadedSpec(spec, tuple(tables), self.path, self.sources, self.written, self.settings)
+
+    def _apply_settings(self) -> None:
+        """Change what is written; rows of a table file follow when they are read."""
+        if not self.settings:
+            return
+        self.sources = replace(self.sources, settings=self.set_at)
+        self.data = copy.deepcopy(self.data)
+        for path, setting in apply(self.settings, self.data):
+            self._note(path, setting)
+        written = self.data.get("table")
+        if isinstance(written, list):
+            self.data["table"] = [self._with_settings(raw, ("table", i)) for i, raw in enumerate(written)]
+
+    def _with_settings(self, raw: Any, origin: Path) -> Any:
+        """Return a table's entry as the settings have it."""
+        if not isinstance(raw, dict) or not self.settings:
+            return raw
+        changed, about = apply_to_table(self.settings, raw)
+        for setting in about:
+            self._note((*origin, *setting.keys[2:]), setting)
+        return changed
+
+    def _note(self, path: Path, setting: Setting) -> None:
+        """Remember where a value comes from, and the section if it is there only for it."""
+        if path[0] not in self.written:
+            self.set_at.setdefault(path[:1], setting)
+        self.set_at[path] = setting
+
+    def _check_settings(self) -> None:
+        """Refuse settings of tables that there are not."""
+        used = {id(setting) for setting in self.set_at.values()}
+        for setting in self.settings:
+            if setting.of_table and id(setting) not in used:
+                names = [entry.raw.get("name") for entry in self.entries.values() if isinstance(entry.raw, dict)]
+                if any(setting.names(name) for name in names):
+                    continue  # a later setting is of the same key
+                advice = _suggestion(setting.keys[1], [name for name in names if isinstance(name, str)])
+                message = f"{setting.option}: the spec has no table {_quoted(setting.keys[1])}"
+                self.findings.append(Diagnostic("SH331", message, setting.at(1), advice))
 
     def _stop(self) -> NoReturn:
         toml = self.sources.toml
@@ -838,7 +914,7 @@ class _Reader:
             at = finding.location
             return (bool(toml and at.file != toml.file), at.line, at.column) if at else (True, 0, 0)
 
-        unreadable = any(finding.code.startswith("SH0") for finding in self.findings)
+        unreadable = any(finding.code.startswith("SH0") or finding.code == "SH331" for finding in self.findings)
         raise DiagnosticError(*sorted(self.findings, key=position), exit_code=2 if unreadable else 1)
 
     def _validate(self, model: type[_SpecModel], data: Any, base: Path) -> _SpecModel | None:
@@ -908,6 +984,7 @@ class _Reader:
                 continue
             cells = {column: row[index].value for column, index in columns.items() if row[index].value}
             raw = {column: _cell_value(column, cell) for column, cell in cells.items()}
+            raw = self._with_settings(raw, origin)
             self.entries[origin] = entry = _Entry(origin, raw)
             entry.spec = self._validate(TableSpec, raw, origin)
 

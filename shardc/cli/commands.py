@@ -13,6 +13,7 @@ from shardc.cli import (
     check,
     compile,
     devices,
+    explain,
     export,
     import_,
     init,
@@ -20,6 +21,7 @@ from shardc.cli import (
     profile,
     report,
     schema,
+    sweep,
     train,
     validate,
 )
@@ -66,13 +68,24 @@ _add(
     "shardc init --from models.dlrm:build_model -o model.toml --devices-per-host 4",
     "shardc init --from models.dlrm:build_planner_inputs",
 )
-_add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
+_add(
+    compile.compile,
+    "shardc compile model.toml",
+    "shardc compile model.toml -o - | jq .score.step_time_ms",
+    "shardc compile model.toml --set cluster.devices_per_host=16    # what if; nothing is written",
+)
 _add(validate.validate, "shardc validate examples/*.toml")
 _add(check.check, "shardc check examples/*.toml")
 _add(
     report.report,
     "shardc report model.plan.json    # writes model.report.html",
     "git show main:model.plan.json > /tmp/old.plan.json && shardc report model.plan.json --base /tmp/old.plan.json",
+)
+_add(
+    explain.explain,
+    "shardc explain model.plan.json",
+    "shardc explain model.plan.json user_id",
+    "shardc explain model.toml --format markdown    # its plan, or why there is none",
 )
 _add(
     export.export,
@@ -83,6 +96,12 @@ _add(
     bench.bench,
     "shardc bench model.toml",
     "shardc bench --suite metasyn --strategy shardc --strategy lookup_greedy --picture metasyn.svg",
+)
+_add(
+    sweep.sweep,
+    "shardc sweep model.toml --devices 4,8,16",
+    "shardc sweep model.toml --device h100-80gb,a100-80gb --hosts 1,2,4 --price h100-80gb=4 --price a100-80gb=2",
+    "shardc sweep model.toml --vary model.outputs=fp32,fp16 --picture sweep.svg",
 )
 _add(
     measure.measure,

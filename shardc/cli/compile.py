@@ -14,6 +14,7 @@ from shardc.cli.console import (
     EffortOption,
     MeasureOption,
     QuietOption,
+    SetOption,
     SpecArgument,
     SpecSeedOption,
     configure,
@@ -48,9 +49,10 @@ def compile(
             "--output",
             "-o",
             metavar="PLAN",
-            help="Where the plan goes; default SPEC's name with .plan.json, - for stdout.",
+            help="Where the plan goes; default SPEC's name with .plan.json, or nowhere with --set; - for stdout.",
         ),
     ] = None,
+    settings: SetOption = None,
     effort: EffortOption = None,
     seed: SpecSeedOption = None,
     measure: MeasureOption = False,
@@ -64,15 +66,18 @@ def compile(
 ) -> None:
     """Compile a spec to a sharding plan.
 
-    Ctrl-C ends the search, and keeps the best plan so far beside the old one.
+    Ctrl-C ends the search, and keeps the best plan so far beside the old one. With --set, a plan is only written where
+    -o says: what would be otherwise does not replace what is.
     """
     from shardc.files import write_atomic
     from shardc.pipeline import run
     from shardc.plan import default_plan_path, plan_bytes
+    from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
-    loaded = load_spec(spec)
+    loaded = load_spec(spec, parse_settings(settings))
     target = str(output) if output else default_plan_path(spec)
+    what_if = bool(settings) and output is None
     if target != "-" and _is_same_file(target, spec):
         raise DiagnosticError(
             Diagnostic("SH902", f"{target} is the spec itself: the plan would replace it"), exit_code=2
@@ -82,18 +87,21 @@ def compile(
         compiled = run(loaded, seed=seed, effort=effort, measure=measured, watch=watch)
     content = plan_bytes(compiled.plan)
     if watch.interrupted:
-        _offer(content, target, compiled.plan)
+        if not what_if:
+            _offer(content, target, compiled.plan)
         raise typer.Exit(130)
     if target == "-":
         configure(sys.stdout, encoding="utf-8", newline="\n")
         echo(content.decode().removesuffix("\n"))
-    else:
+    elif not what_if:
         write_atomic(target, content)
     if quiet:
         return
     tell((*compiled.warnings, *([_ENDED_EARLY] if watch.timed_out else [])))
-    _summarise(compiled, previous, sys.stderr if target == "-" else sys.stdout)
-    if target != "-":
+    _summarise(compiled, None if what_if else previous, sys.stderr if target == "-" else sys.stdout)
+    if what_if:
+        echo(f"\n{_compared(compiled.plan, previous, target)}no plan was written: -o FILE writes it")
+    elif target != "-":
         echo(f"\nplan written to {target}")
 
 
@@ -110,6 +118,16 @@ def _offer(content: bytes, target: str, plan: Plan) -> None:
     old = f"{target} is as it was; " if os.path.exists(target) else ""
     echo(f"interrupted: {old}the best plan so far ({step_time} a step) is {kept}", sys.stderr)
     echo(f"to take it: mv {shlex.quote(kept)} {shlex.quote(target)}", sys.stderr)
+
+
+def _compared(plan: Plan, present: Plan | None, path: str) -> str:
+    """What would change in comparison to the plan that there is, if they can be compared."""
+    from shardc.units import format_ms
+
+    if present is None or present.digests.cost != plan.digests.cost or not present.score.step_time_ms:
+        return ""
+    now, then = present.score.step_time_ms, plan.score.step_time_ms
+    return f"{path} states {format_ms(now)} a step; it would be {format_ms(then)}, {then / now - 1:+.1%}\n"
 
 
 def _summarise(compiled: Compiled, previous: Plan | None, stream: TextIO) -> None:

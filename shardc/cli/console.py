@@ -46,6 +46,12 @@ EffortOption = Annotated[Effort | None, typer.Option(help="How long to search, i
 MeasureOption = Annotated[
     bool, typer.Option("--measure", help="Measure the spec's own shards on this machine's device first.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Instead of what the spec says: cluster.hosts=2, table.t_1.dim=64."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
 
 # --- Output -----------------------------------------------------------------------------------------------------------

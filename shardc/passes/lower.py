@@ -332,6 +332,47 @@ def _sharded(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> It
                 yield option
 
 
+def unavailable(table: Table, model: ModelSpec, cluster: Cluster) -> dict[ShardingType, str]:
+    """Why a table has no option of a sharding type, by type, in words that follow it; memory apart."""
+    offered = {option.type for option in _options(0, table, model, cluster)}
+    if table.group is not None:
+        offered &= {ShardingType.TABLE_WISE}
+    return {type: _reason(type, table, model, cluster) for type in ShardingType if type not in offered}
+
+
+def _reason(type: ShardingType, table: Table, model: ModelSpec, cluster: Cluster) -> str:
+    devices, local, hosts = cluster.devices, cluster.devices_per_host, cluster.hosts
+    if type not in table.sharding:
+        return "is not allowed"
+    if table.group is not None and type is not ShardingType.TABLE_WISE:
+        return "would split the table, and tables of a group are placed whole"
+    if type is ShardingType.TABLE_COLUMN_WISE and ShardingType.COLUMN_WISE in table.sharding:
+        return "does no more than column_wise"
+    if type is ShardingType.TABLE_ROW_WISE and ShardingType.ROW_WISE in table.sharding and hosts == 1:
+        return "does no more than row_wise on one host"
+    if options := list(_WAYS[type](0, table, model, cluster)):
+        if table.apart is not None and options[0].site is Site.CLUSTER:
+            return "uses every device, and the table is kept apart from others"
+        units = min(sum(unit.number for unit in option.units) for option in options)
+        needed = {
+            Site.DEVICE: f"{units} devices" + " of one host" * (type is ShardingType.TABLE_COLUMN_WISE),
+            Site.HOST: f"all devices of {units} host{'s' * (units > 1)}",
+            Site.CLUSTER: f"all {devices} devices",
+        }[options[0].site]
+        return f"needs {needed}, and its pin leaves {len(table.pin or ())}"
+    by_columns = {ShardingType.COLUMN_WISE: devices, ShardingType.TABLE_COLUMN_WISE: local}
+    blocks = {ShardingType.ROW_WISE: devices}.get(type, local)
+    if type not in by_columns and not _rows_of_block(table.rows, blocks):
+        return f"would leave one of {blocks} devices without any of the {table.rows:,} rows"
+    if type is ShardingType.GRID_SHARD and hosts == 1:
+        return "needs several hosts"
+    if by_columns.get(type) == 1:
+        return "needs several devices" + " in a host" * (type is ShardingType.TABLE_COLUMN_WISE)
+    if table.dim < 2 * _VECTOR:
+        return f"cuts no column block narrower than {_VECTOR}, and the table has {table.dim} columns"
+    return f"would cut the {table.dim} columns into blocks of another width than {table.least_width}"
+
+
 def _cached(option: _Option, ratio: float) -> _Option:
     """The option with tables in the memory of the host, and that share of the rows of every piece in a cache."""
     units = (
@@ -522,6 +563,8 @@ def _fits_nowhere(
             (" that keeps its pin", "pin", ", or pin more ranks") if first.pin else ("", "sharding", "")
         )
         message = f"{what}: no allowed sharding type has a way{keeping} on {cluster.devices} devices"
+        missing = unavailable(first, loaded.spec.model, cluster)
+        message += ": " + "; ".join(f"{type} {missing[type]}" for type in map(ShardingType, first.sharding))
         return Diagnostic("SH201", message, loaded.at_table(first, field), help=f"allow table_wise{more}")
     on_device = [[[size[0], *[0] * len(size[1:])] for size in sizes] for sizes in needed]
     if too_much := [i for i, sizes in enumerate(on_device) if room.takes(offered[i], sizes)]:

@@ -405,7 +405,7 @@ class _Game:
         else:
             self._closed = np.zeros((*self._shape, 0), dtype=bool)
             self._can_open = np.zeros(0, dtype=bool)
-        self._opens = True
+        self._opens = bool(self._can_open.any())
 
         shape = (*self._shape, self._rows)
         self._listing = any(part.places < self._devices // part.size or part.width < part.size for part in self._parts)

@@ -16,7 +16,7 @@ from shardc.plan import DeviceScore, Plan
 from shardc.problem import Floats
 from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
 from shardc.render.words import OUTCOMES, WHY, compact, phase_name, rank_ranges
-from shardc.shares import time_shares
+from shardc.shares import critical_ms
 from shardc.units import format_bytes, format_ms
 
 _MAX_TABLES = 8
@@ -51,16 +51,11 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
 def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
     """What each table contributes to the compute time of the critical devices, float[T]; at most 1 in all.
 
-    Critical are the costliest device of the forward and that of the backward pass, or of a step that is one phase. A
-    device's time is divided among its shards in proportion to the slopes at its load.
+    Critical are the costliest device of the forward and that of the backward pass, or of a step that is one phase.
     """
-    problem, computing = choice.judge.problem, list(cost.computing)
-    ms = cost.device_ms(choice.judgement.z)[:, computing]
-    shares = np.zeros(len(problem.tables))
-    for phase, device in enumerate(ms.argmax(axis=0).tolist()):
-        on_device = time_shares(choice.judge, cost, choice.placement, [device])
-        np.add.at(shares, on_device.table, ms[device, phase] * on_device.share[:, phase])
-    return np.asarray(shares / max(float(ms.max(axis=0).sum()), 1e-300))
+    z, computing = choice.judgement.z, list(cost.computing)
+    of_tables = critical_ms(choice.judge.problem, cost, choice.placement, z)[computing].sum(axis=0)
+    return np.asarray(of_tables / max(float(cost.device_ms(z)[:, computing].max(axis=0).sum()), 1e-300))
 
 
 def _headline(plan: Plan, glyphs: Glyphs) -> RenderableType:

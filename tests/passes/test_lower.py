@@ -636,3 +636,24 @@ def test_a_cache_is_suggested_where_it_would_help():
     lowered(table | BOTH, devices=1, host_memory=enough)
     (found,) = faults({"rows": 10**11}, devices=1)  # the cache alone is too large
     assert "cached" not in found.help
+
+
+def test_a_type_without_a_way_is_told_with_the_reason():
+    reasons = [
+        ({"dim": 4, "sharding": ["column_wise"]}, {}, "column_wise cuts no column block narrower than 4"),
+        ({"rows": 5, "sharding": ["row_wise"]}, {}, "row_wise would leave one of 8 devices without any of the 5 rows"),
+        ({"sharding": ["column_wise"]}, {"devices": 1}, "column_wise needs several devices"),
+        ({"sharding": ["grid_shard"]}, {}, "grid_shard needs several hosts"),
+        ({"sharding": ["column_wise"], "pin": [1]}, {}, "column_wise needs 2 devices, and its pin leaves 1"),
+        (
+            {"sharding": ["table_row_wise"], "pin": [1, 9]},
+            {"hosts": 2},
+            "table_row_wise needs all devices of 1 host, and its pin leaves 2",
+        ),
+    ]
+    for table, settings, reason in reasons:
+        (found,) = faults(table, **settings)
+        assert reason in found.message
+    (found,) = faults({"rows": 5, "dim": 4, "sharding": ["row_wise", "column_wise"]})
+    assert "column_wise cuts" in found.message
+    assert "row_wise would leave" in found.message
