@@ -6,7 +6,7 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint bench bench-cost bench-placement bench-torchrec bench-exact schemas clean
+.PHONY: demo test lint bench bench-cost bench-placement bench-torchrec bench-exact bench-review schemas clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -36,6 +36,9 @@ bench-torchrec: $(VENV)/.ready  ## planning and training beside TorchRec's plann
 
 bench-exact: $(VENV)/.ready  ## plans beside optima by HiGHS, and tight packings
 	$(BIN)/python tests/benchmarks/bench_exact.py
+
+bench-review: $(VENV)/.ready  ## how long checks of committed plans take
+	$(BIN)/python tests/benchmarks/bench_review.py
 
 schemas: $(VENV)/.ready
 	$(BIN)/shardc schema spec > schemas/spec.schema.json

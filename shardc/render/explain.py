@@ -15,6 +15,7 @@ from rich.text import Text
 from shardc.diagnostics import Diagnostic
 from shardc.explain import Alternative, BoundExplained, Cause, Constraint, PlanExplained, TableExplained
 from shardc.render.layout import Glyphs, glyphs_of, rendered, table
+from shardc.render.words import phase_name
 from shardc.units import format_bytes, format_ms
 
 Explained = PlanExplained | TableExplained
@@ -126,7 +127,7 @@ def _of_plan(plan: PlanExplained, glyphs: Glyphs) -> Iterator[tuple[str, Columns
         slowest = ", ".join(str(rank) for rank, _ in phase.slowest[: 1 + tied])
         shares = [f"{_short(name, glyphs)} {ms / max(phase.ms, 1e-300):.0%}" for name, ms in phase.tables[:_TABLES]]
         slack = "none" if tied or phase.slack_ms <= 0 else format_ms(phase.slack_ms)
-        rows.append((phase.name.replace("_", " "), format_ms(phase.ms), slowest, slack, ", ".join(shares)))
+        rows.append((phase_name(phase.name), format_ms(phase.ms), slowest, slack, ", ".join(shares)))
     yield "What a step waits for", (*columns, ("what of", "left")), rows
     waiting = sum(phase.ms - phase.mean_ms for phase in plan.phases)
     share = waiting / max(plan.step_time_ms, 1e-300)
@@ -157,7 +158,7 @@ def _bound(bound: BoundExplained) -> Iterator[Row]:
         yield (f"the largest table makes it: {alone}",)
     else:
         yield (f"the work of all tables makes it, evenly spread; {alone}",)
-    most = f"{bound.phase.replace('_', ' ')} takes most of it, {format_ms(bound.phase_ms)}"
+    most = f"{phase_name(bound.phase)} takes most of it, {format_ms(bound.phase_ms)}"
     yield (most + f"; {format_ms(bound.fixed_ms)} are fixed costs of starting phases" * (bound.fixed_ms > 0),)
 
 
@@ -174,7 +175,7 @@ def _of_table(explained: TableExplained, glyphs: Glyphs) -> Iterator[tuple[str, 
         f"{format_bytes(explained.memory_limit_bytes)} ({taken:.1%})",
         f"{explained.share:.1%} of the critical compute time; of the {format_ms(explained.step_time_ms)} of a step:",
     ]
-    phases = [f"{name.replace('_', ' ')} {format_ms(ms)}" for name, ms in explained.phases_ms.items()]
+    phases = [f"{phase_name(name)} {format_ms(ms)}" for name, ms in explained.phases_ms.items()]
     lines.append("  " + (", ".join(phases) or "nothing: no phase waits for a device that holds it"))
     if explained.with_tables:
         lines.append(f"it goes with its group: {', '.join(explained.with_tables)}")
