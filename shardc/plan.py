@@ -222,6 +222,14 @@ class Candidate(_Member):
     reason: str = Field(description="Why it was chosen or not.")
 
 
+class PlanMigration(_Member):
+    """What has to move for a plan to take the place of its base."""
+
+    base: str = Field(description="Digest of the plan that it was compiled near to.")
+    moved_bytes: Count = Field(description="Bytes that devices get from other devices: weights and optimizer state.")
+    model_bytes: Count = Field(description="Bytes of all tables, each once.")
+
+
 class Plan(_Member):
     """A sharding plan compiled by shardc."""
 
@@ -239,6 +247,11 @@ class Plan(_Member):
     bound: Bound | None = Field(description="Lower bound; null for a cost model that has no certificate.")
     chosen: Chosen
     candidates: tuple[Candidate, ...] = Field(description="Every strategy that was tried.")
+    migration: PlanMigration | None = Field(None, description="Bytes that move; absent for a plan without a base.")
+
+    @model_serializer(mode="wrap")
+    def _without_migration(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(handler(self), "migration")
 
 
 def default_plan_path(spec: str | os.PathLike[str]) -> str:
@@ -274,8 +287,19 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         DiagnosticError: SH001 to SH003 when the file cannot be read, SH302 when it is not a plan (at most ten
             findings, each with the member at fault), SH303 when its format is newer than this version of shardc reads.
     """
-    file = os.fspath(path)
-    text = read_text(file, "plan")
+    return parse_plan(read_text(path, "plan"), os.fspath(path))
+
+
+def parse_plan(text: str, file: str) -> Plan:
+    """Read a plan from text.
+
+    Args:
+        text: the document.
+        file: where it is from, for messages.
+
+    Raises:
+        DiagnosticError: SH302 and SH303, as of `read_plan`.
+    """
     document = _parse(file, text)
     if not isinstance(document, dict):
         raise _not_a_plan(file, "a plan is a JSON object")

@@ -25,6 +25,7 @@ WHY = {
     Why.HEURISTIC_BETTER: "the RL policy did no better than a heuristic",
     Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
     Why.EXACT_BETTER: "HiGHS found a better placement than local search",
+    Why.NEAR_BASE: "of what is near the base, it is worth the bytes that move",
 }
 """Reasons for a choice, in plain words."""
 
@@ -35,6 +36,7 @@ _OUTCOMES = {
     Outcome.INFEASIBLE: "found nothing that fits",
     Outcome.NO_POLICY: "not tried",
     Outcome.NO_SOLVER: "not tried: pip install highspy",
+    Outcome.MOVES_MORE: "{over:.1%}, but moves more",
 }
 _MAX_TABLES = 8
 _STATED = 1e-5  # relative: plans state six digits
