@@ -167,7 +167,9 @@ def _overlaps(old: Ints, new: Ints) -> tuple[Ints, Ints]:
     not a million pairs.
     """
     edges = [
-        np.unique(np.concatenate([a for areas in (old, new) for a in (areas[:, axis], areas[:, axis] + areas[:, 2 + axis])]))
+        np.unique(
+            np.concatenate([a for areas in (old, new) for a in (areas[:, axis], areas[:, axis] + areas[:, 2 + axis])])
+        )
         for axis in (0, 1)
     ]
     grids = []

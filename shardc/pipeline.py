@@ -157,7 +157,13 @@ def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled |
     except DiagnosticError:
         return None
     choice = Choice(
-        judge, placement, judge.judge(placement), base.chosen.strategy, Why(base.chosen.reason), candidates=(), bound=None
+        judge,
+        placement,
+        judge.judge(placement),
+        base.chosen.strategy,
+        Why(base.chosen.reason),
+        candidates=(),
+        bound=None,
     )
     p90_ms = _pessimistic_ms(prepared, choice)
     again = emit(loaded, choice, digests=base.digests, seed=base.tool.seed, p90_ms=p90_ms)

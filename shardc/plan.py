@@ -287,15 +287,15 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         DiagnosticError: SH001 to SH003 when the file cannot be read, SH302 when it is not a plan (at most ten
             findings, each with the member at fault), SH303 when its format is newer than this version of shardc reads.
     """
-    return parse_plan(read_text(path, "plan"), os.fspath(path))
+    return parse_plan(os.fspath(path), read_text(path, "plan"))
 
 
-def parse_plan(text: str, file: str) -> Plan:
-    """Read a plan from text.
+def parse_plan(file: str, text: str) -> Plan:
+    """Return the plan that a text is.
 
     Args:
+        file: what to call it in messages.
         text: the document.
-        file: where it is from, for messages.
 
     Raises:
         DiagnosticError: SH302 and SH303, as of `read_plan`.

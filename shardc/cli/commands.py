@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from shardc import __version__
-from shardc.cli import bench, check, compile, devices, export, import_, init, measure, profile, schema, train, validate
+from shardc.cli import (
+    bench,
+    check,
+    compile,
+    devices,
+    diff,
+    export,
+    import_,
+    init,
+    measure,
+    migrate,
+    profile,
+    schema,
+    train,
+    validate,
+)
 from shardc.cli.console import echo
 
 app = typer.Typer(
@@ -52,9 +67,24 @@ _add(
     "shardc init --from models.dlrm:build_model -o model.toml --devices-per-host 4",
     "shardc init --from models.dlrm:build_planner_inputs",
 )
-_add(compile.compile, "shardc compile model.toml", "shardc compile model.toml -o - | jq .score.step_time_ms")
+_add(
+    compile.compile,
+    "shardc compile model.toml",
+    "shardc compile model.toml --base model.plan.json --max-moved 5%",
+    "shardc compile model.toml -o - | jq .score.step_time_ms",
+)
 _add(validate.validate, "shardc validate examples/*.toml")
 _add(check.check, "shardc check examples/*.toml")
+_add(
+    diff.diff,
+    "shardc diff HEAD:model.plan.json model.plan.json",
+    "shardc diff old.plan.json new.plan.json --format markdown | gh pr comment --body-file -",
+)
+_add(
+    migrate.migrate,
+    "shardc migrate old.plan.json new.plan.json",
+    "shardc migrate old.plan.json new.plan.json --format csv > moves.csv",
+)
 _add(
     export.export,
     "shardc export model.plan.json --to hugectr -o shard.json",

@@ -119,9 +119,7 @@ def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -
 def _shards(problem: Problem, table: int, option: int, places: tuple[int, ...]) -> Iterator[PlanShard]:
     """The pieces of a table, in the order of columns, then of ranks."""
     for rank, row, column, rows, columns in problem.pieces(table, option, places).tolist():
-        yield PlanShard(
-            shard_offsets=(row, column), shard_sizes=(rows, columns), placement=_placement(problem, rank)
-        )
+        yield PlanShard(shard_offsets=(row, column), shard_sizes=(rows, columns), placement=_placement(problem, rank))
 
 
 def _placement(problem: Problem, rank: int) -> str:

@@ -14,6 +14,7 @@ from shardc.placers.local_search import Watch
 from shardc.placers.migrate import Base, Point, cost_of, near
 from shardc.plan import Plan
 from shardc.problem import Problem
+from shardc.spec import parse_share_or_size
 from shardc.units import format_bytes
 
 MIGRATION = "migration"
@@ -28,6 +29,14 @@ class Budget:
 
     share: float | None = None
     bytes: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> Budget | None:
+        """Return the budget that "5%", "2GiB" or "0" is; None for a text of another form."""
+        if text == "0":
+            return Budget(bytes=0)
+        limit = parse_share_or_size(text)
+        return Budget(share=limit) if isinstance(limit, float) else None if limit is None else Budget(bytes=limit)
 
     def of(self, total_bytes: int) -> int | None:
         """Bytes that may move of so many; None if there is no limit."""
@@ -108,7 +117,7 @@ def base_of(base: Plan, problem: Problem) -> Base:
     tables = tables_of(base)
     known = [(info, tables.get(info.name)) for info in problem.tables]
     return Base(
-        pieces=tuple(placed and pieces_of(placed, (info.rows, info.dim)) for info, placed in known),
+        pieces=tuple(None if placed is None else pieces_of(placed, (info.rows, info.dim)) for info, placed in known),
         ways=ways_of(base, problem),
         weighing=Weighing.of(base.model.optimizer, problem.weights, problem.optimizer),
     )
@@ -166,7 +175,9 @@ def _unusable(base: Plan, problem: Problem, where: Base) -> Iterator[Diagnostic]
         for table in members
         if way is None and problem.tables[table].name in known
     ]:
-        yield _warning(f"{quoted_tables(lost_ways)} cannot stay as the base has {'it' if len(lost_ways) == 1 else 'them'}")
+        yield _warning(
+            f"{quoted_tables(lost_ways)} cannot stay as the base has {'it' if len(lost_ways) == 1 else 'them'}"
+        )
 
 
 def _warning(message: str) -> Diagnostic:

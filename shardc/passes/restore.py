@@ -1,4 +1,4 @@
-"""restore: a plan document becomes a placement of its problem again, the reverse of emit; or as much of it as can be."""
+"""restore: a plan document becomes a placement of its problem again, the reverse of emit, or as much as can be."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ class _Near:
                     changes[block] = self._change(ways[block], self._home(block))
             step_ms, fits = self._with_one_home(ways, [changes[block] for block in homes])
             rate = (step_ms - point.step_time_ms) / np.array(saved)
-            order = np.lexsort((homes, -np.array(saved), np.where(fits, rate, np.inf)))
+            order = np.lexsort((np.array(homes), -np.array(saved), np.where(fits, rate, np.inf)))
             for which in order[fits[order]].tolist():
                 tried = list(ways)
                 tried[homes[which]] = self._home(homes[which])
@@ -471,11 +471,10 @@ class _Near:
 def _choices(part: Judge) -> Iterator[tuple[int, ...]]:
     """Options to start from: of least work, then in pieces as small as can be."""
     problem = part.problem
+    blocks = range(len(problem.blocks))
     for dislike in (part.option_ms, problem.unit_fill[problem.first_unit]):
-        yield tuple(
-            min(problem.options_of(b), key=lambda o: (float(dislike[o]), o))  # noqa: B023
-            for b in range(len(problem.blocks))
-        )
+        ranked = [[(float(dislike[option]), option) for option in problem.options_of(block)] for block in blocks]
+        yield tuple(min(of_block)[1] for of_block in ranked)
 
 
 def _ways(placement: Placement) -> list[Way]:
@@ -484,5 +483,3 @@ def _ways(placement: Placement) -> list[Way]:
 
 def _placement(ways: Sequence[Way]) -> Placement:
     return Placement(tuple(option for option, _ in ways), tuple(places for _, places in ways))
-
-

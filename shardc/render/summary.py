@@ -16,7 +16,7 @@ from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
 from shardc.problem import Collective, Floats
 from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
-from shardc.units import format_bytes, format_ms
+from shardc.units import compact, format_bytes, format_ms
 
 WHY = {
     Why.POLICY_BEST: "nothing did better than the RL policy",
@@ -200,7 +200,7 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs) -> Tab
         placed = plan.plan[plan.model.module][info.name]
         rows.add_row(
             _shortened(info.name, 22, glyphs),
-            _compact(info.rows),
+            compact(info.rows),
             str(info.dim),
             f"{info.pooling:.4g}",
             placed.sharding_type + f", {placed.cached:.0%} cached" * (placed.cached < 1.0),
@@ -239,14 +239,6 @@ def _bar(width: int, *parts: tuple[float, str, str]) -> Text:
 
 def _shortened(text: str, length: int, glyphs: Glyphs) -> str:
     return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more
-
-
-def _compact(number: int) -> str:
-    """A count with three digits: 39.1k, 40M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 def _ranges(ranks: Sequence[int]) -> str:
