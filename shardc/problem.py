@@ -351,7 +351,7 @@ class Problem:
 
     def holdings(self, placement: Placement) -> Holdings:
         """What each device holds."""
-        option = np.array(placement.option)
+        option = np.array(placement.option, dtype=np.int64)
         first = self.first_unit[option]
         kinds = ranges(first, self._stop_unit[option] - first)
         unit = np.repeat(kinds, self.unit_count[kinds])

@@ -168,6 +168,8 @@ def _notes(diff: PlanDiff) -> Iterator[str]:
         yield "times are not comparable: the hardware profile is another"
     elif diff.old.digests.measurements != diff.new.digests.measurements:
         yield "times are by other local measurements"
+    elif diff.old.digests.spec != diff.new.digests.spec:
+        yield "the spec is another: tables that stay may cost more or less than before, which plans do not say"
     if not diff.shared and diff.tables:
         yield "no table has the same name in both plans: nothing is taken over, all weights are new"
 
