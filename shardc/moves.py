@@ -20,6 +20,7 @@ from shardc.memory import optimizer_state_bytes
 from shardc.plan import Plan, TablePlan
 from shardc.problem import BYTES_PER_ELEMENT, Ints
 
+_PAIRS = 1024  # of rectangles that are all looked at
 _NOTHING = np.zeros((0, 4), dtype=np.int64)
 
 
@@ -161,28 +162,40 @@ def additions(old: Pieces, new: Pieces) -> Transfers:
 
 
 def _overlaps(old: Ints, new: Ints) -> tuple[Ints, Ints]:
-    """Indices of all pairs of an old and a new rectangle that have anything in common.
+    """Indices of all pairs of an old and a new rectangle that have anything in common."""
+    if len(old) * len(new) > _PAIRS:
+        return _overlaps_of_many(old, new)
+    first, second = np.repeat(np.arange(len(old)), len(new)), np.tile(np.arange(len(new)), len(old))
+    meet = (_intersections(old[first], new[second])[:, 2:] > 0).all(axis=1)
+    return first[meet], second[meet]
 
-    Both are painted on the grid of their edges: a thousand blocks of rows against as many are a thousand cells then,
-    not a million pairs.
+
+def _overlaps_of_many(old: Ints, new: Ints) -> tuple[Ints, Ints]:
+    """As `_overlaps`: both are painted on the grid of their edges.
+
+    A thousand blocks of rows against as many are a few thousand cells then, not a million pairs.
     """
-    edges = [
-        np.unique(
-            np.concatenate([a for areas in (old, new) for a in (areas[:, axis], areas[:, axis] + areas[:, 2 + axis])])
-        )
-        for axis in (0, 1)
-    ]
+    edges = []
+    for axis in (0, 1):
+        starts_and_ends = [at for areas in (old, new) for at in (areas[:, axis], areas[:, axis] + areas[:, 2 + axis])]
+        edges.append(_distinct(np.concatenate(starts_and_ends)))
     grids = []
     for areas in (old, new):
-        grid = np.full((max(len(edges[0]) - 1, 0), max(len(edges[1]) - 1, 0)), -1)
+        grid = np.full((len(edges[0]) - 1, len(edges[1]) - 1), -1)
         starts = [np.searchsorted(edges[axis], areas[:, axis]).tolist() for axis in (0, 1)]
         ends = [np.searchsorted(edges[axis], areas[:, axis] + areas[:, 2 + axis]).tolist() for axis in (0, 1)]
         for number, (top, left, bottom, right) in enumerate(zip(*starts, *ends, strict=True)):
             grid[top:bottom, left:right] = number
         grids.append(grid)
     both = (grids[0] >= 0) & (grids[1] >= 0)
-    pairs = np.unique(grids[0][both] * max(len(new), 1) + grids[1][both])
-    return pairs // max(len(new), 1), pairs % max(len(new), 1)
+    pairs = _distinct(grids[0][both] * len(new) + grids[1][both])
+    return pairs // len(new), pairs % len(new)
+
+
+def _distinct(values: Ints) -> Ints:
+    """The distinct values, ascending; np.unique would import masked arrays, which takes longer than a whole diff."""
+    ordered = np.sort(values)
+    return np.asarray(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]])
 
 
 def _intersections(first: Ints, second: Ints) -> Ints:

@@ -6,7 +6,7 @@ tables explain a device's time is therefore told by what the columns that a look
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -23,6 +23,8 @@ STATED = 1e-5
 
 _EXPLAINING = 3  # tables that a device names
 _LEAST_MS = 1e-6
+_NO_COLUMN = 1e-9
+_NOWHERE = Pieces(np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), False)
 
 
 class Change(StrEnum):
@@ -174,32 +176,37 @@ class Movement(NamedTuple):
     added: tuple[Transfers, Ints]
 
 
+class _Both(NamedTuple):
+    """A table of either plan: how it is sharded there, and where it is."""
+
+    old: TablePlan | None
+    new: TablePlan | None
+    was: Pieces
+    now: Pieces
+
+
 def diff(old: Plan, new: Plan) -> PlanDiff:
     """Compare two plans that `shardc.passes.verify.verify_alone` finds no fault with."""
     before, after = tables_of(old), tables_of(new)
-    found = {movement.table: movement for movement in movements(old, new)}
-    weighing = Weighing.between(old, new)
-    changed = []
-    for name in sorted(before.keys() | after.keys()):
-        changes = _changes(before.get(name), after.get(name))
-        if changes:
-            moved = int(found[name].moves[1].sum()) if name in found else 0
-            changed.append(TableChange(name, changes, before.get(name), after.get(name), moved))
-    sizes = {name: extent(placed) or (0, 0) for name, placed in after.items()}
-    whole = np.array([[0, 0, *size] for size in sizes.values()], dtype=np.int64).reshape(-1, 4)
-    total = int(weighing.bytes(whole).sum())
-    flows = _flows(found)
+    weighing, differing = Weighing.between(old, new), _differing(before, after)
+    found = {movement.table: movement for movement in _movements(differing, weighing, new.cluster.devices_per_host)}
+    changed = {name: _changes(both) for name, both in differing.items()}
+    flows = _flows(found.values())
     return PlanDiff(
         old=old,
         new=new,
         differ=old != new,
         shared=len(before.keys() & after.keys()),
-        tables=tuple(changed),
+        tables=tuple(
+            TableChange(name, changes, both.old, both.new, int(found[name].moves[1].sum()) if name in found else 0)
+            for (name, both), changes in zip(differing.items(), changed.values(), strict=True)
+            if changes
+        ),
         flows=flows,
         moved_bytes=sum(flow.bytes for flow in flows),
-        added_bytes=sum(_added(before.get(name), sizes[name], weighing) for name in after),
-        model_bytes=total,
-        devices=_devices(old, new, changed, weighing),
+        added_bytes=_added(differing, weighing),
+        model_bytes=_bytes([extent(placed) or (0, 0) for placed in after.values()], weighing),
+        devices=_devices(old, new, differing, weighing),
         settings=tuple(_settings(old, new)),
         comparable=old.digests.cost == new.digests.cost and old.digests.profile == new.digests.profile,
     )
@@ -207,82 +214,90 @@ def diff(old: Plan, new: Plan) -> PlanDiff:
 
 def movements(old: Plan, new: Plan) -> list[Movement]:
     """What of each table moves or is new, tables by name; those of which nothing does are left out."""
-    before, after = tables_of(old), tables_of(new)
-    weighing, local, found = Weighing.between(old, new), new.cluster.devices_per_host, []
-    for name in sorted(after):
-        now, then = after[name], before.get(name)
-        if then is not None and (then.ranks, then.shards, then.shape) == (now.ranks, now.shards, now.shape):
-            continue
-        pieces, earlier = _both_pieces(now, then)
-        moves = transfers(earlier, pieces, local)
-        added = additions(earlier, pieces)
-        if len(moves.area) or len(added.area):
-            found.append(Movement(name, (moves, weighing.bytes(moves.area)), (added, weighing.bytes(added.area))))
+    differing = _differing(tables_of(old), tables_of(new))
+    return list(_movements(differing, Weighing.between(old, new), new.cluster.devices_per_host))
+
+
+def _differing(before: Mapping[str, TablePlan], after: Mapping[str, TablePlan]) -> dict[str, _Both]:
+    """The tables that are not the same in both, by name."""
+    found = {}
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            found[name] = _Both(old, new, _pieces(old, new), _pieces(new, old))
     return found
 
 
-def _both_pieces(now: TablePlan, then: TablePlan | None) -> tuple[Pieces, Pieces]:
-    """Where a table is, and where it was; as large as in the other plan if one is too old to say of replicas."""
-    size = extent(now) or (then and extent(then)) or (0, 0)
-    pieces = pieces_of(now, size)
-    nowhere = Pieces(np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), False)
-    return pieces, pieces_of(then, size) if then else nowhere
+def _pieces(placed: TablePlan | None, other: TablePlan | None) -> Pieces:
+    """Where a table is; as large as in the other plan if this one is too old to say of replicas."""
+    if placed is None:
+        return _NOWHERE
+    return pieces_of(placed, extent(placed) or (other and extent(other)) or (0, 0))
 
 
-def _added(then: TablePlan | None, size: tuple[int, int], weighing: Weighing) -> int:
-    """Bytes of a table of so many rows and columns that it did not have before."""
-    rows, columns = size
-    kept = min(rows, (was := (extent(then) or size) if then else (0, 0))[0]), min(columns, was[1])
-    return int(np.diff(weighing.bytes(np.array([[0, 0, *kept], [0, 0, rows, columns]])))[0])
+def _movements(differing: Mapping[str, _Both], weighing: Weighing, devices_per_host: int) -> Iterator[Movement]:
+    for name, both in differing.items():
+        moves = transfers(both.was, both.now, devices_per_host)
+        added = additions(both.was, both.now)
+        if len(moves.area) or len(added.area):
+            yield Movement(name, (moves, weighing.bytes(moves.area)), (added, weighing.bytes(added.area)))
 
 
-def _flows(found: Mapping[str, Movement]) -> tuple[Flow, ...]:
-    if not found:
+def _added(differing: Mapping[str, _Both], weighing: Weighing) -> int:
+    """Bytes of rows and columns that tables did not have before, each once."""
+    sizes = [(both.was.extent, both.now.extent) for both in differing.values()]
+    kept = [(min(was[0], now[0]), min(was[1], now[1])) for was, now in sizes]
+    return _bytes([now for _, now in sizes], weighing) - _bytes(kept, weighing)
+
+
+def _bytes(sizes: Sequence[tuple[int, int]], weighing: Weighing) -> int:
+    """Bytes of tables of so many rows and columns."""
+    return int(weighing.bytes(np.array([(0, 0, *size) for size in sizes], dtype=np.int64).reshape(-1, 4)).sum())
+
+
+def _flows(found: Iterable[Movement]) -> tuple[Flow, ...]:
+    moves = [(transfers.source, transfers.target, bytes) for _, (transfers, bytes), _ in found]
+    if not moves:
         return ()
-    sources, targets, sizes = (
-        np.concatenate(parts)
-        for parts in zip(*((m.moves[0].source, m.moves[0].target, m.moves[1]) for m in found.values()), strict=True)
-    )
+    sources, targets, sizes = (np.concatenate(parts) for parts in zip(*moves, strict=True))
     ranks = int(max(sources.max(initial=0), targets.max(initial=0))) + 1
-    pairs, which = np.unique(sources * ranks + targets, return_inverse=True)
-    total = np.zeros(len(pairs), dtype=np.int64)
-    np.add.at(total, which, sizes)
-    order = np.lexsort((pairs, -total))
+    total = np.zeros(ranks * ranks, dtype=np.int64)
+    np.add.at(total, sources * ranks + targets, sizes)
+    pairs = np.flatnonzero(total)
+    pairs = pairs[np.argsort(-total[pairs], kind="stable")]
     return tuple(
-        Flow(int(pair) // ranks, int(pair) % ranks, int(bytes))
-        for pair, bytes in zip(pairs[order], total[order], strict=True)
+        Flow(pair // ranks, pair % ranks, bytes)
+        for pair, bytes in zip(pairs.tolist(), total[pairs].tolist(), strict=True)
     )
 
 
-def _changes(old: TablePlan | None, new: TablePlan | None) -> tuple[Change, ...]:
+def _changes(both: _Both) -> tuple[Change, ...]:
+    old, new = both.old, both.new
     if old is None or new is None:
         return (Change.ADDED if old is None else Change.REMOVED,)
-    if old == new:
-        return ()
     found = []
-    before, after = extent(old), extent(new)
-    if before and after and before != after:
+    same_size = both.was.extent == both.now.extent
+    if not same_size:
         found.append(Change.RESIZED)
-    replicas = old.sharding_type == new.sharding_type == "data_parallel"
-    recut = len(old.ranks) != len(new.ranks) or (before == after and _cut(old) != _cut(new))
-    if old.sharding_type != new.sharding_type or (recut and not replicas):
+    recut = len(old.ranks) != len(new.ranks) or (same_size and _cut(old) != _cut(new))
+    if old.sharding_type != new.sharding_type or (recut and old.sharding_type != "data_parallel"):
         found.append(Change.RESHARDED)
     elif old.ranks != new.ranks:
         found.append(Change.MOVED)
     if old.cached != new.cached:
         found.append(Change.CACHED)
-    known = {"sharding_type", "ranks", "shards", "shape"}
-    others = [placed.model_dump(exclude=known) for placed in (old, new)]
-    if Change.CACHED in found:
-        for members in others:
-            members.pop("cache_params", None)
-            members.pop("compute_kernel", None)
-    if old.sharding_type != new.sharding_type and "data_parallel" in (old.sharding_type, new.sharding_type):
-        for members in others:
-            members.pop("compute_kernel", None)  # which goes with the type
-    if others[0] != others[1]:
+    if any(getattr(old, name) != getattr(new, name) for name in _set_beside(old, new)):
         found.append(Change.SETTINGS)
     return tuple(found)
+
+
+def _set_beside(old: TablePlan, new: TablePlan) -> Iterator[str]:
+    """The members that neither the sharding type, nor pieces and ranks, nor the cached share tell."""
+    yield from ("enforce_hbm", "stochastic_rounding", "bounds_check_mode", "output_dtype")
+    if old.cached == new.cached:
+        yield "cache_params"
+        if (old.sharding_type == "data_parallel") == (new.sharding_type == "data_parallel"):
+            yield "compute_kernel"
 
 
 def _cut(placed: TablePlan) -> list[tuple[int, ...]]:
@@ -293,24 +308,20 @@ def _cut(placed: TablePlan) -> list[tuple[int, ...]]:
 # --- Devices ----------------------------------------------------------------------------------------------------------
 
 
-def _devices(old: Plan, new: Plan, changed: list[TableChange], weighing: Weighing) -> tuple[DeviceChange, ...]:
+def _devices(old: Plan, new: Plan, differing: Mapping[str, _Both], weighing: Weighing) -> tuple[DeviceChange, ...]:
     before = {device.rank: device for device in old.score.devices}
     after = {device.rank: device for device in new.score.devices}
-    count = max([old.cluster.devices, new.cluster.devices, *before, *after]) + 1
-    columns, bytes = np.zeros((len(changed), count)), np.zeros((len(changed), count), dtype=np.int64)
-    for row, table in enumerate(changed):
-        for sign, placed, other in ((1, table.new, table.old), (-1, table.old, table.new)):
-            if placed is not None:
-                size = extent(placed) or (other and extent(other)) or (0, 0)
-                of_columns, of_bytes = _held(pieces_of(placed, size), weighing, count)
-                columns[row] += sign * of_columns
-                bytes[row] += sign * of_bytes
-    devices = []
+    count = max(old.cluster.devices, new.cluster.devices)
+    columns, bytes = _held([both.now for both in differing.values()], weighing, count)
+    less_columns, less_bytes = _held([both.was for both in differing.values()], weighing, count)
+    columns, bytes = columns - less_columns, bytes - less_bytes
+    names, devices = list(differing), []
     for rank in sorted(before.keys() | after.keys()):
         was, now = before.get(rank), after.get(rank)
+        differ = (np.abs(columns[:, rank]) > _NO_COLUMN) | (bytes[:, rank] != 0) if rank < count else np.zeros(0)
         shares = [
-            Share(changed[row].name, float(columns[row, rank]), int(bytes[row, rank]))
-            for row in np.flatnonzero((np.abs(columns[:, rank]) > 1e-9) | (bytes[:, rank] != 0)).tolist()
+            Share(names[row], float(columns[row, rank]), int(bytes[row, rank]))
+            for row in np.flatnonzero(differ).tolist()
         ]
         old_ms, new_ms = (None if device is None else _compute_ms(device) for device in (was, now))
         old_bytes, new_bytes = (None if device is None else device.memory_bytes for device in (was, now))
@@ -328,19 +339,25 @@ def _explaining(shares: Sequence[Share], amounts: Sequence[float], more: float) 
     return tuple(share for amount, share in ranked if amount * sign > 0)[:_EXPLAINING]
 
 
-def _held(pieces: Pieces, weighing: Weighing, devices: int) -> tuple[Floats, Ints]:
-    """Columns that a lookup reads on each device, on average, and the bytes that it holds."""
-    rows = max(pieces.extent[0], 1)
-    width = pieces.area[:, 2] * pieces.area[:, 3] / rows
-    bytes = weighing.bytes(pieces.area)
-    if pieces.replicas:  # each device looks up its own samples
-        count = len(pieces.rank)
-        width, bytes = np.repeat(width / max(count, 1), count), np.repeat(bytes, count)
-    columns, total = np.zeros(devices), np.zeros(devices, dtype=np.int64)
-    there = pieces.rank < devices
-    np.add.at(columns, pieces.rank[there], width[there])
-    np.add.at(total, pieces.rank[there], bytes[there])
-    return columns, total
+def _held(tables: Sequence[Pieces], weighing: Weighing, devices: int) -> tuple[Floats, Ints]:
+    """Columns float[T, D] that a lookup reads on each device, on average, and bytes int[T, D] that it holds.
+
+    Of replicas a device only looks up its own samples: its share of the columns is that of the samples.
+    """
+    columns, bytes = np.zeros((len(tables), devices)), np.zeros((len(tables), devices), dtype=np.int64)
+    if not tables:
+        return columns, bytes
+    area = np.concatenate([pieces.area for pieces in tables])
+    count = np.array([len(pieces.area) for pieces in tables])
+    copies = np.array([len(pieces.rank) if pieces.replicas else 1 for pieces in tables])
+    rows = np.array([max(pieces.extent[0], 1) for pieces in tables])
+    width = area[:, 2] * area[:, 3] / np.repeat(rows * copies, count)
+    of_table = np.repeat(np.arange(len(tables)), count)
+    each = np.repeat(copies, count)
+    where = np.repeat(of_table, each), np.concatenate([pieces.rank for pieces in tables])
+    np.add.at(columns, where, np.repeat(width, each))
+    np.add.at(bytes, where, np.repeat(weighing.bytes(area), each))
+    return columns, bytes
 
 
 def _compute_ms(device: DeviceScore) -> float | None:

@@ -165,9 +165,7 @@ def test_without_a_budget_a_percent_of_the_bytes_has_to_bring_a_percent_of_the_t
     base, spec = compiled(many()).plan, many()
     spec["table"][7]["pooling"] = 60.0
     migration = compiled(spec, base).migration
-    price = {
-        point: point.step_time_ms * (1 + point.moved_bytes / migration.total_bytes) for point in migration.front
-    }
+    price = {point: point.step_time_ms * (1 + point.moved_bytes / migration.total_bytes) for point in migration.front}
     assert price[migration.chosen] == min(price.values())
 
 
