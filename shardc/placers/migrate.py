@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shardc.judge import Judge
+from shardc.judge import Changes, Judge
 from shardc.moves import Pieces, Weighing, transfers
 from shardc.placers.greedy import cost_greedy
 from shardc.placers.local_search import Watch, improve
@@ -27,7 +27,9 @@ Way = tuple[int, tuple[int, ...]]
 BUDGETS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.15, 0.5)
 """Shares of the model's bytes that rounds may move."""
 
-_ROUNDS = 2  # at each budget
+_ROUNDS = 3  # at each budget
+_COSTLIEST = 2  # devices whose blocks are let go more often
+_PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
 
 
@@ -48,8 +50,17 @@ class Base:
 
     def sizes(self, problem: Problem) -> Ints:
         """int[B], bytes of the tables of each block: weights and optimizer state."""
-        size = self.weighing.bytes(np.array([[0, 0, table.rows, table.dim] for table in problem.tables]))
-        return np.array([int(size[list(members)].sum()) for members in problem.blocks])
+        return self._bytes(problem, [(table.rows, table.dim) for table in problem.tables])
+
+    def sizes_there(self, problem: Problem) -> Ints:
+        """int[B], bytes of each block that devices already hold somewhere, and that can move."""
+        before = [(0, 0) if pieces is None else pieces.extent for pieces in self.pieces]
+        now = [(table.rows, table.dim) for table in problem.tables]
+        return self._bytes(problem, [(min(a, c), min(b, d)) for (a, b), (c, d) in zip(before, now, strict=True)])
+
+    def _bytes(self, problem: Problem, sizes: Sequence[tuple[int, int]]) -> Ints:
+        of_table = self.weighing.bytes(np.array([(0, 0, *size) for size in sizes]))
+        return np.array([int(of_table[list(members)].sum()) for members in problem.blocks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +211,7 @@ class _Near:
         self._moved: dict[tuple[int, Way], int] = {}
         self._in_order: dict[Way, tuple[int, ...]] = {}
         self.size = base.sizes(judge.problem)
+        self._there = base.sizes_there(judge.problem)
         self.done, self.ended = 0.0, False
 
     def point(self, placement: Placement) -> Point:
@@ -235,22 +247,32 @@ class _Near:
             now: where to start.
             budget: bytes that may have moved in the end.
             evaluations: how many candidates may be scored, about.
-            dense: whether the blocks with most work for their bytes go, or those that chance prefers by it.
+            dense: whether the blocks with most work for their bytes go; or those that chance prefers by it, and those
+                on the costliest devices.
         """
         ways = _ways(now.placement)
         moved = np.array([self._moved_by(block, way) for block, way in enumerate(ways)])
         work = self._judge.option_ms[list(now.placement.option)]
-        cost = np.maximum(self.size - moved, 1)
+        cost = np.maximum(self._there - moved, 1)
         free = (moved > 0) | np.array([way is None for way in self._base.ways])
         left = budget - now.moved_bytes
         urge = work / cost
         if not dense:
-            urge = urge * self._rng.exponential(size=len(urge))
+            urge = urge * self._rng.exponential(size=len(urge)) * np.where(self._pressing(now), _PRESSING, 1.0)
         for block in np.argsort(-urge, kind="stable").tolist():
             if not free[block] and cost[block] <= left:
                 free[block] = True
                 left -= int(cost[block])
         return self._improved(now.placement, np.flatnonzero(free).tolist(), evaluations)
+
+    def _pressing(self, now: Point) -> Bools:
+        """bool[B]: the blocks that one of the costliest devices holds."""
+        z, _ = self._judge.loads(now.placement)
+        costliest = Changes.of(self._judge, z).costly()[:_COSTLIEST]
+        block, _, device = self._problem.holdings(now.placement)
+        pressing = np.zeros(len(self.size), dtype=bool)
+        pressing[block[np.isin(device, costliest)]] = True
+        return pressing
 
     def _improved(self, start: Placement, free: list[int], evaluations: int) -> list[Point]:
         """The best placement with some blocks free, and those on the way home from there."""
