@@ -19,7 +19,7 @@ from shardc.judge import Changes, Judge
 from shardc.moves import Pieces, Weighing, transfers
 from shardc.placers.greedy import cost_greedy
 from shardc.placers.local_search import Watch, improve
-from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem
+from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Site
 
 Way = tuple[int, tuple[int, ...]]
 """An option of a block and the places of its units."""
@@ -210,6 +210,7 @@ class _Near:
         self._targets, self._enough_ms, self._watch = targets, enough_ms, watch
         self._moved: dict[tuple[int, Way], int] = {}
         self._in_order: dict[Way, tuple[int, ...]] = {}
+        self._homes: list[Way | None] = list(base.ways)
         self.size = base.sizes(judge.problem)
         self._there = base.sizes_there(judge.problem)
         self.done, self.ended = 0.0, False
@@ -238,7 +239,32 @@ class _Near:
                 return None
             more = max(1, 2 * more)
             free = sorted({*free, *smallest[:more]})
+        pressure = self._judge.device_ms(self._judge.loads(started)[0])
+        self._homes = [way or self._closest(block, pressure) for block, way in enumerate(self._base.ways)]
         return self._improved(started, free, evaluations)
+
+    def _closest(self, block: int, pressure: Floats) -> Way | None:
+        """As many column blocks as a table had, on the ranks of theirs that it may still be on, and lighter others."""
+        problem, (table, *others) = self._problem, self._problem.blocks[block]
+        old = self._base.pieces[table]
+        if others or old is None or old.replicas:
+            return None
+        widest_first = np.argsort(-old.area[:, 3], kind="stable")
+        ranks = old.rank[widest_first].tolist()
+        open_to = problem.allowed[block].copy()
+        stay = [rank for rank in ranks if rank < len(open_to) and open_to[rank]]
+        for option in problem.options_of(block):
+            if not stay or problem.option_site[option] != Site.DEVICE or problem.option_units[option] != len(ranks):
+                continue
+            if problem.option_one_host[option]:
+                hosts = np.arange(len(open_to)) // problem.cluster.devices_per_host
+                open_to &= hosts == hosts[stay[0]]
+                stay = [rank for rank in stay if open_to[rank]]
+            free = iter([d for d in np.argsort(pressure, kind="stable").tolist() if open_to[d] and d not in stay])
+            places = [rank if rank in stay else next(free, None) for rank in ranks]
+            found = tuple(place for place in places if place is not None)
+            return (option, found) if len(found) == len(ranks) else None
+        return None
 
     def round(self, now: Point, budget: int, evaluations: int, *, dense: bool) -> list[Point]:
         """Let some blocks go, place them anew, and take back what moved for nothing.
@@ -313,7 +339,7 @@ class _Near:
         while True:
             ways = _ways(point.placement)
             homes, saved = [], []
-            for block, home in enumerate(self._base.ways):
+            for block, home in enumerate(self._homes):
                 if home is None or block in barred or home == ways[block]:
                     continue
                 less = self._moved_by(block, ways[block]) - self._moved_by(block, home)
@@ -341,7 +367,7 @@ class _Near:
                 return
 
     def _home(self, block: int) -> Way:
-        way = self._base.ways[block]
+        way = self._homes[block]
         if way is None:
             raise ValueError(f"block {block} was nowhere before")
         return way
