@@ -18,7 +18,8 @@ from shardc.units import compact, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
 _LISTED = 200  # of each kind in a comment, which may have 65,536 characters
-_NAME = 24
+_WIDE, _NAME, _SHORT_NAME = 100, 24, 14  # columns from which names have more room, and what they have
+_BESIDE = 20  # columns of the other columns and between them
 _FIRST = (Change.ADDED, Change.REMOVED, Change.RESIZED)
 _SIGNS = {Change.ADDED: "+", Change.REMOVED: "-"}
 _STYLES = {Change.ADDED: "green", Change.REMOVED: "red"}
@@ -212,13 +213,14 @@ def _tables(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
         ("", "left"), ("table", "left"), ("change", "left"), ("from", "left"), ("to", "left"), ("moves", "right")
     )
     changed = _by_bytes(diff)
-    room = max(14, (width - 60) // 2 + 8)
-    for entry in changed[:_TABLES]:
+    names = [_shortened(entry.name, _NAME if width >= _WIDE else _SHORT_NAME, glyphs) for entry in changed[:_TABLES]]
+    how = [", ".join(entry.changes) for entry in changed[:_TABLES]]
+    room = (width - _BESIDE - max(5, *map(len, names)) - max(6, *map(len, how))) // 2
+    for entry, name, words in zip(changed, names, how, strict=False):
         first = entry.changes[0]
         old, new = (_shortened(text, room, glyphs) for text in _from_to(entry))
         moves = format_bytes(entry.moved_bytes) if entry.moved_bytes else ""
-        name = _shortened(entry.name, _NAME if width >= 100 else 14, glyphs)
-        rows.add_row(_SIGNS.get(first, "~"), name, ", ".join(entry.changes), old, new, moves, style=_STYLES.get(first))
+        rows.add_row(_SIGNS.get(first, "~"), name, words, old, new, moves, style=_STYLES.get(first))
     if (more := len(changed) - _TABLES) > 0:
         moved = sum(entry.moved_bytes for entry in changed[_TABLES:])
         rows.add_row("", f"{glyphs.more} {more} more", "", "", "", format_bytes(moved) if moved else "")
