@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import shardc
 from shardc.cost.model import CostModel
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import PROFILES, Hardware, devices_of
@@ -16,12 +17,14 @@ from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.infeasible import Origin
 from shardc.passes.lower import lower
-from shardc.passes.place import Choice, place
+from shardc.passes.place import Choice, Why, place
 from shardc.passes.profile import Measure, profile
+from shardc.passes.replan import Budget, Migration, base_faults, replan
+from shardc.passes.restore import placement_of
 from shardc.passes.verify import verify, wide_caches
 from shardc.placers.local_search import Watch
 from shardc.placers.policy import Policy, load_policy
-from shardc.plan import Digests, Plan
+from shardc.plan import Digests, Plan, PlanMigration, plan_bytes
 from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
 
 SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
@@ -60,12 +63,14 @@ class Compiled:
         choice: the outcome of the placement pass.
         warnings: how far to trust it.
         pessimistic: the cost model of the times that nine of ten devices stay below, if the profile tells.
+        migration: how it came out of its base; None without one, or where nothing has changed since.
     """
 
     plan: Plan
     choice: Choice
     warnings: tuple[Diagnostic, ...]
     pessimistic: CostModel | None = None
+    migration: Migration | None = None
 
 
 def compile(spec: SpecLike, cost: CostModel | None = None, seed: int | None = None) -> Plan:
@@ -96,9 +101,11 @@ def run(
     seed: int | None = None,
     effort: str | None = None,
     measure: Measure | None = None,
+    base: Plan | None = None,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
     watch: Watch = lambda done, step_ms: True,
 ) -> Compiled:
-    """The five passes.
+    """The five passes, and what may stay of a base.
 
     Args:
         loaded: the validated spec.
@@ -106,23 +113,77 @@ def run(
         seed: instead of the spec's.
         effort: instead of the spec's.
         measure: measures the spec's own shards (see `shardc.passes.profile`).
+        base: a plan to stay close to. Nothing is placed anew where spec, costs and version are those of the base.
+        budget: what of it may move.
         watch: told of the search for a placement as it goes on, and may end it.
+
+    Raises:
+        DiagnosticError: everything that is wrong with spec or base, or that makes the spec infeasible.
     """
+    if base and (faults := base_faults(base)):
+        raise DiagnosticError(*faults)
     seed = loaded.spec.compile.seed if seed is None else seed
     prepared = prepare(loaded, cost=cost, measure=measure)
     problem = prepared.judge.problem
+    if base and (same := _unchanged(base, loaded, prepared)):
+        return same
     policy, missing = find_policy(loaded, prepared.hardware)
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, prepared.hardware, prepared.recorded)
     choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
-    p90_ms = None
-    if prepared.pessimistic:
-        p90_ms = Judge(problem, prepared.pessimistic).judge(choice.placement).step_time_ms
-    plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms)
+    migration, stated = None, None
+    if base:
+        choice, migration = replan(choice, base, budget, effort=effort, seed=seed, watch=watch)
+        moved, total = migration.chosen.moved_bytes, migration.total_bytes
+        stated = PlanMigration(base=_plan_digest(base), moved_bytes=moved, model_bytes=total)
+    p90_ms = _pessimistic_ms(prepared, choice)
+    plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms, migration=stated)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
-    warnings = (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing)
-    return Compiled(plan, choice, warnings, prepared.pessimistic)
+    doubts = (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing)
+    doubts += migration.warnings if migration else ()
+    return Compiled(plan, choice, doubts, prepared.pessimistic, migration)
+
+
+def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled | None:
+    """The base itself, if compiling it once more with this version has nothing else to go on; None if it has.
+
+    What a plan of the same digests states has to be what it has: one that was edited is no result of any compile.
+    """
+    if base.digests != prepared.digests or base.tool.version != shardc.__version__:
+        return None
+    judge = prepared.judge
+    if base.chosen.reason not in list(Why) or verify(base, loaded, judge.problem.cluster):
+        return None
+    try:
+        placement = placement_of(base, judge.problem)
+    except DiagnosticError:
+        return None
+    choice = Choice(
+        judge,
+        placement,
+        judge.judge(placement),
+        base.chosen.strategy,
+        Why(base.chosen.reason),
+        candidates=(),
+        bound=None,
+    )
+    p90_ms = _pessimistic_ms(prepared, choice)
+    again = emit(loaded, choice, digests=base.digests, seed=base.tool.seed, p90_ms=p90_ms)
+    kept = ("chosen", "candidates", "bound", "migration", "plan")  # of equal columns those of `restore` are in order
+    again = again.model_copy(update={name: getattr(base, name) for name in kept})
+    doubts = (*prepared.warnings, *wide_caches(base, loaded, judge.problem.cluster))
+    return Compiled(base, choice, doubts, prepared.pessimistic) if plan_bytes(again) == plan_bytes(base) else None
+
+
+def _pessimistic_ms(prepared: Prepared, choice: Choice) -> float | None:
+    if prepared.pessimistic is None:
+        return None
+    return Judge(choice.judge.problem, prepared.pessimistic).judge(choice.placement).step_time_ms
+
+
+def _plan_digest(plan: Plan) -> str:
+    return "sha256:" + hashlib.sha256(plan_bytes(plan)).hexdigest()
 
 
 def prepare(loaded: LoadedSpec, *, cost: CostModel | None = None, measure: Measure | None = None) -> Prepared:

@@ -224,6 +224,14 @@ class Candidate(_Member):
     reason: str = Field(description="Why it was chosen or not.")
 
 
+class PlanMigration(_Member):
+    """What has to move for a plan to take the place of its base."""
+
+    base: str = Field(description="Digest of the plan that it was compiled near to.")
+    moved_bytes: Count = Field(description="Bytes that devices get from other devices: weights and optimizer state.")
+    model_bytes: Count = Field(description="Bytes of all tables, each once.")
+
+
 class Plan(_Member):
     """A sharding plan compiled by shardc."""
 
@@ -241,15 +249,15 @@ class Plan(_Member):
     bound: Bound | None = Field(description="Lower bound; null for a cost model that has no certificate.")
     chosen: Chosen
     candidates: tuple[Candidate, ...] = Field(description="Every strategy that was tried.")
+    migration: PlanMigration | None = Field(None, description="Bytes that move; absent for a plan without a base.")
     digest: str | None = Field(
         default=None,
         description="Digest of all other members, whatever their layout: what is edited by hand does not match it.",
     )
 
     @model_serializer(mode="wrap")
-    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        members = handler(self)
-        return members if self.digest else {key: value for key, value in members.items() if key != "digest"}
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(handler(self), "migration", "digest")
 
 
 def default_plan_path(spec: str | os.PathLike[str]) -> str:

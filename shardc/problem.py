@@ -351,7 +351,7 @@ class Problem:
 
     def holdings(self, placement: Placement) -> Holdings:
         """What each device holds."""
-        option = np.array(placement.option)
+        option = np.array(placement.option, dtype=np.int64)
         first = self.first_unit[option]
         kinds = ranges(first, self._stop_unit[option] - first)
         unit = np.repeat(kinds, self.unit_count[kinds])
@@ -375,6 +375,26 @@ class Problem:
         for _, unit, device in zip(*self.holdings(placement), strict=True):
             held[device, list(self.unit_shards[unit])] = True
         return held
+
+    def pieces(self, table: int, option: int, places: Sequence[int]) -> Ints:
+        """What a table is in when its block's units are at places: int[N, 5], rank, row, column, rows and columns.
+
+        Column block by column block; one on several devices is in blocks of rows there, as TorchRec has them: of equal
+        size in the order of ranks, the last maybe short. A replica is the whole table on its device.
+        """
+        rows, size = self.tables[table].rows, int(self.site_size[self.option_site[option]])
+        replicas = self.option_type[option] is ShardingType.DATA_PARALLEL
+        widths = {
+            int(unit): next(int(self.shards.dim[s]) for s in self.unit_shards[unit] if self.shard_table[s] == table)
+            for unit in range(self.first_unit[option], self._stop_unit[option])
+        }
+        width = np.repeat([widths[int(unit)] for unit in self.units_of(option)], size)
+        number = np.tile(np.arange(size), len(places))
+        block = rows if replicas else -(-rows // size)
+        first = np.minimum(number * (not replicas) * block, rows)
+        column = np.repeat((np.cumsum(width[::size]) - width[::size]), size)
+        rank = np.repeat(np.asarray(places) * size, size) + number
+        return np.stack([rank, first, column, np.minimum(first + block, rows) - first, width], axis=1)
 
     def sorted_places(self, option: int, places: Sequence[int]) -> tuple[int, ...]:
         """Places of an option's units in the order of `units_of`, ascending among units of one kind."""
@@ -404,7 +424,8 @@ class Placement:
     Attributes:
         option: int[B], the option chosen for each block.
         places: for each block the place of each unit, in the order of `Problem.units_of`: a device, a host, or 0 for
-            all devices, as the option's site is; ascending among units of one kind.
+            all devices, as the option's site is; ascending among units of one kind, unless columns are to stay where
+            another plan has them (see `shardc.placers.migrate`).
     """
 
     option: tuple[int, ...]

@@ -150,7 +150,7 @@ def _share(text: str) -> float | None:
     return None if share is None or share > 1 else share
 
 
-def _reserve(text: str) -> float | int | None:
+def parse_share_or_size(text: str) -> float | int | None:
     """Return a fraction for a percentage, bytes for a size."""
     return _percent(text, below=100.0) if text.endswith("%") else parse_size(text)
 
@@ -175,7 +175,9 @@ Size = Annotated[str, _form(parse_size, "a size above zero", 'for example "72GiB
 Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
 Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
 Share = Annotated[str, _form(_share, "a percentage from 0% to 100%", 'for example "80%"')]
-Reserve = Annotated[str, _form(_reserve, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')]
+Reserve = Annotated[
+    str, _form(parse_share_or_size, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')
+]
 _SET = (Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}), AfterValidator(_distinct))
 Sharding = Annotated[tuple[ShardingType, ...], *_SET]
 Kernels = Annotated[tuple[Kernel, ...], *_SET]
@@ -259,7 +261,7 @@ class HostSettings:
 
     def reserve_bytes(self, memory_bytes: int) -> int:
         """Return the bytes of a device's memory that no table may use."""
-        reserve = _reserve(self.reserve) or 0
+        reserve = parse_share_or_size(self.reserve) or 0
         return round(reserve * memory_bytes) if self.reserve.endswith("%") else int(reserve)
 
 
@@ -729,7 +731,7 @@ class LoadedSpec:
                 "kinds": [
                     {
                         "device": kind.device,
-                        "reserve": _reserve(kind.reserve),
+                        "reserve": parse_share_or_size(kind.reserve),
                         "memory": kind.memory_bytes,
                         "intra_host_bandwidth": kind.intra_bytes_per_s,
                         "inter_host_bandwidth": kind.inter_bytes_per_s,

@@ -16,3 +16,11 @@ def format_ms(ms: float) -> str:
     """Milliseconds with three significant digits: 1.23 ms."""
     digits = f"{ms:#.3g}".rstrip(".") if ms < 999.5 else f"{ms:,.0f}"
     return f"{digits} ms"
+
+
+def compact(count: int) -> str:
+    """A count with three digits: 39.1k, 40M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)

@@ -13,11 +13,13 @@ from shardc.cli import (
     check,
     compile,
     devices,
+    diff,
     explain,
     export,
     import_,
     init,
     measure,
+    migrate,
     profile,
     report,
     schema,
@@ -71,6 +73,7 @@ _add(
 _add(
     compile.compile,
     "shardc compile model.toml",
+    "shardc compile model.toml --base model.plan.json --max-moved 5%",
     "shardc compile model.toml -o - | jq .score.step_time_ms",
     "shardc compile model.toml --set cluster.devices_per_host=16    # what if; nothing is written",
 )
@@ -86,6 +89,16 @@ _add(
     "shardc explain model.plan.json",
     "shardc explain model.plan.json user_id",
     "shardc explain model.toml --format markdown    # its plan, or why there is none",
+)
+_add(
+    diff.diff,
+    "shardc diff HEAD:model.plan.json model.plan.json",
+    "shardc diff old.plan.json new.plan.json --format markdown | gh pr comment --body-file -",
+)
+_add(
+    migrate.migrate,
+    "shardc migrate old.plan.json new.plan.json",
+    "shardc migrate old.plan.json new.plan.json --format csv > moves.csv",
 )
 _add(
     export.export,

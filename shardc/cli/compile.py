@@ -29,6 +29,7 @@ from shardc.cli.search import searching
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
+    from shardc.passes.replan import Budget
     from shardc.pipeline import Compiled
     from shardc.plan import Plan
 
@@ -62,6 +63,22 @@ def compile(
             min=0, metavar="SECONDS", help="End local search then; costs, bound and first placements come before."
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLAN",
+            help="Stay close to this plan: a file, - for stdin, or REV:PATH for a file of a git revision. Unless"
+            " something has changed, the plan is the same, byte for byte.",
+        ),
+    ] = None,
+    max_moved: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMIT",
+            help="The most that may move from --base: 5% of the model's bytes, or 2GiB. Default: what is worth it, a"
+            " percent of the bytes for a percent of step time.",
+        ),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Compile a spec to a sharding plan.
@@ -70,6 +87,7 @@ def compile(
     -o says: what would be otherwise does not replace what is.
     """
     from shardc.files import write_atomic
+    from shardc.passes.replan import Budget
     from shardc.pipeline import run
     from shardc.plan import default_plan_path, plan_bytes
     from shardc.settings import parse_settings
@@ -82,9 +100,11 @@ def compile(
         raise DiagnosticError(
             Diagnostic("SH902", f"{target} is the spec itself: the plan would replace it"), exit_code=2
         )
+    budget = _budget(max_moved, base) if max_moved is not None else Budget()
+    near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)
     with measuring(loaded, measure, quiet) as measured, searching(quiet, time_limit) as watch:
-        compiled = run(loaded, seed=seed, effort=effort, measure=measured, watch=watch)
+        compiled = run(loaded, seed=seed, effort=effort, measure=measured, base=near, budget=budget, watch=watch)
     content = plan_bytes(compiled.plan)
     if watch.interrupted:
         if not what_if:
@@ -98,7 +118,10 @@ def compile(
     if quiet:
         return
     tell((*compiled.warnings, *([_ENDED_EARLY] if watch.timed_out else [])))
-    _summarise(compiled, None if what_if else previous, sys.stderr if target == "-" else sys.stdout)
+    stream = sys.stderr if target == "-" else sys.stdout
+    _summarise(compiled, None if what_if else previous, stream)
+    if near:
+        _say_what_moves(compiled, stream)
     if what_if:
         echo(f"\n{_compared(compiled.plan, previous, target)}no plan was written: -o FILE writes it")
     elif target != "-":
@@ -134,6 +157,34 @@ def _summarise(compiled: Compiled, previous: Plan | None, stream: TextIO) -> Non
     from shardc.render.summary import summary
 
     echo(summary(compiled, previous, width=width(), color=in_color(stream), unicode=in_unicode(stream)), stream)
+
+
+def _say_what_moves(compiled: Compiled, stream: TextIO) -> None:
+    from shardc.render.front import front_text
+
+    if compiled.migration is None:
+        echo("\nnothing has changed since the base was compiled: the plan is the base", stream)
+        return
+    text = front_text(compiled.migration, width=width(), color=in_color(stream), unicode=in_unicode(stream))
+    echo("\n" + text, stream)
+
+
+def _budget(text: str, base: str | None) -> Budget:
+    from shardc.passes.replan import Budget
+
+    if base is None:
+        raise typer.BadParameter("there is no --base that anything would move from", param_hint="'--max-moved'")
+    budget = Budget.parse(text)
+    if budget is None:
+        wanted = 'a percentage such as "5%", or a size such as "2GiB"; 0 for nothing that need not move'
+        raise typer.BadParameter(f"{text!r} is not {wanted}", param_hint="'--max-moved'")
+    return budget
+
+
+def _read_base(name: str) -> Plan:
+    from shardc.given_plan import read_given
+
+    return read_given(name)
 
 
 def _existing_plan(path: str) -> Plan | None:

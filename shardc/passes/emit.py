@@ -17,6 +17,7 @@ from shardc.plan import (
     DeviceScore,
     Digests,
     Plan,
+    PlanMigration,
     PlanModel,
     PlanShard,
     Score,
@@ -27,7 +28,15 @@ from shardc.problem import Ints, Kernel, Memory, Problem, ShardingType
 from shardc.spec import LoadedSpec
 
 
-def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90_ms: float | None = None) -> Plan:
+def emit(
+    loaded: LoadedSpec,
+    choice: Choice,
+    *,
+    digests: Digests,
+    seed: int,
+    p90_ms: float | None = None,
+    migration: PlanMigration | None = None,
+) -> Plan:
     """Write a choice down.
 
     Args:
@@ -36,6 +45,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
         digests: of what the plan is compiled from.
         seed: the seed that the placement pass ran with.
         p90_ms: the placement's step time by pessimistic costs, if there are any.
+        migration: what moves from the plan's base, if it has one.
     """
     problem, spec = choice.judge.problem, loaded.spec
     cluster = problem.cluster
@@ -68,6 +78,7 @@ def emit(loaded: LoadedSpec, choice: Choice, *, digests: Digests, seed: int, p90
             )
             for proposal, outcome in choice.candidates
         ),
+        migration=migration,
     )
     # The search charges a short last row-wise block as a full one; what is stated is counted from the shards.
     return plan.model_copy(update={"score": _score(choice, device_memory(plan, loaded), p90_ms)})
@@ -106,21 +117,9 @@ def _table(problem: Problem, table: int, option: int, places: tuple[int, ...]) -
 
 
 def _shards(problem: Problem, table: int, option: int, places: tuple[int, ...]) -> Iterator[PlanShard]:
-    """Column block by column block; one on several devices is in blocks of rows there.
-
-    Those are as TorchRec has them: of equal size in the order of ranks, the last maybe short.
-    """
-    rows, column = problem.tables[table].rows, 0
-    for unit, place in zip(problem.units_of(option), places, strict=True):
-        width = next(int(problem.shards.dim[s]) for s in problem.unit_shards[unit] if problem.shard_table[s] == table)
-        ranks = range(problem.cluster.devices)[problem.devices_of(option, place)]
-        block = -(-rows // len(ranks))
-        for number, rank in enumerate(ranks):
-            first, end = min(number * block, rows), min((number + 1) * block, rows)
-            yield PlanShard(
-                shard_offsets=(first, column), shard_sizes=(end - first, width), placement=_placement(problem, rank)
-            )
-        column += width
+    """The pieces of a table, in the order of columns, then of ranks."""
+    for rank, row, column, rows, columns in problem.pieces(table, option, places).tolist():
+        yield PlanShard(shard_offsets=(row, column), shard_sizes=(rows, columns), placement=_placement(problem, rank))
 
 
 def _placement(problem: Problem, rank: int) -> str:

@@ -56,6 +56,7 @@ class Why(StrEnum):
     HEURISTIC_BETTER = "heuristic_better"
     SEARCH_BETTER = "search_better"
     EXACT_BETTER = "exact_better"
+    NEAR_BASE = "near_base"
 
 
 class Outcome(StrEnum):
@@ -67,6 +68,7 @@ class Outcome(StrEnum):
     INFEASIBLE = "infeasible"
     NO_POLICY = "no_policy"
     NO_SOLVER = "no_solver"
+    MOVES_MORE = "moves_more"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from shardc.plan import DeviceScore, Plan, TablePlan
 from shardc.problem import BYTES_PER_ELEMENT
 from shardc.render.charts import Part, bar, key
 from shardc.render.markup import Markup, el, join
-from shardc.render.words import compact, rank_ranges
-from shardc.units import format_bytes, format_ms
+from shardc.render.words import rank_ranges
+from shardc.units import compact, format_bytes, format_ms
 
 _SAME = 5e-4  # relative: changes that are shown as none
 _MANY = 24  # rows: beyond, they scroll

@@ -26,8 +26,8 @@ from shardc.problem import ShardingType
 from shardc.render.charts import Part, Row, bar, key, small_bar, table_map
 from shardc.render.difference import difference
 from shardc.render.markup import Markup, el, join
-from shardc.render.words import OUTCOMES, WHY, compact, phase_name, rank_ranges
-from shardc.units import format_bytes, format_ms
+from shardc.render.words import OUTCOMES, WHY, phase_name, rank_ranges
+from shardc.units import compact, format_bytes, format_ms
 
 MARK = b'<meta name="generator" content="shardc report '
 """What the first kilobyte of every report has: how one is told from another file."""

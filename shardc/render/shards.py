@@ -40,7 +40,7 @@ def _rows(plan: Plan) -> Iterator[tuple[object, ...]]:
     element = BYTES_PER_ELEMENT[plan.model.weights]
     for module, tables in plan.plan.items():
         for name, table in tables.items():
-            head = (_plain(module), _plain(name), table.sharding_type, table.compute_kernel)
+            head = (plain(module), plain(name), table.sharding_type, table.compute_kernel)
             if not table.shards:
                 rows, columns = table.shape or (0, 0)
                 whole = [0, 0, rows, columns, rows * columns * element] if table.shape else [""] * 5
@@ -51,5 +51,6 @@ def _rows(plan: Plan) -> Iterator[tuple[object, ...]]:
                 yield (*head, rank, *shard.shard_offsets, rows, columns, rows * columns * element)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return a name that no spreadsheet takes for a formula."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

@@ -15,9 +15,9 @@ from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
 from shardc.problem import Floats
 from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
-from shardc.render.words import OUTCOMES, WHY, compact, phase_name, rank_ranges
+from shardc.render.words import OUTCOMES, WHY, phase_name, rank_ranges
 from shardc.shares import critical_ms
-from shardc.units import format_bytes, format_ms
+from shardc.units import compact, format_bytes, format_ms
 
 _MAX_TABLES = 8
 _STATED = 1e-5  # relative: plans state six digits

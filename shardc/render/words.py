@@ -15,6 +15,7 @@ WHY = {
     Why.HEURISTIC_BETTER: "the RL policy did no better than a heuristic",
     Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
     Why.EXACT_BETTER: "HiGHS found a better placement than local search",
+    Why.NEAR_BASE: "of what is near the base, it is worth the bytes that move",
 }
 """Reasons for a choice, in plain words."""
 
@@ -25,6 +26,7 @@ OUTCOMES = {
     Outcome.INFEASIBLE: "found nothing that fits",
     Outcome.NO_POLICY: "not tried",
     Outcome.NO_SOLVER: "not tried: pip install highspy",
+    Outcome.MOVES_MORE: "{over:.1%}, but moves more",
 }
 """What became of a candidate that takes a share of `over` longer than the plan."""
 
@@ -35,14 +37,6 @@ def phase_name(name: str) -> str:
     for collective in Collective:
         words = words.replace(collective.replace("_", " "), collective.replace("_", "-"))
     return words
-
-
-def compact(number: int) -> str:
-    """A count with three digits: 39.1k, 40M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
 
 
 def rank_ranges(ranks: Sequence[int]) -> str:

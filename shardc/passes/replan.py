@@ -1,0 +1,184 @@
+"""replan: of a choice and the plan before it, the placement that is worth the bytes that have to move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from shardc.diagnostics import Diagnostic, DiagnosticError, quoted_tables
+from shardc.moves import Weighing, pieces_of, tables_of
+from shardc.passes.place import EVALUATIONS, Choice, Outcome, Proposal, Why
+from shardc.passes.restore import ways_of
+from shardc.passes.verify import verify_alone
+from shardc.placers.local_search import Watch
+from shardc.placers.migrate import Base, Point, cost_of, near
+from shardc.plan import Plan
+from shardc.problem import Problem
+from shardc.spec import parse_share_or_size
+from shardc.units import format_bytes
+
+MIGRATION = "migration"
+"""Name of the strategy."""
+
+_CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much may move: a share of the model's bytes, or bytes; whatever is worth it if neither is given."""
+
+    share: float | None = None
+    bytes: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> Budget | None:
+        """Return the budget that "5%", "2GiB" or "0" is; None for a text of another form."""
+        if text == "0":
+            return Budget(bytes=0)
+        limit = parse_share_or_size(text)
+        return Budget(share=limit) if isinstance(limit, float) else None if limit is None else Budget(bytes=limit)
+
+    def of(self, total_bytes: int) -> int | None:
+        """Bytes that may move of so many; None if there is no limit."""
+        return self.bytes if self.share is None else int(self.share * total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """How a plan came out of the one before it.
+
+    Attributes:
+        total_bytes: of all tables, each once: weights and optimizer state.
+        front: trades of step time against moved bytes, the fewest bytes first and the fastest last.
+        chosen: the one that was chosen.
+        alone: the placement that was found without a base.
+        most_bytes: the budget, if there was one.
+        warnings: what of the base could not be used.
+    """
+
+    total_bytes: int
+    front: tuple[Point, ...]
+    chosen: Point
+    alone: Point
+    most_bytes: int | None
+    warnings: tuple[Diagnostic, ...]
+
+
+def replan(
+    choice: Choice,
+    base: Plan,
+    budget: Budget,
+    *,
+    effort: str,
+    seed: int,
+    watch: Watch = lambda done, step_ms: True,
+) -> tuple[Choice, Migration]:
+    """Choose a placement near a base, or the one chosen without it.
+
+    Without a budget, moving a percent of the model's bytes has to make a step a percent faster; with one, the fastest
+    placement within it is chosen.
+
+    Args:
+        choice: the outcome of the placement pass.
+        base: a plan that `base_faults` finds nothing wrong with.
+        budget: how much may move.
+        effort: how much local search may score, a key of `EVALUATIONS`.
+        seed: of every random choice.
+        watch: told of local search as it goes on, and may end it.
+
+    Raises:
+        DiagnosticError: SH321 when nothing was found within the budget.
+    """
+    judge, problem, bound = choice.judge, choice.judge.problem, choice.bound
+    where = base_of(base, problem)
+    total = int(where.sizes(problem).sum())
+    most = budget.of(total)
+    front, (alone,) = near(
+        judge,
+        where,
+        [choice.placement],
+        evaluations=int(EVALUATIONS[effort] * max(len(problem.blocks) / 100, 1.0) ** 0.5),
+        seed=seed,
+        most_bytes=most,
+        targets=bound.phase_ms if bound else None,
+        enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
+        watch=watch,
+    )
+    within = [point for point in front if most is None or point.moved_bytes <= most]
+    if not within:
+        raise DiagnosticError(_too_little(front[0].moved_bytes, most or 0, total))
+    chosen = min(within, key=lambda p: cost_of(p, total)) if most is None else within[-1]
+    migration = Migration(total, front, chosen, alone, most, tuple(_unusable(base, problem, where)))
+    return _with(choice, chosen, alone), migration
+
+
+def base_of(base: Plan, problem: Problem) -> Base:
+    """Where a plan has the tables of a problem, those that it has."""
+    tables = tables_of(base)
+    known = [(info, tables.get(info.name)) for info in problem.tables]
+    return Base(
+        pieces=tuple(None if placed is None else pieces_of(placed, (info.rows, info.dim)) for info, placed in known),
+        ways=ways_of(base, problem),
+        weighing=Weighing.of(base.model.optimizer, problem.weights, problem.optimizer),
+    )
+
+
+def base_faults(base: Plan) -> list[Diagnostic]:
+    """Why a plan cannot be a base: SH305 or SH306 where its shards make up no tables."""
+    return verify_alone(base)
+
+
+def _with(choice: Choice, chosen: Point, alone: Point) -> Choice:
+    """A choice with a point in place of its placement."""
+    judgement = choice.judge.judge(chosen.placement)
+    if chosen is alone or chosen.placement == alone.placement:
+        return replace(choice, placement=chosen.placement, judgement=judgement)
+
+    def outcome(proposal: Proposal, before: Outcome) -> Outcome:
+        if proposal.placement is None:
+            return before
+        if proposal.step_time_ms < chosen.step_time_ms:
+            return Outcome.MOVES_MORE
+        return Outcome.EQUAL if proposal.step_time_ms == chosen.step_time_ms else Outcome.COSTLIER
+
+    own = Proposal(MIGRATION, chosen.placement, chosen.step_time_ms)
+    candidates = *((p, outcome(p, before)) for p, before in choice.candidates), (own, Outcome.CHOSEN)
+    return replace(
+        choice,
+        placement=chosen.placement,
+        judgement=judgement,
+        strategy=MIGRATION,
+        why=Why.NEAR_BASE,
+        candidates=candidates,
+    )
+
+
+def _too_little(least: int, most: int, total: int) -> Diagnostic:
+    share = f"{least / max(total, 1):.1%} of the model's bytes"
+    message = f"no plan was found that moves {format_bytes(most)} or less: {format_bytes(least)} ({share}) is the least"
+    return Diagnostic("SH321", message, help=f"allow it: --max-moved {-(-least // 2**20)}MiB")
+
+
+def _unusable(base: Plan, problem: Problem, where: Base) -> Iterator[Diagnostic]:
+    """SH322 for what of a base says nothing of a problem."""
+    known = [info.name for info, pieces in zip(problem.tables, where.pieces, strict=True) if pieces is not None]
+    devices, before = problem.cluster.devices, base.cluster.devices
+    if not known:
+        yield _warning("the base has none of the tables: all of them are placed anew")
+        return
+    if devices != before:
+        lost = f"what was on ranks {devices} to {before - 1} is placed anew" if devices < before else "ranks are added"
+        yield _warning(f"the base is for {before} devices, the spec for {devices}: {lost}")
+    if lost_ways := [
+        problem.tables[table].name
+        for members, way in zip(problem.blocks, where.ways, strict=True)
+        for table in members
+        if way is None and problem.tables[table].name in known
+    ]:
+        yield _warning(
+            f"{quoted_tables(lost_ways)} cannot stay as the base has {'it' if len(lost_ways) == 1 else 'them'}"
+        )
+
+
+def _warning(message: str) -> Diagnostic:
+    return Diagnostic("SH322", message, severity="warning")

@@ -1,0 +1,400 @@
+"""What differs between two plans: tables, bytes that move, times and memory of devices, and what explains them.
+
+Everything is told from the two documents alone. What a plan does not say is how often a table is looked up; which
+tables explain a device's time is therefore told by what the columns that a lookup reads on it have become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from shardc.moves import Pieces, Transfers, Weighing, additions, pieces_of, tables_of, transfers
+from shardc.passes.verify import extent
+from shardc.plan import DeviceScore, Plan, TablePlan
+from shardc.problem import Floats, Ints
+
+STATED = 1e-5
+"""Relative: plans state six digits, and what differs by less is equal."""
+
+_EXPLAINING = 3  # tables that a device names
+_LEAST_MS = 1e-6
+_NO_COLUMN = 1e-9
+_NOWHERE = Pieces(np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), False)
+
+
+class Change(StrEnum):
+    """What has become of a table. Output format: added to, never renamed."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    RESIZED = "resized"
+    RESHARDED = "resharded"
+    MOVED = "moved"
+    CACHED = "cached"
+    SETTINGS = "settings"
+
+
+class TableChange(NamedTuple):
+    """A table that differs.
+
+    Attributes:
+        name: the table.
+        changes: how, in the order of `Change`.
+        old: how it was sharded; None if it is new.
+        new: how it is sharded; None if it is gone.
+        moved_bytes: what devices get of it from other devices.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    old: TablePlan | None
+    new: TablePlan | None
+    moved_bytes: int
+
+
+class Flow(NamedTuple):
+    """Bytes that go from one rank to another."""
+
+    source: int
+    target: int
+    bytes: int
+
+
+class Share(NamedTuple):
+    """What a table is more or less on a device.
+
+    Attributes:
+        table: its name.
+        columns: columns that a lookup reads there, on average over the rows of the table.
+        bytes: weights and optimizer state.
+    """
+
+    table: str
+    columns: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """One device before and after.
+
+    Attributes:
+        rank: the device.
+        old_ms: time of its forward and backward pass; None if there was none, or it is unknown.
+        new_ms: the same in the new plan.
+        old_bytes: memory that its shards took; None if there was none.
+        new_bytes: the same in the new plan.
+        of_time: tables that explain the time, those that change most first.
+        of_memory: tables that explain the memory.
+    """
+
+    rank: int
+    old_ms: float | None
+    new_ms: float | None
+    old_bytes: int | None
+    new_bytes: int | None
+    of_time: tuple[Share, ...]
+    of_memory: tuple[Share, ...]
+
+    @property
+    def more_ms(self) -> float | None:
+        """How much longer it takes; None if either is unknown."""
+        return None if self.old_ms is None or self.new_ms is None else self.new_ms - self.old_ms
+
+    @property
+    def more_bytes(self) -> int:
+        """How much more memory it takes."""
+        return (self.new_bytes or 0) - (self.old_bytes or 0)
+
+
+class Setting(NamedTuple):
+    """Something that plans are for or made from, before and after."""
+
+    what: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDiff:
+    """What differs between two plans.
+
+    Attributes:
+        old: the first plan.
+        new: the second plan.
+        differ: whether anything does, be it only how a plan came about.
+        shared: tables that both have.
+        tables: the tables that differ, by name.
+        flows: bytes by pair of ranks, most first.
+        moved_bytes: all of them; weights and optimizer state.
+        added_bytes: bytes of the new plan that no device of the old one has, each once.
+        model_bytes: bytes of the new plan's tables, each once.
+        devices: the devices of either plan, by rank.
+        settings: changes of model, cluster and digests.
+        comparable: whether both state times by the same costs.
+    """
+
+    old: Plan
+    new: Plan
+    differ: bool
+    shared: int
+    tables: tuple[TableChange, ...]
+    flows: tuple[Flow, ...]
+    moved_bytes: int
+    added_bytes: int
+    model_bytes: int
+    devices: tuple[DeviceChange, ...]
+    settings: tuple[Setting, ...]
+    comparable: bool
+
+    @property
+    def moved_share(self) -> float:
+        """Moved bytes as a share of the model's."""
+        return self.moved_bytes / max(self.model_bytes, 1)
+
+    def count(self, change: Change) -> int:
+        """How many tables have changed in a way."""
+        return sum(change in table.changes for table in self.tables)
+
+
+class Movement(NamedTuple):
+    """What of one table moves, or is new.
+
+    Attributes:
+        table: its name.
+        moves: rectangles that go from rank to rank, with their bytes int[M].
+        added: rectangles that no rank has yet, with their bytes.
+    """
+
+    table: str
+    moves: tuple[Transfers, Ints]
+    added: tuple[Transfers, Ints]
+
+
+class _Both(NamedTuple):
+    """A table of either plan: how it is sharded there, and where it is."""
+
+    old: TablePlan | None
+    new: TablePlan | None
+    was: Pieces
+    now: Pieces
+
+
+def diff(old: Plan, new: Plan) -> PlanDiff:
+    """Compare two plans that `shardc.passes.verify.verify_alone` finds no fault with."""
+    before, after = tables_of(old), tables_of(new)
+    weighing, differing = Weighing.between(old, new), _differing(before, after)
+    found = {movement.table: movement for movement in _movements(differing, weighing, new.cluster.devices_per_host)}
+    changed = {name: _changes(both) for name, both in differing.items()}
+    flows = _flows(found.values())
+    return PlanDiff(
+        old=old,
+        new=new,
+        differ=old != new,
+        shared=len(before.keys() & after.keys()),
+        tables=tuple(
+            TableChange(name, changes, both.old, both.new, int(found[name].moves[1].sum()) if name in found else 0)
+            for (name, both), changes in zip(differing.items(), changed.values(), strict=True)
+            if changes
+        ),
+        flows=flows,
+        moved_bytes=sum(flow.bytes for flow in flows),
+        added_bytes=_added(differing, weighing),
+        model_bytes=_bytes([extent(placed) or (0, 0) for placed in after.values()], weighing),
+        devices=_devices(old, new, differing, weighing),
+        settings=tuple(_settings(old, new)),
+        comparable=old.digests.cost == new.digests.cost and old.digests.profile == new.digests.profile,
+    )
+
+
+def movements(old: Plan, new: Plan) -> list[Movement]:
+    """What of each table moves or is new, tables by name; those of which nothing does are left out."""
+    differing = _differing(tables_of(old), tables_of(new))
+    return list(_movements(differing, Weighing.between(old, new), new.cluster.devices_per_host))
+
+
+def _differing(before: Mapping[str, TablePlan], after: Mapping[str, TablePlan]) -> dict[str, _Both]:
+    """The tables that are not the same in both, by name."""
+    found = {}
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            found[name] = _Both(old, new, _pieces(old, new), _pieces(new, old))
+    return found
+
+
+def _pieces(placed: TablePlan | None, other: TablePlan | None) -> Pieces:
+    """Where a table is; as large as in the other plan if this one is too old to say of replicas."""
+    if placed is None:
+        return _NOWHERE
+    return pieces_of(placed, extent(placed) or (other and extent(other)) or (0, 0))
+
+
+def _movements(differing: Mapping[str, _Both], weighing: Weighing, devices_per_host: int) -> Iterator[Movement]:
+    for name, both in differing.items():
+        moves = transfers(both.was, both.now, devices_per_host)
+        added = additions(both.was, both.now)
+        if len(moves.area) or len(added.area):
+            yield Movement(name, (moves, weighing.bytes(moves.area)), (added, weighing.bytes(added.area)))
+
+
+def _added(differing: Mapping[str, _Both], weighing: Weighing) -> int:
+    """Bytes of rows and columns that tables did not have before, each once."""
+    sizes = [(both.was.extent, both.now.extent) for both in differing.values()]
+    kept = [(min(was[0], now[0]), min(was[1], now[1])) for was, now in sizes]
+    return _bytes([now for _, now in sizes], weighing) - _bytes(kept, weighing)
+
+
+def _bytes(sizes: Sequence[tuple[int, int]], weighing: Weighing) -> int:
+    """Bytes of tables of so many rows and columns."""
+    return int(weighing.bytes(np.array([(0, 0, *size) for size in sizes], dtype=np.int64).reshape(-1, 4)).sum())
+
+
+def _flows(found: Iterable[Movement]) -> tuple[Flow, ...]:
+    moves = [(transfers.source, transfers.target, bytes) for _, (transfers, bytes), _ in found]
+    if not moves:
+        return ()
+    sources, targets, sizes = (np.concatenate(parts) for parts in zip(*moves, strict=True))
+    ranks = int(max(sources.max(initial=0), targets.max(initial=0))) + 1
+    total = np.zeros(ranks * ranks, dtype=np.int64)
+    np.add.at(total, sources * ranks + targets, sizes)
+    pairs = np.flatnonzero(total)
+    pairs = pairs[np.argsort(-total[pairs], kind="stable")]
+    return tuple(
+        Flow(pair // ranks, pair % ranks, bytes)
+        for pair, bytes in zip(pairs.tolist(), total[pairs].tolist(), strict=True)
+    )
+
+
+def _changes(both: _Both) -> tuple[Change, ...]:
+    old, new = both.old, both.new
+    if old is None or new is None:
+        return (Change.ADDED if old is None else Change.REMOVED,)
+    found = []
+    same_size = both.was.extent == both.now.extent
+    if not same_size:
+        found.append(Change.RESIZED)
+    recut = len(old.ranks) != len(new.ranks) or (same_size and _cut(old) != _cut(new))
+    if old.sharding_type != new.sharding_type or (recut and old.sharding_type != "data_parallel"):
+        found.append(Change.RESHARDED)
+    elif old.ranks != new.ranks:
+        found.append(Change.MOVED)
+    if old.cached != new.cached:
+        found.append(Change.CACHED)
+    if any(getattr(old, name) != getattr(new, name) for name in _set_beside(old, new)):
+        found.append(Change.SETTINGS)
+    return tuple(found)
+
+
+def _set_beside(old: TablePlan, new: TablePlan) -> Iterator[str]:
+    """The members that neither the sharding type, nor pieces and ranks, nor the cached share tell."""
+    yield from ("enforce_hbm", "stochastic_rounding", "bounds_check_mode", "output_dtype")
+    if old.cached == new.cached:
+        yield "cache_params"
+        if (old.sharding_type == "data_parallel") == (new.sharding_type == "data_parallel"):
+            yield "compute_kernel"
+
+
+def _cut(placed: TablePlan) -> list[tuple[int, ...]]:
+    """Which pieces a table is in, wherever they are."""
+    return sorted((*shard.shard_offsets, *shard.shard_sizes) for shard in placed.shards)
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+
+def _devices(old: Plan, new: Plan, differing: Mapping[str, _Both], weighing: Weighing) -> tuple[DeviceChange, ...]:
+    before = {device.rank: device for device in old.score.devices}
+    after = {device.rank: device for device in new.score.devices}
+    count = max(old.cluster.devices, new.cluster.devices)
+    columns, bytes = _held([both.now for both in differing.values()], weighing, count)
+    less_columns, less_bytes = _held([both.was for both in differing.values()], weighing, count)
+    columns, bytes = columns - less_columns, bytes - less_bytes
+    names, devices = list(differing), []
+    for rank in sorted(before.keys() | after.keys()):
+        was, now = before.get(rank), after.get(rank)
+        differ = (np.abs(columns[:, rank]) > _NO_COLUMN) | (bytes[:, rank] != 0) if rank < count else np.zeros(0)
+        shares = [
+            Share(names[row], float(columns[row, rank]), int(bytes[row, rank]))
+            for row in np.flatnonzero(differ).tolist()
+        ]
+        old_ms, new_ms = (None if device is None else _compute_ms(device) for device in (was, now))
+        old_bytes, new_bytes = (None if device is None else device.memory_bytes for device in (was, now))
+        more_ms = 0.0 if old_ms is None or new_ms is None else new_ms - old_ms
+        of_time = _explaining(shares, [share.columns for share in shares], more_ms if abs(more_ms) > _LEAST_MS else 0.0)
+        of_memory = _explaining(shares, [share.bytes for share in shares], (new_bytes or 0) - (old_bytes or 0))
+        devices.append(DeviceChange(rank, old_ms, new_ms, old_bytes, new_bytes, of_time, of_memory))
+    return tuple(devices)
+
+
+def _explaining(shares: Sequence[Share], amounts: Sequence[float], more: float) -> tuple[Share, ...]:
+    """The tables that change most in the direction in which a device changes; none if it does not."""
+    sign = float(np.sign(more))
+    ranked = sorted(zip(amounts, shares, strict=True), key=lambda pair: (-abs(pair[0]), pair[1].table))
+    return tuple(share for amount, share in ranked if amount * sign > 0)[:_EXPLAINING]
+
+
+def _held(tables: Sequence[Pieces], weighing: Weighing, devices: int) -> tuple[Floats, Ints]:
+    """Columns float[T, D] that a lookup reads on each device, on average, and bytes int[T, D] that it holds.
+
+    Of replicas a device only looks up its own samples: its share of the columns is that of the samples.
+    """
+    columns, bytes = np.zeros((len(tables), devices)), np.zeros((len(tables), devices), dtype=np.int64)
+    if not tables:
+        return columns, bytes
+    area = np.concatenate([pieces.area for pieces in tables])
+    count = np.array([len(pieces.area) for pieces in tables])
+    copies = np.array([len(pieces.rank) if pieces.replicas else 1 for pieces in tables])
+    rows = np.array([max(pieces.extent[0], 1) for pieces in tables])
+    width = area[:, 2] * area[:, 3] / np.repeat(rows * copies, count)
+    of_table = np.repeat(np.arange(len(tables)), count)
+    each = np.repeat(copies, count)
+    where = np.repeat(of_table, each), np.concatenate([pieces.rank for pieces in tables])
+    np.add.at(columns, where, np.repeat(width, each))
+    np.add.at(bytes, where, np.repeat(weighing.bytes(area), each))
+    return columns, bytes
+
+
+def _compute_ms(device: DeviceScore) -> float | None:
+    if device.forward_ms is None and device.backward_ms is None:
+        return None
+    return (device.forward_ms or 0.0) + (device.backward_ms or 0.0)
+
+
+# --- What plans are for -----------------------------------------------------------------------------------------------
+
+
+def _settings(old: Plan, new: Plan) -> list[Setting]:
+    """Changes of what plans are for and made from."""
+    found = []
+    for name in ("name", "module", "global_batch", "optimizer", "weights", "outputs"):
+        before, after = (getattr(plan.model, name) for plan in (old, new))
+        if before != after:
+            found.append(Setting("model" if name == "name" else name.replace("_", " "), str(before), str(after)))
+    if old.cluster != new.cluster:
+        found.append(Setting("cluster", *(_cluster(plan) for plan in (old, new))))
+    for name in ("spec", "profile", "measurements", "cost"):
+        before, after = (getattr(plan.digests, name) for plan in (old, new))
+        if before != after:
+            found.append(Setting("costs" if name == "cost" else name, *(_short(v) for v in (before, after))))
+    if old.tool.version != new.tool.version:
+        found.append(Setting("shardc", old.tool.version, new.tool.version))
+    if old.tool.seed != new.tool.seed:
+        found.append(Setting("seed", str(old.tool.seed), str(new.tool.seed)))
+    return found
+
+
+def _cluster(plan: Plan) -> str:
+    cluster = plan.cluster
+    names = ", ".join(dict.fromkeys(cluster.host_devices)) or cluster.device
+    return f"{cluster.hosts} x {cluster.devices_per_host} {names}"
+
+
+def _short(digest: str | None) -> str:
+    """As much of a digest as tells it from another."""
+    return "none" if digest is None else digest.removeprefix("sha256:")[:8]
