@@ -4,12 +4,10 @@ import copy
 
 import numpy as np
 import pytest
-
 from plans import plan, replicated, sharded, whole
 
 from shardc.memory import optimizer_state_bytes
 from shardc.plan_diff import Change, diff, movements
-
 
 BYTES = 1000 * 16 * 4 + 1000 * 4  # of a table: weights and a value of state for each row
 
