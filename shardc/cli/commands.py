@@ -20,6 +20,7 @@ from shardc.cli import (
     measure,
     profile,
     report,
+    rule,
     schema,
     sweep,
     train,
@@ -108,6 +109,7 @@ _add(
     "shardc measure model.plan.json",
     "shardc measure model.plan.json --update profiles/my-gpu    # then: shardc compile model.toml",
 )
+_add(rule.rule, "shardc rule SH101", "shardc rule --format markdown")
 _add(schema.schema, "shardc schema spec > spec.schema.json")
 _add(
     profile.profile,
