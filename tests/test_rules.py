@@ -187,19 +187,3 @@ def test_an_unknown_code_is_told_with_the_closest(run_command, code, hint):
     done = run_command("rule", code)
     assert (done.code, done.out) == (2, "")
     assert done.err == f'SH902 no diagnostic has the code "{code}"\nhelp: {hint}shardc rule lists all codes\n\n'
-
-
-def test_a_rule_is_told_at_once():
-    code = """
-import sys
-from shardc.cli import main
-try:
-    main(["rule", "SH101"])
-except SystemExit as stop:
-    assert not stop.code, stop.code
-heavy = {"numpy", "torch", "pydantic", "rich", "tree_sitter"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr.decode()

@@ -47,8 +47,10 @@ def rule(
 
 
 def _unknown(code: str, codes: Sequence[str]) -> DiagnosticError:
-    def alike(known: str) -> int:  # aligned at the end, as the prefix is what people leave out
-        return sum(ours == theirs for ours, theirs in zip(reversed(known), reversed(code.upper()), strict=False))
+    def alike(known: str) -> int:  # from either end, as letters are added and the prefix is left out
+        asked = code.upper()
+        pairs = (zip(known, asked, strict=False), zip(reversed(known), reversed(asked), strict=False))
+        return max(sum(ours == theirs for ours, theirs in each) for each in pairs)
 
     close = max(codes, key=alike)
     hint = f"did you mean {close}? " if alike(close) > 1 else ""
@@ -65,23 +67,18 @@ def _as_json(shown: Rule | list[Rule]) -> str:
 
 
 def _as_prose(shown: Rule | list[Rule], format: Format) -> str:
+    markdown = format is Format.MARKDOWN
     if isinstance(shown, list):
-        return _listed_markdown(shown) if format is Format.MARKDOWN else _listed(shown)
-    return "\n\n".join(_markdown(shown) if format is Format.MARKDOWN else _text(shown))
+        return _listed(shown, markdown)
+    return "\n\n".join(_markdown(shown) if markdown else _text(shown))
 
 
-def _listed(rules: Iterable[Rule]) -> str:
-    families = groupby(rules, lambda each: each.family)
+def _listed(rules: Iterable[Rule], markdown: bool) -> str:
+    """All codes below the names of their families."""
+    heading, entry = ("**{}**\n", "- `{}` {}") if markdown else ("{}", "  {}  {}")
     return "\n\n".join(
-        "\n".join([family, *(f"  {each.code}  {each.title}" for each in members)]) for family, members in families
-    )
-
-
-def _listed_markdown(rules: Iterable[Rule]) -> str:
-    families = groupby(rules, lambda each: each.family)
-    return "\n\n".join(
-        "\n".join([f"**{family}**", "", *(f"- `{each.code}` {each.title}" for each in members)])
-        for family, members in families
+        "\n".join([heading.format(family), *(entry.format(each.code, each.title) for each in members)])
+        for family, members in groupby(rules, lambda each: each.family)
     )
 
 
