@@ -67,7 +67,8 @@ def process(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize(
-    "command", ["compile", "validate", "check", "measure", "schema", "profile", "devices", "train", "train policy"]
+    "command",
+    ["compile", "validate", "check", "measure", "rule", "schema", "profile", "devices", "train", "train policy"],
 )
 def test_every_command_has_help_with_an_example(shardc_, command):
     done = shardc_(*command.split(), "--help")
@@ -81,7 +82,7 @@ def test_version(shardc_):
     assert str(shardc_("--version")) == f"exit code 0\n--- stdout\nshardc {shardc.__version__}\n--- stderr\n"
 
 
-@pytest.mark.parametrize("arguments", ["--help", "validate model.toml"])
+@pytest.mark.parametrize("arguments", ["--help", "validate model.toml", "rule SH101"])
 def test_what_should_be_quick_imports_nothing_heavy(tmp_path, arguments):
     (tmp_path / "model.toml").write_text(SPEC)
     code = f"""
@@ -180,6 +181,14 @@ def test_compile_writes_the_plan_beside_the_spec(shardc_):
 def test_compile_quietly(shardc_):
     assert str(shardc_("compile", "-q", "model.toml")) == "exit code 0\n--- stdout\n--- stderr\n"
     assert Path("model.plan.json").exists()
+
+
+def test_a_time_limit_that_ends_the_search_is_told(shardc_):
+    done = shardc_("compile", "model.toml", "--effort", "thorough", "--time-limit", "0")
+    assert done.code == 0
+    assert "SH508 warning: the time limit ended the search" in done.err
+    assert Path("model.plan.json").exists()
+    assert "SH508" not in shardc_("compile", "model.toml").err
 
 
 def test_compile_to_stdout(shardc_):

@@ -22,6 +22,7 @@ from shardc.cli import (
     migrate,
     profile,
     report,
+    rule,
     schema,
     sweep,
     train,
@@ -121,6 +122,7 @@ _add(
     "shardc measure model.plan.json",
     "shardc measure model.plan.json --update profiles/my-gpu    # then: shardc compile model.toml",
 )
+_add(rule.rule, "shardc rule SH101", "shardc rule --format markdown")
 _add(schema.schema, "shardc schema spec > spec.schema.json")
 _add(
     profile.profile,
