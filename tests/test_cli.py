@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -397,6 +399,259 @@ def test_check_that_could_not_run(shardc_):
     assert done.code == 2
     assert done.err == "SH001 cannot read the spec missing.toml: no such file\n\n"
     assert "SH301" in done.out
+
+
+# --- Formats of findings, jobs, shell completion ----------------------------------------------------------------------
+
+INVALID = SPEC.replace("pooling = 1", "poolin = 1")
+FINDING = {
+    "code": "SH101",
+    "severity": "error",
+    "message": 'unknown key "poolin" in table "b"',
+    "help": 'did you mean "pooling"?',
+    "notes": [],
+    "location": {"file": "bad.toml", "line": 21, "column": 1, "length": 6},
+}
+UNREAD = "cannot read the spec missing.toml: no such file"
+COUNTED = "3 specs checked, 2 with findings\n"
+
+
+@pytest.fixture
+def three(shardc_, monkeypatch):
+    """Check or validate a spec that is fine, one with a finding, and one that cannot be read."""
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    shardc_("compile", "-q", "model.toml")
+    Path("bad.toml").write_text(INVALID)
+
+    def run(command: str, format: str):
+        return shardc_(command, "--format", format, "model.toml", "bad.toml", "missing.toml")
+
+    return run
+
+
+def test_check_in_full(three):
+    done = three("check", "full")
+    assert done.code == 2
+    ok, *rest = done.out.splitlines()
+    assert ok.startswith("ok model.toml  ")
+    assert rest == [
+        'SH101 unknown key "poolin" in table "b"',
+        "  --> bad.toml:21:1",
+        "   |",
+        "21 | poolin = 1",
+        "   | ^^^^^^",
+        'help: did you mean "pooling"?',
+        "",
+        COUNTED.rstrip(),
+    ]
+    assert done.err == f"SH001 {UNREAD}\n\n"
+
+
+def test_check_concisely(three):
+    done = three("check", "concise")
+    assert done.code == 2
+    assert done.out.splitlines()[1:] == [
+        'bad.toml:21:1: SH101 unknown key "poolin" in table "b"',
+        COUNTED.rstrip(),
+    ]
+    assert done.err == f"missing.toml: SH001 {UNREAD}\n"
+
+
+def test_validate_concisely(three):
+    assert str(three("validate", "concise")) == (
+        "exit code 2\n--- stdout\nok model.toml: 2 tables, 2 devices\n"
+        'bad.toml:21:1: SH101 unknown key "poolin" in table "b"\n'
+        f"--- stderr\nmissing.toml: SH001 {UNREAD}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "validate"])
+def test_findings_as_json(three, command):
+    done = three(command, "json")
+    assert (done.code, done.err) == (2, COUNTED)
+    document = json.loads(done.out)
+    assert document["exit_code"] == 2
+    fine, bad, missing = document["specs"]
+    assert [spec["spec"] for spec in document["specs"]] == ["model.toml", "bad.toml", "missing.toml"]
+    assert [spec["exit_code"] for spec in document["specs"]] == [0, 1, 2]
+    assert (fine["findings"], bad["findings"]) == ([], [FINDING])
+    assert (fine["step_time_ms"] is None) == (command == "validate")
+    assert [(found["code"], found["location"]) for found in missing["findings"]] == [("SH001", None)]
+
+
+@pytest.mark.parametrize("command", ["check", "validate"])
+def test_findings_as_github_annotations(three, command):
+    assert str(three(command, "github")) == (
+        "exit code 2\n--- stdout\n"
+        "::error file=bad.toml,line=21,col=1,endColumn=7,title=SH101 unknown key::"
+        'unknown key "poolin" in table "b"%0Ahelp: did you mean "pooling"?\n'
+        f"::error file=missing.toml,line=1,title=SH001 no such file::{UNREAD}\n"
+        f"--- stderr\n{COUNTED}"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "validate"])
+def test_findings_as_sarif(three, command):
+    done = three(command, "sarif")
+    assert (done.code, done.err) == (2, COUNTED)
+    (run,) = json.loads(done.out)["runs"]
+    assert run["invocations"] == [{"executionSuccessful": False, "exitCode": 2}]
+    assert [
+        (result["ruleId"], result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"])
+        for result in run["results"]
+    ] == [("SH101", "bad.toml"), ("SH001", "missing.toml")]
+
+
+@pytest.mark.parametrize("command", ["check", "validate"])
+def test_findings_as_junit(three, command):
+    assert (
+        str(three(command, "junit"))
+        == f"""\
+exit code 2
+--- stdout
+<?xml version="1.0" encoding="utf-8"?>
+<testsuites name="shardc" tests="3" failures="1" errors="1">
+  <testsuite name="model.toml" tests="1" failures="0" errors="0">
+    <testcase classname="model.toml" name="check"/>
+  </testsuite>
+  <testsuite name="bad.toml" tests="1" failures="1" errors="0">
+    <testcase classname="bad.toml" name="SH101 bad.toml:21:1"><failure type="SH101" \
+message='bad.toml:21:1: SH101 unknown key "poolin" in table "b"'>SH101 unknown key "poolin" in table "b"
+  --&gt; bad.toml:21:1
+   |
+21 | poolin = 1
+   | ^^^^^^
+help: did you mean "pooling"?</failure></testcase>
+  </testsuite>
+  <testsuite name="missing.toml" tests="1" failures="0" errors="1">
+    <testcase classname="missing.toml" name="SH001"><error type="SH001" message="SH001 {UNREAD}">SH001 {UNREAD}\
+</error></testcase>
+  </testsuite>
+</testsuites>
+--- stderr
+{COUNTED}"""
+    )
+
+
+@pytest.mark.parametrize("format", ["json", "github", "sarif", "junit"])
+def test_findings_of_a_file_whose_name_is_not_text(tmp_path, format):
+    try:
+        (tmp_path / os.fsdecode(b"\xff.toml")).write_text(INVALID)
+    except OSError:
+        pytest.skip("the file system takes only names that are text")
+    done = process("-m", "shardc", "check", "--format", format, b"\xff.toml", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, b"1 spec checked, 1 with findings\n")
+    assert b"SH101" in done.stdout
+    done.stdout.decode()
+
+
+def test_jobs_change_nothing_but_the_time(shardc_):
+    names = [f"m{index}.toml" for index in range(5)]
+    for name in names:
+        Path(name).write_text(SPEC)
+        shardc_("compile", "-q", name)
+    Path("m1.toml").write_text(INVALID)
+    Path("m3.plan.json").unlink()
+    alone, together = (str(shardc_("check", "--jobs", jobs, *names, "missing.toml")) for jobs in "13")
+    assert alone == together
+    assert re.findall(r"SH\d+|m\d\.toml  ", alone) == ["m0.toml  ", "SH101", "m2.toml  ", "SH301", "m4.toml  ", "SH001"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_check_updates_no_plan_in_a_read_only_folder(shardc_):
+    old = outdated(shardc_)
+    Path().chmod(0o500)
+    try:
+        done = shardc_("check", "--update", "model.toml")
+    finally:
+        Path().chmod(0o700)
+    assert (done.code, Path("model.plan.json").read_bytes()) == (2, old)
+    assert done.err == "SH004 cannot write model.plan.json: permission denied\n\n"
+
+
+def test_check_updates_no_plan_on_a_full_disk(shardc_, small_disk, monkeypatch):
+    monkeypatch.chdir(small_disk)
+    old = outdated(shardc_)
+    with open("filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(4096)):
+            pass
+    done = shardc_("check", "--update", "model.toml")
+    assert (done.code, Path("model.plan.json").read_bytes()) == (2, old)
+    assert done.err == "SH004 cannot write model.plan.json: no space left on device\n\n"
+    assert sorted(os.listdir()) == ["filler", "model.plan.json", "model.toml"]
+
+
+def outdated(shardc_) -> bytes:
+    """Make a plan that --update wants to replace, and return it."""
+    Path("model.toml").write_text(SPEC)
+    shardc_("compile", "-q", "model.toml")
+    Path("model.toml").write_text(SPEC.replace("rows = 2000", "rows = 2001"))
+    return Path("model.plan.json").read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a megabyte."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only the superuser may mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no disk may be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def completed(folder: Path, line: str) -> list[str]:
+    """What bash offers for the last word of a command line, by the script of --show-completion; [] for files."""
+    (folder / "bin").mkdir(exist_ok=True)
+    command = folder / "bin" / "shardc"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m shardc "$@"\n')
+    command.chmod(0o755)
+    script = f"""
+eval "$(_SHARDC_COMPLETE=source_bash shardc)"
+complete -p shardc | grep -q -- '-o default' || exit 3
+COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shardc_completion shardc
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, cwd=folder, env=environment, check=True)
+    assert done.stderr == b""
+    return done.stdout.decode().split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("shardc che", ["check"]),
+        ("shardc check --fo", ["--format"]),
+        ("shardc check --format s", ["sarif"]),
+        ("shardc import ''", ["dlrm"]),
+        ("shardc check mod", []),
+        ("shardc compile mod", []),
+        ("shardc validate mod", []),
+    ],
+)
+def test_completion_in_bash(tmp_path, line, offered):
+    (tmp_path / "model.toml").write_text(SPEC)
+    assert completed(tmp_path, line) == offered
+
+
+def test_completion_imports_nothing_heavy(tmp_path):
+    environment = {"_SHARDC_COMPLETE": "complete_bash", "COMP_WORDS": "shardc che", "COMP_CWORD": "1"}
+    code = """
+import sys
+from shardc.cli import main
+try:
+    main([])
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"numpy", "torch", "rich", "safetensors", "tree_sitter"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = process("-c", code, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout) == (0, b"check\n"), done.stderr.decode()
 
 
 # --- profile and train ------------------------------------------------------------------------------------------------

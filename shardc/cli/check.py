@@ -31,6 +31,9 @@ class Format(StrEnum):
     JUNIT = "junit"
 
 
+PEOPLE = (Format.FULL, Format.CONCISE)
+"""Formats that are told spec by spec."""
+
 FormatOption = Annotated[Format, typer.Option("--format", help="How to tell what was found.")]
 
 
@@ -83,26 +86,11 @@ def check(
     wanted = _Wanted(measure, frozen, base, update, quiet)
     outcomes = []
     for outcome in _outcomes(names, wanted, 1 if measure else jobs or _cores()):
-        if format in (Format.FULL, Format.CONCISE):
-            _tell(outcome, concisely=format == Format.CONCISE, quiet=quiet)
+        tell_findings(outcome, format)
+        if format in PEOPLE and not quiet:
+            _tell(outcome)
         outcomes.append(outcome)
-    if format in (Format.FULL, Format.CONCISE):
-        if not quiet:
-            echo(_summary(outcomes))
-    else:
-        from shardc.render import findings
-
-        configure(sys.stdout, encoding="utf-8")
-        as_text = {
-            Format.JSON: findings.as_json,
-            Format.GITHUB: findings.as_github,
-            Format.SARIF: findings.as_sarif,
-            Format.JUNIT: findings.as_junit,
-        }
-        if text := as_text[format](outcomes):
-            echo(text)
-        if not quiet:
-            echo(_summary(outcomes), sys.stderr)
+    tell_end(outcomes, format, quiet)
     return max(outcome.exit_code for outcome in outcomes)
 
 
@@ -163,17 +151,38 @@ def _import(frozen: bool) -> None:
         import shardc.check.checks  # noqa: F401
 
 
-def _tell(outcome: Outcome, *, concisely: bool, quiet: bool) -> None:
-    from shardc.units import format_ms
-
-    if concisely:
+def tell_findings(outcome: Outcome, format: Format) -> None:
+    """Show what is wrong with one spec; nothing in a format for machines, which is one text for all specs."""
+    if format is Format.CONCISE:
         for finding in outcome.findings:
             where = "" if finding.location else f"{outcome.spec}: "
             echo(where + concise(finding), sys.stderr if outcome.exit_code == 2 else sys.stdout)
-    elif outcome.findings:
+    elif format is Format.FULL and outcome.findings:
         report(DiagnosticError(*outcome.findings, exit_code=max(outcome.exit_code, 1)))
-    if quiet:
-        return
+
+
+def tell_end(outcomes: list[Outcome], format: Format, quiet: bool) -> None:
+    """Show what comes after the last spec: in a format for machines everything, and how many specs have findings."""
+    if format not in PEOPLE:
+        from shardc.render import findings
+
+        # A file's name need not be UTF-8.
+        configure(sys.stdout, encoding="utf-8", errors="backslashreplace")
+        as_text = {
+            Format.JSON: findings.as_json,
+            Format.GITHUB: findings.as_github,
+            Format.SARIF: findings.as_sarif,
+            Format.JUNIT: findings.as_junit,
+        }
+        if text := as_text[format](outcomes):
+            echo(text)
+    if not quiet:
+        echo(_summary(outcomes), sys.stdout if format in PEOPLE else sys.stderr)
+
+
+def _tell(outcome: Outcome) -> None:
+    from shardc.units import format_ms
+
     if outcome.updated:
         echo(f"wrote {outcome.plan}: {outcome.updated}")
     if outcome.exit_code == 0 and outcome.step_time_ms is not None:

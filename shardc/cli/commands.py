@@ -31,7 +31,6 @@ from shardc.cli import (
 from shardc.cli.console import echo
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

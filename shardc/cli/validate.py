@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from shardc.cli.console import QuietOption, SpecArguments, count, echo, report
+from shardc.cli.check import PEOPLE, Format, FormatOption, tell_end, tell_findings
+from shardc.cli.console import QuietOption, SpecArguments, count, echo
 from shardc.diagnostics import DiagnosticError
 
 
-def validate(specs: SpecArguments, quiet: QuietOption = False) -> int:
+def validate(specs: SpecArguments, format: FormatOption = Format.FULL, quiet: QuietOption = False) -> int:
     """Say whether specs are valid, and everything that is wrong where they are not."""
+    from shardc.check.outcome import Outcome
+    from shardc.plan import default_plan_path
     from shardc.spec import load_spec
 
-    code = 0
-    for spec in specs:
+    outcomes = []
+    for spec in map(str, specs):
+        plan = default_plan_path(spec)
         try:
             loaded = load_spec(spec)
         except DiagnosticError as error:
-            report(error)
-            code = max(code, error.exit_code)
+            outcomes.append(Outcome(spec, plan, error.exit_code, error.diagnostics))
+            tell_findings(outcomes[-1], format)
         else:
-            if not quiet:
+            outcomes.append(Outcome(spec, plan, 0))
+            if format in PEOPLE and not quiet:
                 tables, devices = count(len(loaded.tables), "table"), count(loaded.spec.cluster.devices, "device")
                 echo(f"ok {spec}: {tables}, {devices}")
-    return code
+    if format not in PEOPLE:
+        tell_end(outcomes, format, quiet)
+    return max(outcome.exit_code for outcome in outcomes)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
@@ -55,7 +56,8 @@ def as_sarif(outcomes: Sequence[Outcome]) -> str:
 def as_junit(outcomes: Sequence[Outcome]) -> str:
     """Return JUnit XML: a suite for each spec, in it a case for each finding, or one that passed."""
     suites = [_suite(outcome) for outcome in outcomes]
-    return "\n".join(('<?xml version="1.0" encoding="utf-8"?>', '<testsuites name="shardc">', *suites, "</testsuites>"))
+    head = ('<?xml version="1.0" encoding="utf-8"?>', f'<testsuites name="shardc" {_counts(outcomes)}>')
+    return "\n".join((*head, *suites, "</testsuites>"))
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -94,8 +96,11 @@ def _annotation(outcome: Outcome, finding: Diagnostic) -> str:
         place |= {"col": str(at.column), "endColumn": str(at.column + max(at.length, 1))}
     place["title"] = f"{finding.code} {CODES[finding.code]}"
     properties = ",".join(f"{name}={_property(value)}" for name, value in place.items())
-    text = "\n".join([finding.message, *([f"help: {finding.help}"] if finding.help else []), *finding.notes])
-    return f"::{finding.severity} {properties}::{_data(text)}"
+    return f"::{finding.severity} {properties}::{_data(_text(finding))}"
+
+
+def _text(finding: Diagnostic) -> str:
+    return "\n".join([finding.message, *([f"help: {finding.help}"] if finding.help else []), *finding.notes])
 
 
 def _data(text: str) -> str:
@@ -107,10 +112,15 @@ def _property(text: str) -> str:
 
 
 def _relative(file: str) -> str:
-    """A path from the root of the workflow's checkout, where GitHub looks for it."""
-    root = os.environ.get("GITHUB_WORKSPACE")
-    path = os.path.relpath(os.path.realpath(file), os.path.realpath(root)) if root else file
-    return file if path.startswith("..") else path
+    """A path from the root of the workflow's checkout, or else the current folder; as it is where it is not below."""
+    root = os.path.realpath(os.environ.get("GITHUB_WORKSPACE") or os.curdir)
+    path = os.path.relpath(os.path.realpath(file), root)
+    return os.path.normpath(file) if path.split(os.sep)[0] == os.pardir else path
+
+
+def _uri(file: str) -> str:
+    path = _relative(file)
+    return Path(path).as_uri() if os.path.isabs(path) else quote(os.fsencode(path.replace(os.sep, "/")))
 
 
 def _result(outcome: Outcome, finding: Diagnostic, rule: int) -> dict[str, Any]:
@@ -120,37 +130,57 @@ def _result(outcome: Outcome, finding: Diagnostic, rule: int) -> dict[str, Any]:
         if at
         else {"startLine": 1}
     )
-    text = "\n".join([finding.message, *([f"help: {finding.help}"] if finding.help else []), *finding.notes])
-    uri = quote(_relative(at.file if at else outcome.spec).replace(os.sep, "/"))
     return {
         "ruleId": finding.code,
         "ruleIndex": rule,
         "level": finding.severity,
-        "message": {"text": text},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}, "region": region}}],
+        "message": {"text": _text(finding)},
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": _uri(at.file if at else outcome.spec)},
+                    "region": region,
+                }
+            }
+        ],
     }
 
 
 def _suite(outcome: Outcome) -> str:
-    errors = [finding for finding in outcome.findings if finding.severity == "error"]
-    tag = "error" if outcome.exit_code > 1 else "failure"
-    cases = [_case(outcome, finding, tag) for finding in outcome.findings]
+    cases = [_case(outcome, finding) for finding in outcome.findings]
     if not cases:
         cases = [f"    <testcase classname={_attribute(outcome.spec)} name={_attribute('check')}/>"]
-    failures, broken = (0, len(errors)) if tag == "error" else (len(errors), 0)
-    counts = f'tests="{len(cases)}" failures="{failures}" errors="{broken}"'
-    return "\n".join((f"  <testsuite name={_attribute(outcome.spec)} {counts}>", *cases, "  </testsuite>"))
+    opening = f"  <testsuite name={_attribute(outcome.spec)} {_counts([outcome])}>"
+    return "\n".join((opening, *cases, "  </testsuite>"))
 
 
-def _case(outcome: Outcome, finding: Diagnostic, tag: str) -> str:
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    tests = sum(len(outcome.findings) or 1 for outcome in outcomes)
+    counts = {"failure": 0, "error": 0}
+    for outcome in outcomes:
+        counts[_tag(outcome)] += sum(finding.severity == "error" for finding in outcome.findings)
+    return f'tests="{tests}" failures="{counts["failure"]}" errors="{counts["error"]}"'
+
+
+def _tag(outcome: Outcome) -> str:
+    """What JUnit calls a finding: a failure, or an error where the spec could not be checked at all."""
+    return "error" if outcome.exit_code > 1 else "failure"
+
+
+def _case(outcome: Outcome, finding: Diagnostic) -> str:
     name = f"{finding.code} {finding.location or ''}".rstrip()
     opening = f"    <testcase classname={_attribute(outcome.spec)} name={_attribute(name)}>"
-    text = escape(_NOT_XML.sub("?", render([finding], color=False)))
+    text = escape(_in_xml(render([finding], color=False)))
     if finding.severity == "warning":
         return f"{opening}<system-out>{text}</system-out></testcase>"
-    message = _attribute(concise(finding))
+    tag, message = _tag(outcome), _attribute(concise(finding))
     return f'{opening}<{tag} type="{finding.code}" message={message}>{text}</{tag}></testcase>'
 
 
 def _attribute(text: str) -> str:
-    return quoteattr(_NOT_XML.sub("?", text))
+    return quoteattr(_in_xml(text))
+
+
+def _in_xml(text: str) -> str:
+    """Escape the characters that no XML may have, in any spelling."""
+    return _NOT_XML.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from xml.etree import ElementTree
 
 from shardc.check.outcome import Outcome
@@ -33,6 +34,14 @@ def test_github_files_are_relative_to_the_checkout(monkeypatch, tmp_path):
     assert "file=models/c.toml," in as_github([Outcome("c.toml", "c.plan.json", 1, (WARNING,))])
 
 
+def test_github_properties_keep_their_ends():
+    at = Location("a:b,c%.toml", 1, 1, 0, "")
+    (line,) = as_github([Outcome("x.toml", "x.plan.json", 1, (Diagnostic("SH402", "a::b,\r\nc", at),))]).splitlines()
+    assert line == (
+        "::error file=a%3Ab%2Cc%25.toml,line=1,col=1,endColumn=2,title=SH402 optimality gap over budget::a::b,%0D%0Ac"
+    )
+
+
 def test_junit_is_xml_with_a_case_for_each_finding():
     root = ElementTree.fromstring(as_junit(OUTCOMES).encode())
     first, second = root
@@ -43,6 +52,17 @@ def test_junit_is_xml_with_a_case_for_each_finding():
     assert [len(case) for case in second] == [0]
 
 
+def test_junit_counts_what_it_holds():
+    broken = Outcome("d.toml", "d.plan.json", 2, (ERROR,))
+    root = ElementTree.fromstring(as_junit([*OUTCOMES, broken]).encode())
+    for suite in (root, *root):
+        cases = suite.iter("testcase")
+        tags = [child.tag for case in cases for child in case]
+        held = (len(list(suite.iter("testcase"))), tags.count("failure"), tags.count("error"))
+        assert tuple(int(suite.get(name)) for name in ("tests", "failures", "errors")) == held
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["4", "1", "1"]
+
+
 def test_sarif_results_point_to_their_rules_and_places():
     (run,) = json.loads(as_sarif(OUTCOMES))["runs"]
     rules = run["tool"]["driver"]["rules"]
@@ -51,6 +71,43 @@ def test_sarif_results_point_to_their_rules_and_places():
     assert place["artifactLocation"]["uri"] == "models/a%2Cb.toml"
     assert place["region"] == {"startLine": 3, "startColumn": 7, "endColumn": 11}
     assert [result["level"] for result in run["results"]] == ["error", "warning"]
+
+
+def test_sarif_has_what_the_schema_requires():
+    far = Diagnostic("SH402", "over", Location("/far/a b.toml", 1, 1, 0, ""))
+    for outcomes in ([], OUTCOMES, [Outcome("./c.toml", "c.plan.json", 2, (WARNING, far))]):
+        log = json.loads(as_sarif(outcomes))
+        assert log["version"] == "2.1.0"
+        assert log["$schema"].endswith("sarif-2.1.0.json")
+        (run,) = log["runs"]
+        driver = run["tool"]["driver"]
+        assert driver["name"] == "shardc"
+        rules = [rule["id"] for rule in driver["rules"]]
+        assert len(set(rules)) == len(rules)
+        for result in run["results"]:
+            assert rules[result["ruleIndex"]] == result["ruleId"]
+            assert result["level"] in {"error", "warning"}
+            assert result["message"]["text"]
+            (location,) = result["locations"]
+            region = location["physicalLocation"]["region"]
+            assert region["startLine"] >= 1
+            assert region.get("startColumn", 1) < region.get("endColumn", 2)
+    uris = [result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in run["results"]]
+    assert uris == ["c.toml", "file:///far/a%20b.toml"]
+
+
+def test_sarif_files_below_the_current_folder_are_relative(monkeypatch, tmp_path):
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    outcome = Outcome(str(tmp_path / "models" / "c.toml"), "c.plan.json", 1, (WARNING,))
+    assert '"uri": "models/c.toml"' in as_sarif([outcome])
+
+
+def test_files_whose_names_are_not_text():
+    name = os.fsdecode(b"\xff.toml")
+    outcome = Outcome(name, "x.plan.json", 1, (WARNING,))
+    assert '"uri": "%FF.toml"' in as_sarif([outcome])
+    assert ElementTree.fromstring(as_junit([outcome]))[0].get("name") == r"\udcff.toml"
 
 
 def test_json_says_everything():
