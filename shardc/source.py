@@ -47,6 +47,10 @@ class Source:
         self._lines = self.text.split("\n")
         self._entries: dict[str | int, _Entry | None] = {}
 
+    def __reduce__(self) -> tuple[type[Source], tuple[str, str]]:
+        # What has been parsed stays here: a parser's nodes cannot go to another process.
+        return Source, (self.file, self.text)
+
     def line(self, number: int, column: int = 1, length: int = 1) -> Location:
         """Return a location on a line by its 1-based number."""
         text = self._lines[number - 1] if number <= len(self._lines) else ""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import tomli
 from hypothesis import HealthCheck, given, settings
@@ -175,6 +177,12 @@ def test_bad_csv_is_located(text, line, column):
     assert found.code == "SH108"
     assert found.location is not None
     assert (found.location.line, found.location.column) == (line, column)
+
+
+def test_a_document_that_has_been_searched_goes_to_another_process():
+    source = Source("s.toml", "[model]\nname = 'a'\n")
+    at = source.find(("model", "name"))
+    assert pickle.loads(pickle.dumps(source)).find(("model", "name")) == at
 
 
 CELLS = st.text('ab,"\n é', max_size=5).map(str.strip)

@@ -26,7 +26,7 @@ from shardc.problem import ShardingType
 from shardc.render.charts import Part, Row, bar, key, small_bar, table_map
 from shardc.render.difference import difference
 from shardc.render.markup import Markup, el, join
-from shardc.render.words import OUTCOMES, WHY, phase_name, rank_ranges
+from shardc.render.words import OUTCOMES, WHY, device_counts, phase_name, rank_ranges
 from shardc.units import compact, format_bytes, format_ms
 
 MARK = b'<meta name="generator" content="shardc report '
@@ -221,7 +221,7 @@ def _title(plan: Plan) -> Markup:
     cluster = plan.cluster
     hosts = f" on {cluster.hosts} hosts" if cluster.hosts > 1 else ""
     tables = sum(map(len, plan.plan.values()))
-    where = f"{_counted(tables, 'table')} on {cluster.devices} × {_shortened(cluster.device, _SHORT)}{hosts}"
+    where = f"{_counted(tables, 'table')} on {_shortened(device_counts(cluster), _SHORT)}{hosts}"
     return join(
         el("h1", el("bdi", _shortened(plan.model.name, _LONG))),
         el("p", where + ", by TorchRec's estimates" * (plan.digests.cost == "torchrec"), class_="soft"),
@@ -742,7 +742,7 @@ def _origin(plan: Plan) -> Markup:
         ("Global batch", f"{model.global_batch:,} samples"),
         ("Optimizer", model.optimizer),
         ("Weights, outputs", f"{model.weights}, {model.outputs}"),
-        ("Cluster", f"{_counted(cluster.hosts, 'host')} of {cluster.devices_per_host} × {cluster.device}"),
+        ("Cluster", f"{_counted(cluster.hosts, 'host')}, {device_counts(cluster)}"),
         ("Costs", costs[digests.cost]),
         ("Spec", el("code", digests.spec)),
         ("Hardware profile", el("code", digests.profile) if digests.profile else "none"),

@@ -15,7 +15,7 @@ from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
 from shardc.problem import Floats
 from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
-from shardc.render.words import OUTCOMES, WHY, phase_name, rank_ranges
+from shardc.render.words import OUTCOMES, WHY, device_counts, phase_name, rank_ranges
 from shardc.shares import critical_ms
 from shardc.units import compact, format_bytes, format_ms
 
@@ -61,7 +61,7 @@ def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
 def _headline(plan: Plan, glyphs: Glyphs) -> RenderableType:
     tables, cluster, score = len(plan.plan[plan.model.module]), plan.cluster, plan.score
     hosts = f" on {cluster.hosts} hosts" if cluster.hosts > 1 else ""
-    where = f"{tables} table{'s' * (tables > 1)} on {cluster.devices} {glyphs.times} {cluster.device}{hosts}"
+    where = f"{tables} table{'s' * (tables > 1)} on {device_counts(cluster, glyphs.times)}{hosts}"
     where += ", TorchRec's estimates" * (plan.digests.cost == "torchrec")
     bound = (
         f"{plan.bound.gap:.1%} above the bound of {format_ms(plan.bound.step_time_ms)}" if plan.bound else "no bound"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from shardc.passes.place import Outcome, Why
+from shardc.plan import PlanCluster
 from shardc.problem import Collective
 
 WHY = {
@@ -37,6 +39,12 @@ def phase_name(name: str) -> str:
     for collective in Collective:
         words = words.replace(collective.replace("_", " "), collective.replace("_", "-"))
     return words
+
+
+def device_counts(cluster: PlanCluster, times: str = "×") -> str:
+    """The devices of a cluster: 16 × h100-80gb, or 8 × h100-80gb, 8 × a100-40gb."""
+    hosts = Counter(cluster.host_devices or (cluster.device,) * cluster.hosts)
+    return ", ".join(f"{count * cluster.devices_per_host} {times} {name}" for name, count in hosts.items())
 
 
 def rank_ranges(ranks: Sequence[int]) -> str:
