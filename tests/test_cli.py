@@ -67,7 +67,20 @@ def process(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize(
-    "command", ["compile", "validate", "check", "measure", "schema", "profile", "devices", "train", "train policy"]
+    "command",
+    [
+        "compile",
+        "validate",
+        "check",
+        "diff",
+        "migrate",
+        "measure",
+        "schema",
+        "profile",
+        "devices",
+        "train",
+        "train policy",
+    ],
 )
 def test_every_command_has_help_with_an_example(shardc_, command):
     done = shardc_(*command.split(), "--help")

@@ -31,6 +31,7 @@ _ROUNDS = 3  # at each budget
 _SCOUTED, _WORTH_A_LOOK = 2, 1.5  # tables whose options are tried apart, and times the least work of those that are
 _SCOUTING = (0.0, 0.002, 0.005)  # budgets of such a try
 _SCOUTS, _EXPLORED = 20, 2  # part of the effort that a try has, and how many are followed up
+_FINE = 1.002  # times the step time of the others: what is this fast near the base needs no such tries
 _COSTLIEST = 2  # devices whose blocks are let go more often
 _PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
@@ -113,17 +114,19 @@ def near(
     rng = np.random.default_rng(seed)
     first = _Near(judge, base, rng, targets, enough_ms, watch)
     compared = tuple(first.point(placement) for placement in others)
-    searches = [first]
-    for wanted in _alternatives(judge, base):
-        searches.append(_Near(judge, base, rng, targets, enough_ms, watch, wanted))
     found, total = list(compared), int(first.size.sum())
-    if len(searches) > 1:
-        scouted = []
-        for number, search in enumerate(searches):
-            points = search.explored(evaluations // _SCOUTS, most_bytes, scouting=True)
-            found += points
-            scouted.append((min((cost_of(point, total) for point in points), default=(np.inf, 0)), number))
-        searches = [searches[number] for _, number in sorted(scouted)[:_EXPLORED]]
+
+    def scouted(search: _Near) -> float:
+        points = search.explored(evaluations // _SCOUTS, most_bytes, scouting=True)
+        found.extend(points)
+        return min((cost_of(point, total)[0] for point in points), default=np.inf)
+
+    searches = [first]
+    alternatives = [_Near(judge, base, rng, targets, enough_ms, watch, wanted) for wanted in _alternatives(judge, base)]
+    fastest = min((point.step_time_ms for point in compared), default=0.0)
+    if alternatives and (cost := scouted(first)) > _FINE * fastest:
+        ranked = sorted([(cost, 0), *((scouted(search), 1 + number) for number, search in enumerate(alternatives))])
+        searches = [[first, *alternatives][number] for _, number in ranked[:_EXPLORED]]
     for search in searches:
         found += search.explored(evaluations // len(searches), most_bytes)
     return _front(found), compared
