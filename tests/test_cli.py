@@ -70,7 +70,20 @@ def process(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.parametrize(
     "command",
-    ["compile", "validate", "check", "measure", "rule", "schema", "profile", "devices", "train", "train policy"],
+    [
+        "compile",
+        "validate",
+        "check",
+        "diff",
+        "migrate",
+        "measure",
+        "rule",
+        "schema",
+        "profile",
+        "devices",
+        "train",
+        "train policy",
+    ],
 )
 def test_every_command_has_help_with_an_example(shardc_, command):
     done = shardc_(*command.split(), "--help")

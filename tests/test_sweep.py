@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -181,8 +180,8 @@ def test_ctrl_c_shows_what_is_done_so_far(spec):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        while "sweep" not in (process.stderr.readline() if process.stderr else ""):
-            time.sleep(0.05)
+        assert process.stderr is not None
+        assert any("sweep" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

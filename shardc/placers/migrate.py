@@ -9,7 +9,7 @@ against bytes; those that no other one beats in both are the front.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -28,6 +28,10 @@ BUDGETS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.15, 0.5)
 """Shares of the model's bytes that rounds may move."""
 
 _ROUNDS = 3  # at each budget
+_SCOUTED, _WORTH_A_LOOK = 2, 1.5  # tables whose options are tried apart, and times the least work of those that are
+_SCOUTING = (0.0, 0.002, 0.005)  # budgets of such a try
+_SCOUTS, _EXPLORED = 20, 2  # part of the effort that a try has, and how many are followed up
+_FINE = 1.002  # times the step time of the others: what is this fast near the base needs no such tries
 _COSTLIEST = 2  # devices whose blocks are let go more often
 _PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
@@ -107,28 +111,39 @@ def near(
         The front, placements that none found is better than in both, the fewest bytes first and the fastest last; and
         the others as points.
     """
-    search = _Near(judge, base, np.random.default_rng(seed), targets, enough_ms, watch)
-    compared = tuple(search.point(placement) for placement in others)
-    found = list(compared)
-    total = int(search.size.sum())
-    start = search.restored(evaluations // 10)
-    if start is None:
-        return _front(found), compared
-    found += start
-    now = min(start, key=lambda point: (point.moved_bytes, point.step_time_ms))
-    least = now.moved_bytes
-    budgets = [least + int(share * total) for share in BUDGETS]
-    if most_bytes is not None:
-        budgets = sorted({*(b for b in budgets if b < most_bytes), max(most_bytes, least)})
-    rounds = [budget for budget in budgets for _ in range(_ROUNDS)]
-    for number, budget in enumerate(rounds):
-        if search.ended or now.step_time_ms <= enough_ms:
-            break
-        search.done = number / len(rounds)
-        steps = search.round(now, budget, evaluations // len(rounds), dense=number % _ROUNDS == 0)
-        found += steps
-        now = min((p for p in [now, *steps] if p.moved_bytes <= budget), key=lambda p: cost_of(p, total))
+    rng = np.random.default_rng(seed)
+    first = _Near(judge, base, rng, targets, enough_ms, watch)
+    compared = tuple(first.point(placement) for placement in others)
+    found, total = list(compared), int(first.size.sum())
+
+    def scouted(search: _Near) -> float:
+        points = search.explored(evaluations // _SCOUTS, most_bytes, scouting=True)
+        found.extend(points)
+        return min((cost_of(point, total)[0] for point in points), default=np.inf)
+
+    searches = [first]
+    alternatives = [_Near(judge, base, rng, targets, enough_ms, watch, wanted) for wanted in _alternatives(judge, base)]
+    fastest = min((point.step_time_ms for point in compared), default=0.0)
+    if alternatives and (cost := scouted(first)) > _FINE * fastest:
+        ranked = sorted([(cost, 0), *((scouted(search), 1 + number) for number, search in enumerate(alternatives))])
+        searches = [[first, *alternatives][number] for _, number in ranked[:_EXPLORED]]
+    for search in searches:
+        found += search.explored(evaluations // len(searches), most_bytes)
     return _front(found), compared
+
+
+def _alternatives(judge: Judge, base: Base) -> Iterator[dict[int, int]]:
+    """Options worth a search of their own, one at a time, of the costliest tables that are new or of another size.
+
+    Which of them is best depends on how much room the other tables make, which local search finds out only later.
+    """
+    problem = judge.problem
+    changed = np.flatnonzero(base.sizes_there(problem) < base.sizes(problem))
+    least = np.minimum.reduceat(judge.option_ms, problem.first_option)
+    for block in changed[np.argsort(-least[changed], kind="stable")][:_SCOUTED].tolist():
+        for option in problem.options_of(block):
+            if judge.option_ms[option] <= _WORTH_A_LOOK * least[block]:
+                yield {block: option}
 
 
 def cost_of(point: Point, total_bytes: int) -> tuple[float, int]:
@@ -189,7 +204,9 @@ class _Part(Judge):
 
 
 class _Near:
-    """What a search near a base knows.
+    """A search near a base.
+
+    Where `wanted` has an option for a block, it has no other.
 
     Attributes:
         size: int[B], bytes of each block.
@@ -205,12 +222,15 @@ class _Near:
         targets: Floats | None,
         enough_ms: float,
         watch: Watch,
+        wanted: Mapping[int, int] | None = None,
     ) -> None:
         self._judge, self._problem, self._base, self._rng = judge, judge.problem, base, rng
         self._targets, self._enough_ms, self._watch = targets, enough_ms, watch
+        self._wanted = wanted or {}
         self._moved: dict[tuple[int, Way], int] = {}
         self._in_order: dict[Way, tuple[int, ...]] = {}
-        self._homes: list[Way | None] = list(base.ways)
+        self._ways = [self._as_wanted(block, way) for block, way in enumerate(base.ways)]
+        self._homes = self._ways
         self.size = base.sizes(judge.problem)
         self._there = base.sizes_there(judge.problem)
         self.done, self.ended = 0.0, False
@@ -223,6 +243,27 @@ class _Near:
         )
         moved = sum(self._moved_by(block, way) for block, way in enumerate(_ways(aligned)))
         return Point(moved, self._judge.judge(aligned).step_time_ms, aligned)
+
+    def explored(self, evaluations: int, most_bytes: int | None, *, scouting: bool = False) -> list[Point]:
+        """All rounds from the placement in which as much as possible stays, or a few that tell what to expect."""
+        found = None if self.ended else self.restored(evaluations // 10)
+        if found is None:
+            return []
+        total = int(self.size.sum())
+        now = min(found, key=lambda point: (point.moved_bytes, point.step_time_ms))
+        least = now.moved_bytes
+        budgets = [least + int(share * total) for share in (_SCOUTING if scouting else BUDGETS)]
+        if most_bytes is not None:
+            budgets = sorted({*(budget for budget in budgets if budget < most_bytes), max(most_bytes, least)})
+        rounds = [budget for budget in budgets for _ in range(1 if scouting else _ROUNDS)]
+        for number, budget in enumerate(rounds):
+            if self.ended or now.step_time_ms <= self._enough_ms:
+                break
+            self.done = number / len(rounds)
+            steps = self.round(now, budget, evaluations // len(rounds), dense=number % _ROUNDS == 0)
+            found += steps
+            now = min((p for p in [now, *steps] if p.moved_bytes <= budget), key=lambda p: cost_of(p, total))
+        return found
 
     def restored(self, evaluations: int) -> list[Point] | None:
         """What stays where it is as long as it may, and the rest where it is cheapest; None if no way is found."""
@@ -240,7 +281,8 @@ class _Near:
             more = max(1, 2 * more)
             free = sorted({*free, *smallest[:more]})
         pressure = self._judge.device_ms(self._judge.loads(started)[0])
-        self._homes = [way or self._closest(block, pressure) for block, way in enumerate(self._base.ways)]
+        closest = [way or self._closest(block, pressure) for block, way in enumerate(self._ways)]
+        self._homes = [self._as_wanted(block, way) for block, way in enumerate(closest)]
         return self._improved(started, free, evaluations)
 
     def _closest(self, block: int, pressure: Floats) -> Way | None:
@@ -280,7 +322,7 @@ class _Near:
         moved = np.array([self._moved_by(block, way) for block, way in enumerate(ways)])
         work = self._judge.option_ms[list(now.placement.option)]
         cost = np.maximum(self._there - moved, 1)
-        free = (moved > 0) | np.array([way is None for way in self._base.ways])
+        free = (moved > 0) | np.array([way is None for way in self._ways])
         left = budget - now.moved_bytes
         urge = work / cost
         if not dense:
@@ -390,6 +432,10 @@ class _Near:
 
     # --- The parts of a problem ---------------------------------------------------------------------------------------
 
+    def _as_wanted(self, block: int, way: Way | None) -> Way | None:
+        """A way, unless a block is to be sharded otherwise."""
+        return None if way is None or self._wanted.get(block, way[0]) != way[0] else way
+
     def _staying(self) -> dict[int, Way]:
         """The blocks that may stay, largest first, as long as constraints and memory let them."""
         problem, limit = self._problem, self._problem.cluster.memory_limit
@@ -397,7 +443,7 @@ class _Near:
         taken = np.zeros((problem.label_count, problem.cluster.devices), dtype=bool)
         used = np.zeros_like(limit)
         for block in np.argsort(-self.size, kind="stable").tolist():
-            way = self._base.ways[block]
+            way = self._ways[block]
             if way is None:
                 continue
             _, memory = self._judge.loads(_placement([way]))
@@ -429,7 +475,10 @@ class _Near:
         beside, memory = self._judge.loads(fixed)
         taken = problem.labelled(problem.holdings(fixed)) > 0
         chosen = np.array(free)
+        wanted = np.array([self._wanted.get(block, -1) for block in free])
         options = np.flatnonzero(np.isin(problem.option_block, chosen))
+        wanted = wanted[np.searchsorted(chosen, problem.option_block[options])]
+        options = options[(wanted < 0) | (wanted == options)]
         units = np.flatnonzero(np.isin(problem.unit_option, options))
         allowed = problem.allowed[chosen].copy()
         for row, block in enumerate(free):

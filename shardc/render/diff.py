@@ -13,7 +13,7 @@ from rich.text import Text
 from shardc.passes.verify import extent
 from shardc.plan import TablePlan, canonical_json
 from shardc.plan_diff import STATED, Change, DeviceChange, PlanDiff, Share, TableChange
-from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
+from shardc.render.layout import Glyphs, extremes, glyphs_of, printable, rendered, table
 from shardc.units import compact, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
@@ -59,7 +59,7 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
         rows = table(("", "left"), ("", "left"))
         rows.show_header = False
         for what, old, new in diff.settings:
-            rows.add_row(what, f"{old} {glyphs.arrow} {new}")
+            rows.add_row(what, printable(f"{old} {glyphs.arrow} {new}"))
         sections += ["", rows]
     sections += [Text(note, "yellow") for note in _notes(diff)]
     if diff.tables:
@@ -213,7 +213,10 @@ def _tables(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
         ("", "left"), ("table", "left"), ("change", "left"), ("from", "left"), ("to", "left"), ("moves", "right")
     )
     changed = _by_bytes(diff)
-    names = [_shortened(entry.name, _NAME if width >= _WIDE else _SHORT_NAME, glyphs) for entry in changed[:_TABLES]]
+    names = [
+        _shortened(printable(entry.name), _NAME if width >= _WIDE else _SHORT_NAME, glyphs)
+        for entry in changed[:_TABLES]
+    ]
     how = [", ".join(entry.changes) for entry in changed[:_TABLES]]
     room = (width - _BESIDE - max(5, *map(len, names)) - max(6, *map(len, how))) // 2
     for entry, name, words in zip(changed, names, how, strict=False):
@@ -298,7 +301,7 @@ def _from_to_bytes(device: DeviceChange, arrow: str) -> str:
 def _because(shares: Sequence[Share], more: float, *, code: bool = False) -> str:
     """The tables that explain a change: what came or grew is +, what went or shrank is -."""
     sign = "+" if more > 0 else "-"
-    return ", ".join(f"{sign} {_code(share.table) if code else share.table}" for share in shares)
+    return ", ".join(f"{sign} {_code(share.table) if code else printable(share.table)}" for share in shares)
 
 
 def _from_to(changed: TableChange) -> tuple[str, str]:

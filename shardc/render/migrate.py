@@ -11,7 +11,7 @@ from rich.console import Group
 
 from shardc.plan import canonical_json
 from shardc.plan_diff import Movement
-from shardc.render.layout import glyphs_of, rendered, table
+from shardc.render.layout import glyphs_of, printable, rendered, table
 from shardc.render.shards import plain
 from shardc.units import format_bytes
 
@@ -70,7 +70,7 @@ def moves_text(movements: Sequence[Movement], *, width: int, color: bool, unicod
     for move in moves:
         source = "new" if move.source is None else str(move.source)
         rows.add_row(
-            move.table if move.table != before else "",
+            printable(move.table) if move.table != before else "",
             _range(move.row, move.rows),
             _range(move.column, move.columns),
             f"{source} {glyphs.arrow} {move.target}",

@@ -113,6 +113,13 @@ def test_names_of_tables_do_nothing_in_a_comment():
     assert "`<img src=x> \\| 'x' @team [l](u) next`" in comment
 
 
+def test_names_of_tables_do_nothing_in_a_terminal():
+    name = "a\x1b[31m\r\u202eb"
+    shown = text(diff(plan({name: whole(0)}, ms=(0.1,) * 4), plan({name: whole(1)}, ms=(0.1, 0.2, 0.1, 0.1))))
+    assert not set("\x1b\r\u202e") & set(shown)
+    assert "+ a?[31m??b" in shown
+
+
 def test_a_comment_stays_below_the_limit_of_github():
     tables = [{f"table_{i:04}_{'x' * 40}": whole(rank) for i in range(2000)} for rank in (0, 1)]
     comment = diff_markdown(diff(*map(plan, tables)), NAMES)
