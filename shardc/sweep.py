@@ -6,12 +6,9 @@ Every configuration is a compile of its own, in a process of its own. A configur
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -21,6 +18,7 @@ from shardc.hardware import devices_of
 from shardc.pipeline import run
 from shardc.settings import Setting, parse_setting, setting_text
 from shardc.spec import LoadedSpec
+from shardc.workers import as_done, cores
 
 MOST = 1000
 """Configurations of one sweep."""
@@ -196,42 +194,15 @@ def compile_all(
         if configuration.loaded is None:
             yield number, Point(configuration.varied, 0, {}, 0, reason=configuration.reason)
     todo = {number: each for number, each in enumerate(configurations) if each.loaded is not None}
-    workers = min(len(todo), workers or _cores())
+    workers = min(len(todo), workers or cores())
     if workers <= 1:
         for number, configuration in todo.items():
             yield number, _compiled(configuration, effort, seed)
         return
-    with _pool(workers) as pool:
-        waiting = {pool.submit(_compiled, each, effort, seed): number for number, each in todo.items()}
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield waiting.pop(future), future.result()
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once if this is left early: with what they are doing, not after it."""
-    before = set(multiprocessing.active_children())
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_ignore_interrupts)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-        raise
-    pool.shutdown()
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C goes to all processes of a terminal; the first one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    numbers, one = list(todo), partial(_compiled, effort=effort, seed=seed)
+    for position, point in as_done(one, list(todo.values()), workers, method):
+        yield numbers[position], point
 
 
 def _compiled(configuration: Configuration, effort: str | None, seed: int | None) -> Point:

@@ -85,7 +85,7 @@ def check(
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
     wanted = _Wanted(measure, frozen, base, update, quiet)
     outcomes = []
-    for outcome in _outcomes(names, wanted, 1 if measure else jobs or _cores()):
+    for outcome in _outcomes(names, wanted, 1 if measure else jobs):
         tell_findings(outcome, format)
         if format in PEOPLE and not quiet:
             _tell(outcome)
@@ -94,23 +94,22 @@ def check(
     return max(outcome.exit_code for outcome in outcomes)
 
 
-def _outcomes(names: list[str], wanted: _Wanted, jobs: int) -> Iterator[Outcome]:
+def _outcomes(names: list[str], wanted: _Wanted, jobs: int | None) -> Iterator[Outcome]:
     """Check specs, several at a time, and yield what became of them in their order."""
     one = partial(_outcome, wanted=wanted)
-    if min(jobs, len(names)) < 2:
+    if len(names) < 2 or jobs == 1:
         yield from map(one, names)
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    from shardc.workers import as_done, cores
 
     _import(wanted.frozen)  # once, before the processes part
-    context = get_context("fork") if sys.platform == "linux" else None
-    with ProcessPoolExecutor(min(jobs, len(names)), context) as pool:
-        try:
-            yield from pool.map(one, names, chunksize=4 if wanted.frozen else 1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    done: dict[int, Outcome] = {}
+    told = 0
+    for number, outcome in as_done(one, names, jobs or cores(), "fork" if sys.platform == "linux" else "spawn"):
+        done[number] = outcome
+        while told in done:
+            yield done.pop(told)
+            told += 1
 
 
 def _outcome(spec: str, wanted: _Wanted) -> Outcome:
@@ -199,7 +198,3 @@ def _summary(outcomes: list[Outcome]) -> str:
     parts = [f"{count(len(outcomes), 'spec')} checked", f"{failed or 'none'} with findings"]
     parts += [f"{warned} with warnings"] * bool(warned) + [f"{count(written, 'plan')} written"] * bool(written)
     return ", ".join(parts)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
