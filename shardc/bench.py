@@ -414,12 +414,14 @@ def compare(
     Raises:
         DiagnosticError: a spec has no problem that could be placed at all (see `shardc.passes.lower`).
     """
-    results, warnings = [], {}
+    results: list[Result] = []
+    warnings: dict[tuple[str, str], Diagnostic] = {}
     for name, loaded in specs:
         hardware = devices_of(loaded)
         problem = lower(loaded, hardware, pipeline.read_recorded_accesses(loaded))
         profiled = profile(problem, hardware, loaded)
-        warnings.update({warning.code: warning for warning in profiled.warnings if warning.code not in warnings})
+        for warning in profiled.warnings:
+            warnings.setdefault((warning.code, warning.message), warning)
         policy, _ = pipeline.find_policy(loaded, hardware)
         how = loaded.spec.compile
         case = Case(loaded, problem, profiled.cost, policy, effort or how.effort, how.seed if seed is None else seed)

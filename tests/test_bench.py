@@ -56,6 +56,15 @@ def test_every_strategy_places_an_easy_problem_and_none_beats_the_bound():
     assert result.gap("shardc") == pytest.approx(result.step_ms["shardc"] / result.bound_ms - 1)
 
 
+def test_every_warning_is_told_once():
+    h100, cheap = EASY, EASY | {"cluster": EASY["cluster"] | {"device": "l4-24gb"}}
+    found = compared(h100, cheap, h100, strategies=["random"]).warnings
+    assert [(warning.code, warning.message.split()[2]) for warning in found] == [
+        ("SH501", "h100-80gb"),
+        ("SH501", "l4-24gb"),
+    ]
+
+
 def test_a_failure_is_counted_and_its_problem_left_out_of_every_average():
     strategies = ["shardc", "neuroshard_beam", "lookup_greedy"]
     comparison = compared(EASY, TIGHT, strategies=strategies)
