@@ -253,7 +253,11 @@ def _row(explained: TableExplained, way: Alternative) -> Row:
         return (_way(way), "", "", "", way.obstacle or "")
     figures = (_way(way), _ranks(way.ranks), format_ms(way.step_time_ms))
     if way.obstacle is not None:  # a share beside it would read as if it could be had
-        return (*figures, "", f"{'not allowed' if way.obstacle in ('pin', 'apart') else 'does not fit'}: {way.obstacle}")
+        return (
+            *figures,
+            "",
+            f"{'not allowed' if way.obstacle in ('pin', 'apart') else 'does not fit'}: {way.obstacle}",
+        )
     runner_up = "runner-up" if way == explained.runner_up else ""
     return (*figures, _change(way.step_time_ms, explained.step_time_ms), runner_up)
 
