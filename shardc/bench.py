@@ -59,6 +59,7 @@ class Failure(StrEnum):
     BREAKS_CONSTRAINTS = "breaks_constraints"
     NO_OPTION = "no_option"
     CRASHED = "crashed"
+    INTERRUPTED = "interrupted"
 
 
 _FAILURES = {"SH308": Failure.NO_OPTION, "SH901": Failure.CRASHED}  # by the code of a diagnostic
@@ -172,12 +173,14 @@ class Comparison:
         machine: what it ran on.
         results: one a problem.
         warnings: how far to trust the costs, without repetitions.
+        interrupted: whether Ctrl-C ended it: problems are missing, and strategies in the last one.
     """
 
     title: str
     machine: str
     results: tuple[Result, ...]
     warnings: tuple[Diagnostic, ...]
+    interrupted: bool = False
 
     @cached_property
     def compared(self) -> tuple[Result, ...]:
@@ -399,9 +402,9 @@ def compare(
     *,
     seed: int | None = None,
     effort: str | None = None,
-    progress: Callable[[str, str], None] = lambda problem, strategy: None,
+    progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> Comparison:
-    """Run strategies on problems.
+    """Run strategies on problems; Ctrl-C ends that, and what was found so far is compared.
 
     Args:
         title: what the problems are.
@@ -409,37 +412,45 @@ def compare(
         strategies: names of strategies.
         seed: of every random choice, instead of the specs' own.
         effort: how long shardc searches, instead of what the specs say.
-        progress: told of each problem and strategy that is done.
+        progress: told how many strategies have run, over all problems, and which one on which problem is next.
 
     Raises:
         DiagnosticError: a spec has no problem that could be placed at all (see `shardc.passes.lower`).
     """
-    results, warnings = [], {}
-    for name, loaded in specs:
-        hardware = devices_of(loaded)
-        problem = lower(loaded, hardware, pipeline.read_recorded_accesses(loaded))
-        profiled = profile(problem, hardware, loaded)
-        warnings.update({warning.code: warning for warning in profiled.warnings if warning.code not in warnings})
-        policy, _ = pipeline.find_policy(loaded, hardware)
-        how = loaded.spec.compile
-        case = Case(loaded, problem, profiled.cost, policy, effort or how.effort, how.seed if seed is None else seed)
-        results.append(_compare(name, case, strategies, progress))
-    return Comparison(title, machine(), tuple(results), tuple(warnings.values()))
-
-
-def _compare(name: str, case: Case, strategies: Sequence[str], progress: Callable[[str, str], None]) -> Result:
-    problem, judge = case.problem, case.judge()
-    runs, bound = [], None
-    for strategy in strategies:
-        run, found = _run(strategy, case, judge)
-        runs.append(run)
-        bound = bound or found
-        progress(name, strategy)
-    if bound is None and any(run.failure is None for run in runs):
-        bound = lower_bound(problem, case.cost, judge.latents)
-    return Result(
-        name, len(problem.tables), problem.cluster.devices, bound.step_time_ms if bound else None, tuple(runs)
-    )
+    results: list[Result] = []
+    warnings: dict[tuple[str, str], Diagnostic] = {}
+    interrupted = False
+    for number, (name, loaded) in enumerate(specs):
+        runs: list[Run] = []
+        bound: LowerBound | None = None
+        try:
+            hardware = devices_of(loaded)
+            problem = lower(loaded, hardware, pipeline.read_recorded_accesses(loaded))
+            profiled = profile(problem, hardware, loaded)
+            for warning in profiled.warnings:
+                warnings.setdefault((warning.code, warning.message), warning)
+            policy, _ = pipeline.find_policy(loaded, hardware)
+            how, own = loaded.spec.compile, profiled.cost
+            case = Case(loaded, problem, own, policy, effort or how.effort, how.seed if seed is None else seed)
+            judge = case.judge()
+            for strategy in strategies:
+                progress(number * len(strategies) + len(runs), f"{name} {strategy}")
+                run, found = _run(strategy, case, judge)
+                runs.append(run)
+                bound = bound or found
+            if bound is None and any(run.failure is None for run in runs):
+                bound = lower_bound(problem, case.cost, judge.latents)
+        except KeyboardInterrupt:
+            interrupted = True
+            if not runs:
+                break
+            missing = strategies[len(runs) :]
+            runs += [Run(strategy, 0.0, failure=Failure.INTERRUPTED, detail="interrupted") for strategy in missing]
+        known = bound.step_time_ms if bound else None
+        results.append(Result(name, len(problem.tables), problem.cluster.devices, known, tuple(runs)))
+        if interrupted:
+            break
+    return Comparison(title, machine(), tuple(results), tuple(warnings.values()), interrupted)
 
 
 def _run(strategy: str, case: Case, judge: Judge) -> tuple[Run, LowerBound | None]:

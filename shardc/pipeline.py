@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from shardc.passes.profile import Measure, profile
 from shardc.passes.replan import Budget, Migration, base_faults, replan
 from shardc.passes.restore import placement_of
 from shardc.passes.verify import verify, wide_caches
-from shardc.placers.local_search import Watch
+from shardc.placers.local_search import Ended, Watch
 from shardc.placers.policy import Policy, load_policy
 from shardc.plan import Digests, Plan, PlanMigration, plan_bytes
 from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
@@ -115,10 +116,11 @@ def run(
         measure: measures the spec's own shards (see `shardc.passes.profile`).
         base: a plan to stay close to. Nothing is placed anew where spec, costs and version are those of the base.
         budget: what of it may move.
-        watch: told of the search for a placement as it goes on, and may end it.
+        watch: told of the search for a placement as it goes on, and may end it; by raising `Ended` at once.
 
     Raises:
         DiagnosticError: everything that is wrong with spec or base, or that makes the spec infeasible.
+        Ended: by `watch`, before there was any placement.
     """
     if base and (faults := base_faults(base)):
         raise DiagnosticError(*faults)
@@ -131,6 +133,25 @@ def run(
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, prepared.hardware, prepared.recorded)
     choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
+    finish = partial(_finished, loaded, prepared, choice, base, budget, effort, seed, watch, missing)
+    try:
+        return finish()
+    except Ended:  # what was placed is kept
+        return finish()
+
+
+def _finished(
+    loaded: LoadedSpec,
+    prepared: Prepared,
+    choice: Choice,
+    base: Plan | None,
+    budget: Budget,
+    effort: str,
+    seed: int,
+    watch: Watch,
+    missing: Sequence[Diagnostic],
+) -> Compiled:
+    """The passes after placement, with warnings of what was missing for that; the arguments are those of `run`."""
     migration, stated = None, None
     if base:
         choice, migration = replan(choice, base, budget, effort=effort, seed=seed, watch=watch)
@@ -138,9 +159,10 @@ def run(
         stated = PlanMigration(base=_plan_digest(base), moved_bytes=moved, model_bytes=total)
     p90_ms = _pessimistic_ms(prepared, choice)
     plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms, migration=stated)
-    if faults := verify(plan, loaded, problem.cluster):
+    cluster = prepared.judge.problem.cluster
+    if faults := verify(plan, loaded, cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
-    doubts = (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing)
+    doubts = (*prepared.warnings, *wide_caches(plan, loaded, cluster), *missing)
     doubts += migration.warnings if migration else ()
     return Compiled(plan, choice, doubts, prepared.pessimistic, migration)
 

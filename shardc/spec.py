@@ -19,7 +19,7 @@ import tomli
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from shardc.diagnostics import Diagnostic, DiagnosticError, Location
+from shardc.diagnostics import Diagnostic, DiagnosticError, Location, quoted_tables
 from shardc.files import read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
@@ -41,7 +41,8 @@ SHARDING_TYPES = (
 KERNELS = ("fused", "fused_uvm_caching")
 """The kernels that tables can have unless they are data-parallel, in canonical order."""
 
-_ON_EVERY_DEVICE = {"row_wise", "data_parallel"}
+_REPLICATED = "data_parallel"
+_ON_EVERY_DEVICE = {"row_wise", _REPLICATED}
 _USUAL_KERNELS, _CACHING = ("fused",), "fused_uvm_caching"
 CACHE_RATIO = 0.2
 """Share of the rows of a cached table that a cache holds: TorchRec's load factor unless it is told another."""
@@ -439,7 +440,7 @@ class DefaultsSpec(_Section):
     kernels: Kernels | None = Field(
         default=None,
         description="Allowed kernels; fused unless given. fused_uvm_caching keeps the table in host memory and caches "
-        "rows on the device. Data-parallel tables take none of them.",
+        "rows on the device, and a table that may have nothing else is not data-parallel.",
     )
     cache_ratio: float | None = Field(
         default=None,
@@ -1053,14 +1054,14 @@ class _Reader:
         )
 
     def _check_no_cache(self) -> None:
-        """Refuse tables that may be in host memory where nobody said how much there is; once for [defaults]."""
+        """Refuse tables that may be in host memory where nobody said how much there is: once, for all of them."""
         cached = [entry for entry in self.entries.values() if entry.table and entry.table.may_be_cached]
-        own = [entry for entry in cached if cast(TableSpec, entry.spec).kernels is not None]
-        by_default = [entry for entry in cached if cast(TableSpec, entry.spec).kernels is None]
-        for entry in (*own, *by_default[:1]):
-            reason = "may be in host memory, and none is given for tables"
+        if cached:
+            at = self.sources.locate_field(cached[0].origin, "kernels")
+            named = quoted_tables([cast(Table, entry.table).name for entry in cached])
             advice = 'add host_memory = "1TiB" under [cluster]: what tables may take of one host'
-            self._flag("SH113", entry, "kernels", reason, help=advice)
+            message = f"{named} may be in host memory, and none is given for tables"
+            self.findings.append(Diagnostic("SH113", message, at, help=advice))
 
     def _check_constraints(self, devices: int | None) -> None:
         """Find placement constraints that no placement can meet."""
@@ -1068,6 +1069,9 @@ class _Reader:
         for entry, table in resolved:
             if devices is not None and table.pin:
                 self._check_pin(entry, table, devices)
+            if table.sharding == (_REPLICATED,) and "fused" not in table.kernels:
+                reason = "may be in host memory only, and data_parallel keeps it on the devices"
+                self._flag("SH106", entry, "kernels", reason, help='add "fused" to kernels, or allow another sharding')
         ranks = frozenset(range(devices)) if devices is not None else None
         group_pins = {name: self._check_group(members) for name, members in _sets(resolved, "group")}
         for name, members in _sets(resolved, "apart"):

@@ -1,13 +1,15 @@
 import json
 import re
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from shardc import cli
-from shardc.bench import STRATEGIES, Comparison, Failure, compare, usable
+from shardc.bench import STRATEGIES, Answer, Case, Comparison, Failure, compare, usable
 from shardc.diagnostics import DiagnosticError
 from shardc.passes.place import EVALUATIONS
 from shardc.render.bench import comparison_json, comparison_picture, comparison_table
@@ -54,6 +56,15 @@ def test_every_strategy_places_an_easy_problem_and_none_beats_the_bound():
     assert result.ratio("random") == pytest.approx(result.step_ms["random"] / result.step_ms["shardc"])
     assert all(0 <= run.balance <= 1 for run in result.runs)
     assert result.gap("shardc") == pytest.approx(result.step_ms["shardc"] / result.bound_ms - 1)
+
+
+def test_every_warning_is_told_once():
+    h100, cheap = EASY, EASY | {"cluster": EASY["cluster"] | {"device": "l4-24gb"}}
+    found = compared(h100, cheap, h100, strategies=["random"]).warnings
+    assert [(warning.code, warning.message.split()[2]) for warning in found] == [
+        ("SH501", "h100-80gb"),
+        ("SH501", "l4-24gb"),
+    ]
 
 
 def test_a_failure_is_counted_and_its_problem_left_out_of_every_average():
@@ -223,7 +234,7 @@ def test_a_spec(bench):
     code, out, err = bench("model.toml", *TWO)
     assert code == 0
     assert out.startswith("model.toml  2 tables on 2 devices")
-    assert "bench 2/2 model.toml random" in err
+    assert err.startswith("bench 1/2 model.toml random\nbench 2/2\n")
     assert "SH501" in err
 
 
@@ -254,6 +265,35 @@ def test_torchrecs_costs_instead_of_the_specs(bench):
     assert "SH505" in err
     ms = [json.loads(text)["problems"][0]["runs"][0]["step_time_ms"] for text in (profile, torchrec)]
     assert ms[0] != ms[1]
+
+
+@pytest.mark.parametrize(
+    ("nth", "problems", "placed", "word"),
+    [(1, 0, {}, "there is nothing yet of 2 problems"), (4, 2, {"first": 2, "second": 1}, "what follows is of 2 of 2")],
+)
+def test_ctrl_c_leaves_what_was_found_so_far(bench, monkeypatch, nth, problems, placed, word):
+    calls = []
+
+    def pressed(case: Case) -> Answer:
+        calls.append(case)
+        if len(calls) == nth:
+            signal.raise_signal(signal.SIGINT)
+        return original.answer(case)
+
+    original = STRATEGIES["cost_greedy"]
+    for name in ("first", "second"):
+        monkeypatch.setitem(STRATEGIES, name, replace(original, answer=pressed))
+    arguments = ("--suite", "metasyn", "--problems", "2", "--strategy", "first", "--strategy", "second")
+    code, out, err = bench(*arguments, "--format", "json", "-q")
+    assert code == 130
+    assert err.startswith(f"interrupted: {word}")
+    document = json.loads(out) if out else {"problems": [], "summary": []}
+    assert len(document["problems"]) == problems
+    assert {summary["strategy"]: summary["placed"] for summary in document["summary"]} == placed
+    calls.clear()
+    code, out, err = bench(*arguments)
+    assert code == 130
+    assert ("second" in out) == ("2 problems, interrupted" in out) == bool(problems)
 
 
 def test_the_list(bench):

@@ -15,6 +15,7 @@ from shardc.explain import Alternative, Lifted, Situation, explain_plan, explain
 from shardc.pipeline import run
 from shardc.plan import plan_bytes, read_plan
 from shardc.problem import Placement
+from shardc.render.explain import explained_text
 from shardc.settings import parse_settings
 from shardc.spec import SHARDING_TYPES, load_spec, parse_spec
 
@@ -165,6 +166,10 @@ def test_memory_that_binds_is_found():
     assert limit.binding
     assert limit.best is not None
     assert limit.best.ranks == (1 - heavy,)
+    # What cannot be had has no share of the step time beside it, as if it could.
+    text = explained_text(table, width=100, color=False, unicode=True)
+    (other,) = (line for line in text.splitlines() if "lacks" in line)
+    assert other.endswith(" ms    does not fit: memory: lacks 5.21 GiB")
 
 
 def test_the_bound_is_explained_by_the_largest_table_where_that_makes_it():

@@ -580,14 +580,26 @@ def test_an_error_of_a_kernel_is_exact(folder, line, code, text, says):
 
 
 def test_a_cached_table_needs_host_memory(folder):
-    """At each table that says so itself, and once for all that have it from [defaults]."""
-    first, second = folder.errors(HEAD + f"[defaults]\n{CACHED}\n" + tables("a", "b", "c", c=CACHED))
-    assert (first.code, place(first)) == ("SH113", (2, "['fused', 'fused_uvm_caching']"))
-    assert (second.code, place(second)[1]) == ("SH113", "['fused', 'fused_uvm_caching']")
-    assert '"c"' in second.message
-    assert 'host_memory = "1TiB" under [cluster]' in second.help
+    """Told once, where the first of them has it from; with the others' names."""
+    names = "abcdefgh"
+    found = folder.error(HEAD + f"[defaults]\n{CACHED}\n" + tables(*names, b=CACHED, c="kernels = ['fused']"))
+    assert (found.code, place(found)) == ("SH113", (2, "['fused', 'fused_uvm_caching']"))
+    assert found.message.startswith('tables "a", "b", "d", ')
+    assert " more may be in host memory, and none is given for tables" in found.message
+    assert 'host_memory = "1TiB" under [cluster]' in found.help
+    alone = folder.error(HEAD + tables("a", "b", b=CACHED))
+    assert alone.message == 'table "b" may be in host memory, and none is given for tables'
     host = "[[cluster.host]]\nhosts = [0]\nhost_memory = '64GB'\n"
     assert folder.load(HEAD + host + tables("a", a=CACHED)).spec.cluster.kinds[0].host_memory_bytes == 64 * 10**9
+
+
+def test_what_has_to_be_in_host_memory_is_not_data_parallel(folder):
+    """As TorchRec's planner finds no way to shard a table by such constraints: its replicas have the kernel dense."""
+    only = "kernels = ['fused_uvm_caching']\nsharding = ['data_parallel']"
+    found = folder.error(ROOM + tables("a", a=only))
+    assert (found.code, place(found)[1]) == ("SH106", "['fused_uvm_caching']")
+    assert "data_parallel keeps it on the devices" in found.message
+    folder.load(ROOM + tables("a", a=only.replace("['fused_uvm", "['fused', 'fused_uvm")))
 
 
 def test_what_is_said_of_host_memory_decides_no_plan_in_which_no_table_uses_it(folder):

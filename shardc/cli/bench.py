@@ -12,9 +12,9 @@ import typer
 
 from shardc.cli.console import (
     EffortOption,
-    QuietOption,
     SpecSeedOption,
     configure,
+    count,
     echo,
     in_color,
     in_unicode,
@@ -60,11 +60,14 @@ def bench(
     format: Annotated[Format, typer.Option(help="How results are shown.")] = Format.TABLE,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results, as SVG.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="List suites and strategies.")] = False,
-    quiet: QuietOption = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the results only: no progress, and no warnings about costs.")
+    ] = False,
 ) -> None:
     """Run placement strategies on the same problems, under the same costs, and compare what they find.
 
     A strategy that fails on a problem is counted; figures are means over the problems that every strategy placed.
+    Ctrl-C ends it with what has been found so far.
     """
     from shardc.bench import STRATEGIES, compare, usable
     from shardc.files import write_atomic
@@ -90,16 +93,21 @@ def bench(
         tell(notes)
     loaded = _of_suite(suite, seed or 0, problems) if suite is not None else _of_files(specs or [])
     loaded = [(name, _with_cost(spec, cost)) for name, spec in loaded]
+    total = len(loaded) * len(chosen)
     with progress(quiet) as advance:
-        done = 0
 
-        def show(problem: str, name: str) -> None:
-            nonlocal done
-            done += 1
-            advance("bench", done, len(loaded) * len(chosen), f"{problem} {name}")
+        def show(done: int, following: str) -> None:
+            advance("bench", done, total, following)
 
         title = suite or ", ".join(name for name, _ in loaded)
         found = compare(title, loaded, chosen, seed=seed, effort=effort, progress=show)
+        if not found.interrupted:
+            show(total, "")
+    if found.interrupted:
+        what = f"what follows is of {len(found.results)}" if found.results else "there is nothing yet"
+        echo(f"interrupted: {what} of {count(len(loaded), 'problem')}", sys.stderr)
+        if not found.results:
+            raise typer.Exit(130)
     if picture is not None:
         write_atomic(picture, comparison_picture(found).encode())
     if not quiet:
@@ -109,6 +117,8 @@ def bench(
         echo(comparison_json(found))
     else:
         echo(comparison_table(found, width=width(), color=in_color(sys.stdout), unicode=in_unicode(sys.stdout)))
+    if found.interrupted:
+        raise typer.Exit(130)
 
 
 def _list() -> None:

@@ -89,6 +89,7 @@ def compile(
     from shardc.files import write_atomic
     from shardc.passes.replan import Budget
     from shardc.pipeline import run
+    from shardc.placers.local_search import Ended
     from shardc.plan import default_plan_path, plan_bytes
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
@@ -104,7 +105,12 @@ def compile(
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)
     with measuring(loaded, measure, quiet) as measured, searching(quiet, time_limit) as watch:
-        compiled = run(loaded, seed=seed, effort=effort, measure=measured, base=near, budget=budget, watch=watch)
+        try:
+            compiled = run(loaded, seed=seed, effort=effort, measure=measured, base=near, budget=budget, watch=watch)
+        except Ended:
+            old = f"; {target} is as it was" if os.path.exists(target) else ""
+            echo(f"interrupted: there is no plan yet{old}", sys.stderr)
+            raise typer.Exit(130) from None
     content = plan_bytes(compiled.plan)
     if watch.interrupted:
         if not what_if:

@@ -32,11 +32,19 @@ class SearchWatch:
         self.timed_out = False
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """End the search at its next step; the second time, end everything."""
+        """End the search with the best plan so far; the second time, end everything.
+
+        Raises:
+            Ended: the first time.
+            KeyboardInterrupt: from then on.
+        """
+        from shardc.placers.local_search import Ended
+
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
         echo("ending the search and keeping the best plan so far; Ctrl-C again to end at once", sys.stderr)
+        raise Ended
 
     def __call__(self, done: float, step_ms: float) -> bool:
         """Note how far a search is, and say whether it may go on (see `shardc.placers.local_search.Watch`)."""

@@ -314,8 +314,6 @@ def _options(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> It
         yield from sharded
     if Kernel.FUSED_UVM_CACHING in table.kernels:
         yield from (_cached(option, table.cache_ratio) for option in sharded if option.type is not _REPLICATED)
-    if Kernel.FUSED not in table.kernels:
-        yield from (option for option in sharded if option.type is _REPLICATED)
 
 
 def _sharded(index: int, table: Table, model: ModelSpec, cluster: Cluster) -> Iterator[_Option]:
@@ -344,6 +342,8 @@ def _reason(type: ShardingType, table: Table, model: ModelSpec, cluster: Cluster
     devices, local, hosts = cluster.devices, cluster.devices_per_host, cluster.hosts
     if type not in table.sharding:
         return "is not allowed"
+    if type is _REPLICATED and Kernel.FUSED not in table.kernels:
+        return "keeps the table on the devices, and its kernels keep it in host memory"
     if table.group is not None and type is not ShardingType.TABLE_WISE:
         return "would split the table, and tables of a group are placed whole"
     if type is ShardingType.TABLE_COLUMN_WISE and ShardingType.COLUMN_WISE in table.sharding:

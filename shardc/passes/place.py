@@ -6,6 +6,7 @@ The plan records what each rung reached and, when the RL policy did not win, why
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,7 +21,7 @@ from shardc.placers.episode import offered_options
 from shardc.placers.exact import Exact, Status, fits, require_highs, solve
 from shardc.placers.feasible import fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
-from shardc.placers.local_search import Watch, improve
+from shardc.placers.local_search import Ended, Watch, improve
 from shardc.placers.policy import Policy, place_by_policy
 from shardc.problem import Placement, Problem
 
@@ -57,6 +58,7 @@ class Why(StrEnum):
     SEARCH_BETTER = "search_better"
     EXACT_BETTER = "exact_better"
     NEAR_BASE = "near_base"
+    INTERRUPTED = "interrupted"
 
 
 class Outcome(StrEnum):
@@ -122,11 +124,12 @@ def place(
         effort: how much local search may score, a key of `EVALUATIONS`.
         seed: of every random choice.
         origin: what the problem was lowered from, for a diagnostic that says where to change it.
-        watch: told of local search as it goes on, and may end it.
+        watch: told of local search as it goes on, and may end it; by raising `Ended` also all that comes before.
 
     Raises:
         DiagnosticError: SH202 when the model as a whole exceeds the memory, SH203 when nothing fits for another
             reason, or no strategy found a placement that fits.
+        Ended: by `watch`, before there was any placement.
     """
     judge = Judge(problem, cost)
     cause = find_cause(problem)
@@ -136,11 +139,35 @@ def place(
     bound = None
     if isinstance(cost, PhasedCost):
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
+    proposals: list[Proposal] = []
+    try:
+        for proposal in _ladder(judge, policy, bound, effort, seed, origin, watch):
+            proposals.append(proposal)
+    except Ended:
+        if not any(p.placement for p in proposals):
+            raise
+    return _choose(judge, proposals, policy, bound)
+
+
+def _ladder(
+    judge: Judge,
+    policy: Policy | None,
+    bound: LowerBound | None,
+    effort: str,
+    seed: int,
+    origin: Origin | None,
+    watch: Watch,
+) -> Iterator[Proposal]:
+    """What every rung of the ladder finds; the arguments and errors are those of `place`."""
+    problem = judge.problem
     # Many tables have more to look at; few have deep local optima, and are scored faster.
     blocks = len(problem.blocks)
     evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(2.0, 100 / blocks)) ** 0.5)
     choices = _sharding_choices(problem, bound)
-    proposals = _propose(judge, choices[0], policy, bound)
+    proposals: list[Proposal] = []
+    for proposal in _propose(judge, choices[0], policy, bound):
+        yield proposal
+        proposals.append(proposal)
     if not any(p.placement for p in proposals):
         found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
         if found_fit is None or not found_fit.fits:
@@ -151,6 +178,7 @@ def place(
             proposals.append(_judged(judge, _EXACT, solved.placement))
         else:
             proposals.append(_judged(judge, _MEMORY, found_fit.placement))
+        yield proposals[-1]
     start = min(proposals, key=lambda p: p.step_time_ms)
     if start.placement is None:
         raise ValueError("the placement that fits does not keep the constraints")
@@ -163,18 +191,18 @@ def place(
         enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
         watch=watch,
     )
-    proposals.append(_judged(judge, f"{start.strategy}+search", found))
-    if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES:
-        proposals.append(_exact(judge, found, bound, seed, watch))
-    return _choose(judge, proposals, policy, bound)
+    searched = _judged(judge, f"{start.strategy}+search", found)
+    yield searched
+    if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES and watch(1.0, searched.step_time_ms):
+        yield _exact(judge, found, bound, seed, watch)
 
 
-def _propose(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> list[Proposal]:
+def _propose(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> Iterator[Proposal]:
     """Every rung of the ladder below local search."""
-    proposals = [_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)) for name in HEURISTICS]
-    proposals.append(_by_cost(judge, options, bound))
-    proposals.append(_by_policy(judge, options, policy, bound))
-    return proposals
+    for name in HEURISTICS:
+        yield _judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name))
+    yield _by_cost(judge, options, bound)
+    yield _by_policy(judge, options, policy, bound)
 
 
 def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
@@ -281,6 +309,8 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
         why = Why.POLICY_BEST
     elif best.strategy == _EXACT:
         why = Why.EXACT_BETTER
+    elif _POLICY not in outcomes:
+        why = Why.INTERRUPTED
     elif outcomes[_POLICY] is Outcome.NO_POLICY:
         why = Why.NO_POLICY
     elif outcomes[_POLICY] is Outcome.INFEASIBLE:

@@ -308,7 +308,8 @@ def _broken_constraints(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
         faults = []
         if placed.sharding_type not in table.sharding:
             faults.append(("sharding", f"is {placed.sharding_type}, which the spec does not allow"))
-        if placed.compute_kernel not in ("dense", *table.kernels):
+        on_devices = ("dense",) if "fused" in table.kernels else ()
+        if placed.compute_kernel not in (*on_devices, *table.kernels):
             faults.append(("kernels", f"has the kernel {placed.compute_kernel}, which the spec does not allow"))
         elif placed.compute_kernel == "fused_uvm_caching" and not isclose(
             placed.cached, table.cache_ratio, rel_tol=_STATED

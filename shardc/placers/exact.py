@@ -36,7 +36,7 @@ import numpy as np
 from shardc.cost.model import PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.judge import Judge
-from shardc.placers.local_search import Watch
+from shardc.placers.local_search import Ended, Watch
 from shardc.problem import Bools, Floats, Ints, Placement, Problem, Shards, Site
 
 INSTALL = "pip install 'highspy>=1.15'"
@@ -100,7 +100,7 @@ def solve(
     nodes: int = 100_000,
     seconds: float = 600.0,
     seed: int = 0,
-    watch: Watch = lambda done, step_ms: True,
+    watch: Watch | None = None,
 ) -> Exact:
     """Find the best placement, or bound it.
 
@@ -112,7 +112,7 @@ def solve(
         nodes: how many nodes search trees may have, all together.
         seconds: how long it may take, about.
         seed: of HiGHS.
-        watch: asked now and then whether to go on.
+        watch: asked now and then whether to go on; may also raise `Ended`.
 
     Raises:
         DiagnosticError: SH604 when HiGHS is not installed.
@@ -123,19 +123,29 @@ def solve(
     deadline = time.monotonic() + seconds
     program = _Program(judge, judge.cost)
     highs = _Highs(program, seed, gap / 2)
-    highs.watch(lambda: watch(1.0, best_ms))
+    highs.watch(lambda: watch is None or watch(1.0, best_ms))
     best, best_ms = start, judge.judge(start).step_time_ms if start else np.inf
     used = 0
 
     def ended(status: Status) -> Exact:
         return Exact(status, best, best_ms, bound_ms, used)
 
-    if best:
-        highs.leave_out(program.costlier(best_ms))
-        highs.add_tangents(judge.judge(best).z, np.zeros(len(program.t)))
-    highs.add_tangents_of_relaxation(deadline)
+    try:
+        if best:
+            highs.leave_out(program.costlier(best_ms))
+            highs.add_tangents(judge.judge(best).z, np.zeros(len(program.t)))
+        highs.add_tangents_of_relaxation(deadline)
+    except Ended:
+        if watch is None:
+            raise
+        return ended(Status.LIMIT)
     while True:
-        solved = highs.solve(best, nodes - used, deadline)
+        try:
+            solved = highs.solve(best, nodes - used, deadline)
+        except Ended:
+            if watch is None:
+                raise
+            solved = highs.ended()
         used += solved.nodes
         if solved.status is Status.INFEASIBLE and best is None:
             bound_ms = np.inf
@@ -498,6 +508,7 @@ class _Highs:
         import highspy
 
         self._p, self._status = program, highspy.HighsModelStatus
+        self._incumbent: Floats | None = None  # columns
         self._known: set[tuple[float, ...]] = set()
         self._highs = highspy.Highs()
         for option, value in (
@@ -530,7 +541,13 @@ class _Highs:
             if not goes_on():
                 event.interrupt()
 
+        def note(event: Any) -> None:
+            self._incumbent = np.array(event.data_out.mip_solution)
+
+        # Signals are also handled then: Python code has to run for that.
         self._highs.cbMipInterrupt.subscribe(ask)
+        self._highs.cbSimplexInterrupt.subscribe(ask)
+        self._highs.cbMipImprovingSolution.subscribe(note)
 
     def leave_out(self, options: Ints) -> None:
         """Choose none of some options."""
@@ -602,6 +619,12 @@ class _Highs:
             placement, phase_ms = p.placement(values), values[p.t] * p.unit_ms
         bound = info.mip_dual_bound * p.unit_ms
         return _Solved(status, max(0, info.mip_node_count), bound if np.isfinite(bound) else 0.0, placement, phase_ms)
+
+    def ended(self) -> _Solved:
+        """What is known of a search with integrality that an exception ended."""
+        p, known = self._p, self._incumbent
+        placement = None if known is None else p.placement(known)
+        return _Solved(Status.LIMIT, 0, 0.0, placement, np.zeros(len(p.t)))
 
     def _run(self, deadline: float) -> None:
         # The limit is on the run time of all calls together.

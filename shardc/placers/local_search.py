@@ -39,6 +39,10 @@ Watch = Callable[[float, float], bool]
 """Told what share of its effort a search has spent, and the best step time so far in ms; says whether it may go on."""
 
 
+class Ended(BaseException):
+    """Raised by who watches, once, to end a search at once, wherever it is; from then on nothing may go on."""
+
+
 def improve(
     judge: Judge,
     start: Placement,
@@ -47,7 +51,7 @@ def improve(
     seed: int,
     targets: Floats | None = None,
     enough_ms: float = 0.0,
-    watch: Watch = lambda done, step_ms: True,
+    watch: Watch | None = None,
 ) -> Placement:
     """The best placement found from a feasible start.
 
@@ -59,7 +63,7 @@ def improve(
         targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). A
             descent that aims at them races against one that does not, and they take turns from the winner on.
         enough_ms: step time from which on no better one is looked for.
-        watch: told of the search as it goes on, and may end it.
+        watch: told of the search as it goes on, and may end it, also by raising `Ended`.
     """
     search = _Search(judge, start, np.random.default_rng(seed), evaluations)
     best, best_ms = search.state(), search.step_ms
@@ -67,7 +71,7 @@ def improve(
 
     def goes_on() -> bool:
         done = 1.0 - search.budget / max(evaluations, 1)
-        return search.budget > 0 and best_ms > enough_ms and watch(done, best_ms)
+        return search.budget > 0 and best_ms > enough_ms and (watch is None or watch(done, best_ms))
 
     def descend(aim: Floats | None, least_budget: float = 0.0) -> None:
         nonlocal best, best_ms, idle_kicks
@@ -77,18 +81,22 @@ def improve(
             if search.budget <= least_budget or not goes_on():
                 break
 
-    aims: list[Floats | None] = [None]
-    if targets is not None:
-        aims = _race(search, [targets, None], descend, evaluations * _HEAT)
-    for aim in cycle(aims):
-        if idle_kicks >= _PATIENCE or not goes_on():
-            break
-        descend(aim)
-        if search.step_ms > best_ms:
-            search.restore(best)
-        idle_kicks += 1
-        if not search.kick():
-            break
+    try:
+        aims: list[Floats | None] = [None]
+        if targets is not None:
+            aims = _race(search, [targets, None], descend, evaluations * _HEAT)
+        for aim in cycle(aims):
+            if idle_kicks >= _PATIENCE or not goes_on():
+                break
+            descend(aim)
+            if search.step_ms > best_ms:
+                search.restore(best)
+            idle_kicks += 1
+            if not search.kick():
+                break
+    except Ended:
+        if watch is None:  # nobody here would know
+            raise
     search.restore(best)
     return search.placement()
 

@@ -18,7 +18,7 @@ import numpy as np
 from shardc.judge import Changes, Judge
 from shardc.moves import Pieces, Weighing, transfers
 from shardc.placers.greedy import cost_greedy
-from shardc.placers.local_search import Watch, improve
+from shardc.placers.local_search import Ended, Watch, improve
 from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Site
 
 Way = tuple[int, tuple[int, ...]]
@@ -105,31 +105,53 @@ def near(
         most_bytes: budget beyond which nothing is looked for; None for no such.
         targets: see `shardc.placers.local_search.improve`.
         enough_ms: step time from which on no better one is looked for.
-        watch: told of the search as it goes on, and may end it.
+        watch: told of the search as it goes on, and may end it, also by raising `Ended`.
+
+    Raises:
+        Ended: by `watch`, before anything near the base was found.
 
     Returns:
         The front, placements that none found is better than in both, the fewest bytes first and the fastest last; and
         the others as points.
     """
     rng = np.random.default_rng(seed)
-    first = _Near(judge, base, rng, targets, enough_ms, watch)
+
+    def search(wanted: Mapping[int, int] | None = None) -> _Near:
+        return _Near(judge, base, rng, targets, enough_ms, watch, wanted)
+
+    first = search()
     compared = tuple(first.point(placement) for placement in others)
-    found, total = list(compared), int(first.size.sum())
-
-    def scouted(search: _Near) -> float:
-        points = search.explored(evaluations // _SCOUTS, most_bytes, scouting=True)
-        found.extend(points)
-        return min((cost_of(point, total)[0] for point in points), default=np.inf)
-
-    searches = [first]
-    alternatives = [_Near(judge, base, rng, targets, enough_ms, watch, wanted) for wanted in _alternatives(judge, base)]
-    fastest = min((point.step_time_ms for point in compared), default=0.0)
-    if alternatives and (cost := scouted(first)) > _FINE * fastest:
-        ranked = sorted([(cost, 0), *((scouted(search), 1 + number) for number, search in enumerate(alternatives))])
-        searches = [[first, *alternatives][number] for _, number in ranked[:_EXPLORED]]
-    for search in searches:
-        found += search.explored(evaluations // len(searches), most_bytes)
+    found = list(compared)
+    try:
+        alternatives = [search(wanted) for wanted in _alternatives(judge, base)]
+        fastest = min((point.step_time_ms for point in compared), default=0.0)
+        for points in _explored([first, *alternatives], fastest, evaluations, most_bytes):
+            found += points
+    except Ended:
+        if len(found) == len(compared):
+            raise
     return _front(found), compared
+
+
+def _explored(
+    searches: Sequence[_Near], fastest: float, evaluations: int, most_bytes: int | None
+) -> Iterator[list[Point]]:
+    """What searches find: the first of several, or those that scouting finds best where it is far from the fastest."""
+    first, *alternatives = searches
+    searches = [first]
+    if alternatives:
+        total, costs = int(first.size.sum()), []
+        for number, scout in enumerate([first, *alternatives]):
+            costs.append((np.inf, number))
+            for points in scout.explored(evaluations // _SCOUTS, most_bytes, scouting=True):
+                costs[-1] = min([costs[-1], *((cost_of(point, total)[0], number) for point in points)])
+                yield points
+            if costs[0][0] <= _FINE * fastest:
+                break
+        else:
+            searches = [[first, *alternatives][number] for _, number in sorted(costs)[:_EXPLORED]]
+    for chosen in searches:
+        yield from chosen.explored(evaluations // len(searches), most_bytes)
 
 
 def _alternatives(judge: Judge, base: Base) -> Iterator[dict[int, int]]:
@@ -244,11 +266,12 @@ class _Near:
         moved = sum(self._moved_by(block, way) for block, way in enumerate(_ways(aligned)))
         return Point(moved, self._judge.judge(aligned).step_time_ms, aligned)
 
-    def explored(self, evaluations: int, most_bytes: int | None, *, scouting: bool = False) -> list[Point]:
+    def explored(self, evaluations: int, most_bytes: int | None, *, scouting: bool = False) -> Iterator[list[Point]]:
         """All rounds from the placement in which as much as possible stays, or a few that tell what to expect."""
         found = None if self.ended else self.restored(evaluations // 10)
         if found is None:
-            return []
+            return
+        yield found
         total = int(self.size.sum())
         now = min(found, key=lambda point: (point.moved_bytes, point.step_time_ms))
         least = now.moved_bytes
@@ -261,9 +284,8 @@ class _Near:
                 break
             self.done = number / len(rounds)
             steps = self.round(now, budget, evaluations // len(rounds), dense=number % _ROUNDS == 0)
-            found += steps
+            yield steps
             now = min((p for p in [now, *steps] if p.moved_bytes <= budget), key=lambda p: cost_of(p, total))
-        return found
 
     def restored(self, evaluations: int) -> list[Point] | None:
         """What stays where it is as long as it may, and the rest where it is cheapest; None if no way is found."""

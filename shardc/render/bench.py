@@ -23,6 +23,7 @@ FAILURES = {
     Failure.BREAKS_CONSTRAINTS: "breaks a constraint",
     Failure.NO_OPTION: "plan is no option",
     Failure.CRASHED: "crashed",
+    Failure.INTERRUPTED: "interrupted",
 }
 """Failures in plain words."""
 
@@ -57,22 +58,22 @@ def _failures(comparison: Comparison) -> Iterator[str]:
         reasons = [f"{count} {FAILURES[failure]}" for failure, count in summary.failures.items()]
         if len(comparison.results) == 1:
             reasons = [comparison.results[0].runs[number].detail]
-        if summary.failures:
+        if summary.failures and summary.failures.keys() != {Failure.INTERRUPTED}:
             yield f"{summary.strategy} failed: {', '.join(reasons)}"
 
 
 def _what(comparison: Comparison, glyphs: Glyphs) -> str:
-    results = comparison.results
+    results, cut = comparison.results, ", interrupted" * comparison.interrupted
     if len(results) == 1:
         only = results[0]
         bound = f", bound {format_ms(only.bound_ms)}" if only.bound_ms else ""
-        return f"{only.tables} tables on {only.devices} devices{bound}"
+        return f"{only.tables} tables on {only.devices} devices{bound}{cut}"
     compared = len(comparison.compared)
     if not all(summary.placed for summary in comparison.summaries):
         which = f"the {compared} placed by all that placed any"
     else:
         which = "all" if compared == len(results) else f"the {compared} that all placed"
-    return f"{len(results)} problems; means over {which}; {glyphs.times} {_reference(comparison)}"
+    return f"{len(results)} problems{cut}; means over {which}; {glyphs.times} {_reference(comparison)}"
 
 
 def _reference(comparison: Comparison) -> str:
@@ -91,7 +92,8 @@ def _of_one(result: Result, glyphs: Glyphs) -> Table:
     )
     for run in sorted(result.runs, key=lambda run: math.inf if run.step_time_ms is None else run.step_time_ms):
         if run.step_time_ms is None or run.balance is None:
-            rows.add_row(run.strategy, "failed", "", "", "", _seconds(run.seconds), style="dim")
+            if run.failure is not Failure.INTERRUPTED:
+                rows.add_row(run.strategy, "failed", "", "", "", _seconds(run.seconds), style="dim")
         else:
             gap = result.gap(run.strategy)
             rows.add_row(
@@ -152,6 +154,7 @@ def comparison_json(comparison: Comparison) -> str:
         "title": comparison.title,
         "machine": comparison.machine,
         "warnings": [{"code": d.code, "message": d.message} for d in comparison.warnings],
+        "interrupted": comparison.interrupted,
         "compared": len(comparison.compared),
         "summary": [asdict(summary) for summary in comparison.summaries],
         "problems": [_problem(result) for result in comparison.results],

@@ -20,6 +20,7 @@ _TABLES, _FLOWS = 20, 8  # shown to people
 _LISTED = 200  # of each kind in a comment, which may have 65,536 characters
 _WIDE, _NAME, _SHORT_NAME = 100, 24, 14  # columns from which names have more room, and what they have
 _BESIDE = 20  # columns of the other columns and between them
+_FIGURES = 44  # columns of a device's figures
 _FIRST = (Change.ADDED, Change.REMOVED, Change.RESIZED)
 _SIGNS = {Change.ADDED: "+", Change.REMOVED: "-"}
 _STYLES = {Change.ADDED: "green", Change.REMOVED: "red"}
@@ -66,7 +67,8 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
         sections += ["", _tables(diff, glyphs, width)]
     if diff.flows:
         sections += ["", _flows(diff, glyphs, width)]
-    for rows in (_times(diff, glyphs), _memory(diff, glyphs)):
+    for rows in (_times(diff, glyphs, width), _memory(diff, glyphs, width)):
+        rows.columns[-1].no_wrap = False  # names give way, figures do not
         if rows.row_count:
             sections += ["", rows]
     return rendered(Group(*sections), width=width, color=color)
@@ -243,7 +245,7 @@ def _flows(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
     return rows
 
 
-def _times(diff: PlanDiff, glyphs: Glyphs) -> Table:
+def _times(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
     rows = table(("device", "right"), ("forward + backward", "left"), ("", "right"), ("because of", "left"))
     found = [device for device in diff.devices if _time_differs(device)] if diff.comparable else []
     for device in _largest(found, [abs(device.more_ms or 0.0) for device in found]):
@@ -252,12 +254,15 @@ def _times(diff: PlanDiff, glyphs: Glyphs) -> Table:
             continue
         more = "" if not (device.old_ms and device.more_ms) else _signed(device.more_ms / device.old_ms)
         style = "" if device.more_ms is None else "red" if device.more_ms > 0 else "green"
-        because = _because(device.of_time, device.more_ms or 0.0) or "its tables are the same: what they cost is not"
+        because = (
+            _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs)
+            or "its tables are the same: what they cost is not"
+        )
         rows.add_row(str(device.rank), _from_to_ms(device, glyphs.arrow), Text(more, style), because)
     return rows
 
 
-def _memory(diff: PlanDiff, glyphs: Glyphs) -> Table:
+def _memory(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
     rows = table(("device", "right"), ("memory", "left"), ("", "right"), ("because of", "left"))
     found = [device for device in diff.devices if _memory_differs(device)]
     for device in _largest(found, [abs(device.more_bytes) for device in found]):
@@ -265,7 +270,7 @@ def _memory(diff: PlanDiff, glyphs: Glyphs) -> Table:
             rows.add_row(glyphs.more, f"{len(found)} devices in all")
             continue
         style = "red" if device.more_bytes > 0 else "green"
-        because = _because(device.of_memory, device.more_bytes) or "buffers of its tables"
+        because = _some_of(_because(device.of_memory, device.more_bytes), width, glyphs) or "buffers of its tables"
         more = Text(_signed_bytes(device.more_bytes), style)
         rows.add_row(str(device.rank), _from_to_bytes(device, glyphs.arrow), more, because)
     return rows
@@ -302,6 +307,18 @@ def _because(shares: Sequence[Share], more: float, *, code: bool = False) -> str
     """The tables that explain a change: what came or grew is +, what went or shrank is -."""
     sign = "+" if more > 0 else "-"
     return ", ".join(f"{sign} {_code(share.table) if code else printable(share.table)}" for share in shares)
+
+
+def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
+    """As many of the tables that explain a change as there is room for beside its figures, the first cut if need be."""
+    room = width - _FIGURES
+    first, *others = tables.split(", ")
+    shown = _shortened(first, room, glyphs)
+    for other in others:
+        if len(f"{shown}, {other}") > room:
+            break
+        shown += f", {other}"
+    return shown
 
 
 def _from_to(changed: TableChange) -> tuple[str, str]:

@@ -251,9 +251,15 @@ def _by_type(explained: TableExplained, glyphs: Glyphs) -> Iterator[Row]:
 def _row(explained: TableExplained, way: Alternative) -> Row:
     if way.step_time_ms is None:
         return (_way(way), "", "", "", way.obstacle or "")
+    figures = (_way(way), _ranks(way.ranks), format_ms(way.step_time_ms))
+    if way.obstacle is not None:  # a share beside it would read as if it could be had
+        return (
+            *figures,
+            "",
+            f"{'not allowed' if way.obstacle in ('pin', 'apart') else 'does not fit'}: {way.obstacle}",
+        )
     runner_up = "runner-up" if way == explained.runner_up else ""
-    change = _change(way.step_time_ms, explained.step_time_ms)
-    return (_way(way), _ranks(way.ranks), format_ms(way.step_time_ms), change, way.obstacle or runner_up)
+    return (*figures, _change(way.step_time_ms, explained.step_time_ms), runner_up)
 
 
 def _way(way: Alternative) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ from shardc.shares import critical_ms
 from shardc.units import compact, format_bytes, format_ms
 
 _MAX_TABLES = 8
+_NARROW = 12  # columns of headers where there is not much room
+_NAME, _LEAST_NAME = 22, 10  # columns of tables' names
 _STATED = 1e-5  # relative: plans state six digits
 
 
@@ -41,7 +44,7 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
         sections += ["", _phases(plan, glyphs, width)]
     sections += ["", _devices(plan, glyphs, width), ""]
     if isinstance(compiled.choice.judge.cost, PhasedCost):
-        sections += [_tables(compiled.choice, compiled.choice.judge.cost, plan, glyphs), ""]
+        sections += [_tables(compiled.choice, compiled.choice.judge.cost, plan, glyphs, width), ""]
     sections += [f"{plan.chosen.strategy} was chosen: {WHY[Why(plan.chosen.reason)]}", _strategies(plan)]
     if count := len(compiled.warnings):
         sections += ["", Text(f"{count} warning{'s' * (count > 1)}", "yellow")]
@@ -107,14 +110,22 @@ def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
     devices = plan.score.devices
     limit = _range([device.memory_limit_bytes for device in devices])
     in_hosts = [device.host_memory_limit_bytes for device in devices if device.host_memory_limit_bytes is not None]
-    host = [(f"of {_range(in_hosts)} in its host", "right")] if in_hosts else []
-    compute = f"forward {glyphs.forward} backward {glyphs.backward}"
-    rows = table(
-        ("device", "right"), (compute, "left"), ("time", "right"), (f"memory of {limit}", "left"), ("", "right"), *host
-    )
+    headers = ["device", f"forward {glyphs.forward} backward {glyphs.backward}", "time", f"memory of {limit}", ""]
+    headers += [f"of {_range(in_hosts)} in its host"] if in_hosts else []
     costliest, cheapest = extremes(list(map(_compute_ms, devices)))
     longest = max(max(map(_compute_ms, devices)), 1e-300)
-    free = width - 34 - sum(len(name) + 2 for name, _ in host)
+    most = max(len(format_bytes(byte)) for d in devices for byte in (d.memory_bytes, d.host_memory_bytes or 0))
+    most_time = max(len(format_ms(_compute_ms(device))) for device in devices)
+    bars = width - 34 - sum(len(header) + 2 for header in headers[5:])
+    widths = [6, bars - bars * 3 // 8, most_time, bars * 3 // 8, most, most][: len(headers)]
+    if sum(map(max, widths, map(len, headers))) + 2 * (len(headers) - 1) > width:  # bars give way, figures do not
+        headers = ["\n".join(textwrap.wrap(header, _NARROW)) for header in headers]
+        wide = [max(map(len, header.split("\n"))) for header in headers]
+        taken = sum(max(widths[n], wide[n]) for n in range(len(headers)) if n not in (1, 3))
+        bars = width - taken - 2 * (len(headers) - 1)
+        widths[3] = max(bars * 3 // 8, wide[3])
+        widths[1] = bars - widths[3]
+    rows = table(*zip(headers, ("right", "left", "right", "left", "right", "right"), strict=False))
     for position, rank in enumerate([*costliest, *cheapest]):
         if cheapest and position == len(costliest):
             rows.add_row("", f"{glyphs.more} {len(devices) - len(costliest) - len(cheapest)} more")
@@ -127,11 +138,11 @@ def _devices(plan: Plan, glyphs: Glyphs, width: int) -> Table:
         style = "red" if filled > 0.95 else "yellow" if filled > 0.85 else "green"
         rows.add_row(
             str(device.rank),
-            _bar(free - free * 3 // 8, *passes),
+            _bar(widths[1], *passes),
             format_ms(_compute_ms(device)),
-            _bar(free * 3 // 8, (filled, glyphs.forward, style), (1.0 - filled, glyphs.track, "dim")),
+            _bar(widths[3], (filled, glyphs.forward, style), (1.0 - filled, glyphs.track, "dim")),
             format_bytes(device.memory_bytes),
-            *([format_bytes(device.host_memory_bytes or 0)] if host else []),
+            *([format_bytes(device.host_memory_bytes or 0)] if in_hosts else []),
         )
     return rows
 
@@ -145,32 +156,34 @@ def _compute_ms(device: DeviceScore) -> float:
     return (device.forward_ms or 0.0) + (device.backward_ms or 0.0)
 
 
-def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs) -> Table:
+def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs, width: int) -> Table:
     """The tables that take most of the critical devices' time."""
-    rows = table(
-        ("table", "left"),
-        ("rows", "right"),
-        ("dim", "right"),
-        ("pooling", "right"),
-        ("sharding", "left"),
-        ("ranks", "left"),
-        ("critical time", "right"),
-    )
+    headers = ["table", "rows", "dim", "pooling", "sharding", "ranks", "critical time"]
+    found: list[list[str]] = []
     shares = table_shares(choice, cost)
     order = np.argsort(-shares, kind="stable")
     shown = [int(index) for index in order[:_MAX_TABLES] if shares[index] >= 0.001]
     for index in shown:
         info = choice.judge.problem.tables[index]
         placed = plan.plan[plan.model.module][info.name]
-        rows.add_row(
-            _shortened(info.name, 22, glyphs),
-            compact(info.rows),
-            str(info.dim),
-            f"{info.pooling:.4g}",
-            placed.sharding_type + f", {placed.cached:.0%} cached" * (placed.cached < 1.0),
-            _shortened(rank_ranges(placed.ranks), 12, glyphs),
-            f"{shares[index]:.1%}",
+        found.append(
+            [
+                info.name,
+                compact(info.rows),
+                str(info.dim),
+                f"{info.pooling:.4g}",
+                placed.sharding_type + f", {placed.cached:.0%} cached" * (placed.cached < 1.0),
+                _shortened(rank_ranges(placed.ranks), 12, glyphs),
+                f"{shares[index]:.1%}",
+            ]
         )
+
+    room = width - sum(2 + max(map(len, column)) for column in list(zip(headers, *found, strict=True))[1:])
+    if room < _LEAST_NAME:  # names give way, figures do not
+        headers[-1] = headers[-1].replace(" ", "\n")
+    rows = table(*((header, "left" if header in ("table", "sharding", "ranks") else "right") for header in headers))
+    for name, *figures in found:
+        rows.add_row(_shortened(name, min(max(room, _LEAST_NAME), _NAME), glyphs), *figures)
     if (rest := len(shares) - len(shown)) > 0:
         others = max(0.0, 1.0 - float(shares[shown].sum()))
         rows.add_row(f"{glyphs.more} {rest} more", *[""] * 5, f"{others:.1%}")

@@ -263,7 +263,7 @@ def cached() -> Plan:
         {"name": "hot", "rows": 1000, "kernels": ["fused"]},
         {"name": "cold", "rows": 1000, "kernels": ["fused_uvm_caching"], "cache_ratio": 0.1},
         {"name": "columns", "rows": 1000, "kernels": ["fused_uvm_caching"], "sharding": ["column_wise"]},
-        {"name": "replica", "rows": 10, "kernels": ["fused_uvm_caching"], "sharding": ["data_parallel"]},
+        {"name": "replica", "rows": 10, "kernels": ["fused", "fused_uvm_caching"], "sharding": ["data_parallel"]},
     ]
     spec = {
         "format": 1,

@@ -558,6 +558,14 @@ def test_a_broken_rule_of_a_cache_is_named(edit: Edit, code: str, names: str) ->
     assert any(finding.code == code and names in finding.message for finding in found), found
 
 
+def test_a_replica_of_what_has_to_be_in_host_memory_is_named() -> None:
+    spec = tomllib.loads(SPEC)
+    spec["cluster"]["host_memory"] = "1400KB"
+    next(t for t in spec["table"] if t["name"] == "country")["kernels"] = ["fused_uvm_caching"]
+    found = check(parse_spec(spec), document(), WITH_HOST)
+    assert any(f.code == "SH308" and '"country" has the kernel dense, which' in f.message for f in found), found
+
+
 def test_stated_host_memory_where_tables_may_use_none_is_wrong(loaded: LoadedSpec) -> None:
     content = document()
     content["score"]["devices"][0]["host_memory_bytes"] = 0

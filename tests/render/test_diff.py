@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from plans import plan, replicated, sharded, whole
@@ -56,6 +57,24 @@ def test_lines_keep_the_width_and_long_lists_are_cut(width):
     lines = text(diff(old, new), width=width).splitlines()
     assert max(map(len, lines)) <= width
     assert any("… 70 more" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [72, 80])
+def test_no_figure_is_cropped_by_names(width):
+    def placed(first: int) -> dict:
+        return plan(
+            {f"a_table_with_a_really_long_name_{i}": whole((first + i) % 4, rows=10**6 * (i + 1)) for i in range(6)},
+            ms=[12.345 + (first + rank) % 4 for rank in range(4)],
+            memory=[123_456_789 * (1 + (first + rank) % 4) for rank in range(4)],
+        )
+
+    found = diff(placed(0), placed(1))
+    lines = text(found, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    (change,) = [device for device in found.devices if device.rank == 2]
+    before, after = (f"{ms:.1f} ms" for ms in (change.old_ms, change.new_ms))
+    assert any(re.match(rf"     2  {before} → {after}  +\+\d+\.\d%  \+ a_table", line) for line in lines)
+    assert any(re.match(r"     2  353 MiB → 471 MiB  +\+118 MiB  \+ a_table", line) for line in lines)
 
 
 def test_the_first_line_says_it_all(found):

@@ -13,6 +13,7 @@ from shardc.passes.place import Outcome, Why
 from shardc.pipeline import Compiled, devices_of, load, run
 from shardc.plan import Bound, Candidate, Chosen, Plan
 from shardc.render.summary import WHY, summary, table_shares
+from shardc.units import format_bytes, format_ms
 
 
 class Linear:
@@ -253,3 +254,31 @@ def test_what_is_in_host_memory_is_shown_by_device_and_by_table():
     assert [line.split()[-2:] for line in devices] == [["0", "B"], ["1.19", "GiB"]]
     assert max(map(len, text.splitlines())) <= 100
     assert "table_wise, 20% cached" in text
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_no_figure_is_cropped_where_hosts_and_devices_have_memory_of_their_own(width):
+    cluster = {
+        "device": "h100-80gb",
+        "hosts": 2,
+        "devices_per_host": 2,
+        "memory": "1.1GiB",
+        "host_memory": "100GiB",
+        "host": [{"hosts": [1], "host_memory": "120GiB", "memory": "1.22GiB"}],
+    }
+    wide = {"rows": 2_345_000, "dim": 1024, "pooling": 12.34, "kernels": ["fused_uvm_caching"], "cache_ratio": 0.05}
+    ways = ["table_column_wise", "column_wise", "row_wise", "table_wise"]
+    tables = [wide | {"name": f"a_table_with_a_long_name_{way}", "sharding": [way]} for way in ways]
+    compiled_ = compiled(cluster=cluster, table=[*tables, {"name": "small", "pooling": 2}])
+    text = shown(compiled_, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    for device in compiled_.plan.score.devices:
+        line = next(line for line in text.splitlines() if line.startswith(f"{device.rank:6}  "))
+        assert line.endswith(f"{format_bytes(device.host_memory_bytes)}")
+        assert format_bytes(device.memory_bytes) in line
+        assert format_ms((device.forward_ms or 0.0) + (device.backward_ms or 0.0)) in line
+    shares = table_shares(compiled_.choice, compiled_.choice.judge.cost)
+    for info, share in zip(compiled_.choice.judge.problem.tables, shares, strict=True):
+        if info.name != "small" and share >= 0.001:
+            way = compiled_.plan.plan["ebc"][info.name].sharding_type
+            assert re.search(rf"M +1024 +12\.34  {way}, 5% cached +\S.* {share:.1%}$", text, re.MULTILINE)
