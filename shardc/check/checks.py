@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from shardc.check.better_plan import better_plan
 from shardc.check.context import Base, CheckReport, Context
+from shardc.check.edited import unsigned
 from shardc.check.fit import misfit
 from shardc.check.read import plan_path, read_committed
 from shardc.check.run import run_checks
@@ -96,10 +97,10 @@ def _write(context: Context, plan: Plan, why: str) -> CheckReport:
 
 def _report(context: Context) -> CheckReport:
     plan, today = context.plan, context.figures
-    notes = tuple(note for note in plan.digests.changes(today.digests) if note != PROFILE_CHANGED)  # SH406 says it
-    return CheckReport(
-        context.path, run_checks(context), notes, today.score.step_time_ms, today.bound.gap if today.bound else None
-    )
+    notes = [note for note in plan.digests.changes(today.digests) if note != PROFILE_CHANGED]  # SH406 says it
+    notes += unsigned(plan)
+    gap = today.bound.gap if today.bound else None
+    return CheckReport(context.path, run_checks(context), tuple(notes), today.score.step_time_ms, gap)
 
 
 def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
