@@ -15,6 +15,7 @@ import pytest
 
 import shardc
 from shardc import cli
+from shardc.check.document import check_schema
 from shardc.cli.console import in_color
 from shardc.passes.place import EVALUATIONS
 from shardc.plan import plan_schema, read_plan
@@ -166,7 +167,9 @@ ok model.toml: 2 tables, 2 devices
     assert shardc_("validate", "bad.toml", "model.toml").code == 1
 
 
-@pytest.mark.parametrize(("document", "expected"), [("spec", spec_schema()), ("plan", plan_schema())])
+@pytest.mark.parametrize(
+    ("document", "expected"), [("spec", spec_schema()), ("plan", plan_schema()), ("check", check_schema())]
+)
 def test_schema(shardc_, document, expected):
     done = shardc_("schema", document)
     assert (done.code, done.err) == (0, "")
