@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shardc.check.checks import changes, misfits, restate
+from shardc.check.checks import misfits, restate
 from shardc.cost.calibrated import calibrate_devices
 from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
@@ -111,7 +111,7 @@ def calibrate_plan(plan: Plan, loaded: LoadedSpec, *, progress: Progress) -> Cal
         moved=tuple(_moved(problem, placement, choice.placement)),
         timed=measured.timed,
         warnings=compiled.warnings,
-        notes=(*changes(plan, today), *_disturbed(measured)),
+        notes=(*plan.digests.changes(today.digests), *_disturbed(measured)),
     )
 
 

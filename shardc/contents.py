@@ -9,10 +9,11 @@ import numpy as np
 
 from shardc.cost.model import PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.moves import tables_of
 from shardc.passes.restore import placement_of
 from shardc.passes.verify import extent, shard_memory, verify, wide_caches
 from shardc.pipeline import Prepared, prepare
-from shardc.plan import Digests, Plan, TablePlan
+from shardc.plan import Digests, Plan
 from shardc.problem import BYTES_PER_ELEMENT, Memory
 from shardc.shares import time_shares
 from shardc.spec import LoadedSpec
@@ -62,16 +63,6 @@ class Contents:
     split: bool = False
     pooling: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
-
-
-def tables_of(plan: Plan) -> dict[str, TablePlan]:
-    """The tables of a plan by name; where it has several modules, names begin with the module's."""
-    several = len(plan.plan) > 1
-    return {
-        f"{module}.{name}" if several else name: table
-        for module, tables in plan.plan.items()
-        for name, table in tables.items()
-    }
 
 
 def contents_alone(plan: Plan, *warnings: Diagnostic) -> Contents:
@@ -174,11 +165,7 @@ def _times(plan: Plan, prepared: Prepared) -> tuple[list[dict[str, float]], list
 
 
 def _since(stated: Digests, today: Digests) -> Iterator[Diagnostic]:
-    """Warnings where a plan was compiled from something else than what there is now."""
-    what = {"spec": "the spec", "profile": "the hardware profile", "measurements": "the local measurements"}
-    changed = [words for member, words in what.items() if getattr(stated, member) != getattr(today, member)]
-    if stated.cost != today.cost:
-        changed = ["the kind of costs"]
-    if changed:
-        message = f"not what the plan was compiled with: {', '.join(changed)}. Tables share devices' times as of now"
+    """A warning where a plan was compiled from something else than what there is now."""
+    if changes := "; ".join(stated.changes(today)):
+        message = f"{changes}: tables share devices' times as of now"
         yield Diagnostic("SH340", message, help="shardc check tells whether the plan may stay", severity="warning")

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 
-from shardc.check.checks import changes
 from shardc.cost.bound import LowerBound, lower_bound
 from shardc.cost.model import PhasedCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
@@ -309,7 +308,7 @@ def situate(plan: Plan, loaded: LoadedSpec) -> Situation:
         raise DiagnosticError(*(fault for fault in faults if fault.code not in _HARMLESS))
     placement = placement_of(plan, problem)
     warnings = [*prepared.warnings]
-    notes = list(changes(plan, plan.model_copy(update={"digests": prepared.digests})))
+    notes = list(plan.digests.changes(prepared.digests))
     if notes:
         fix = "compile the spec again for a plan of its own"
         message = f"{'; '.join(notes)}: explained by what they are now"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import MAX_BYTES
@@ -31,8 +32,21 @@ def read_given(name: str) -> Plan:
         plan = parse_plan(name, _text(name, _show(name)))
     else:
         plan = read_plan(name)
+    return sound(name, plan)
+
+
+def sound(name: str, plan: Plan) -> Plan:
+    """Return a plan whose shards make sense.
+
+    Args:
+        name: what to call it in messages.
+        plan: the plan as it was read.
+
+    Raises:
+        DiagnosticError: SH305 or SH306 when its shards do not make up tables that TorchRec runs.
+    """
     if faults := verify_alone(plan):
-        raise DiagnosticError(*faults)
+        raise DiagnosticError(*(replace(fault, message=f"{name}: {fault.message}") for fault in faults))
     return plan
 
 

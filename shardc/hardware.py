@@ -12,117 +12,27 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
-import numpy as np
-import safetensors
-import safetensors.numpy
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
 
-from shardc.cost.fused import FusedCost, fits, operator_kind
-from shardc.cost.model import ComputeCost
 from shardc.cost.roofline import ASSUMPTIONS, Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.files import read_text, write_atomic
-from shardc.problem import Collective, Floats, Link, Optimizer
+from shardc.problem import Collective, Link, Optimizer
 from shardc.spec import LoadedSpec, parse_bandwidth, parse_size
+
+if TYPE_CHECKING:
+    from shardc.cost.model import ComputeCost
+    from shardc.profile_folder import Measured
 
 PROFILES = Path(__file__).parent / "profiles"
 # Of a collective, and what it takes longer between hosts: NCCL expects 14 microseconds of a step over the network where
 # it expects 3.4 over NVLink (src/graph/tuning.cc).
 ROOFLINE_LATENCY_MS, ROOFLINE_NETWORK_LATENCY_MS = 0.02, 0.01
-_DOCUMENT, _WEIGHTS = "profile.json", "weights.safetensors"
-
-
-class Errors(BaseModel):
-    """How well the cost model predicts sets of tables that it never saw; pairs are forward and backward."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    test_sets: int = Field(description="Held-out sets of tables.")
-    mean_relative_error: tuple[NonNegativeFloat, NonNegativeFloat]
-    mean_absolute_error_ms: tuple[float, float]
-    total_relative_error: float = Field(description="Of forward plus backward time.")
-    kendall_tau: float = Field(description="Rank correlation of forward plus backward time.")
-    noise: tuple[float, float] | None = Field(
-        description="Mean relative difference of two measurements of one set; null if none was measured twice."
-    )
-    margins: dict[Annotated[float, Field(gt=0, lt=1)], tuple[PositiveFloat, PositiveFloat]] = Field(
-        min_length=1,
-        description="By quantile: factors on the largest of the models' predictions that so many sets stay below.",
-    )
-
-
-class Measured(BaseModel):
-    """What was measured, on what, with what."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    device: str = Field(description="Name of the measured device.")
-    versions: dict[str, str] = Field(description="Versions of shardc, torch and fbgemm_gpu.")
-    seed: int
-    sets: int = Field(description="Sets of tables trained on.")
-    disturbed: int = Field(description="Sets left out: something else slowed the device down while they were measured.")
-    tables_per_set: tuple[int, int]
-    batch: tuple[int, int]
-    rows: tuple[int, int]
-    dim: tuple[int, int]
-    pooling: tuple[float, float]
-    weights: tuple[str, ...]
-    optimizers: tuple[str, ...]
-    reference_ms: tuple[PositiveFloat, PositiveFloat] = Field(description="The reference set's own time.")
-    errors: Errors
-
-
-class CollectiveFit(BaseModel):
-    """What a collective was measured to take: a fixed time, and the bytes that a device sends over a bandwidth."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    latency_ms: float = Field(ge=0)
-    bandwidth: float = Field(gt=0, description="bytes/s that a device sends over the link: to its host, or to others.")
-    mean_relative_error: float = Field(ge=0, description="On message sizes that were held out of the fit.")
-
-
-class MeasuredCollectives(BaseModel):
-    """Collectives between some ranks: what was measured, on what, with what."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    world_size: int = Field(ge=2, description="Ranks that took part.")
-    hosts: int = Field(ge=1)
-    backend: str = Field(description="gloo or nccl.")
-    versions: dict[str, str] = Field(description="Versions of shardc and torch.")
-    message_bytes: tuple[int, int] = Field(description="Smallest and largest message of a rank.")
-    fits: dict[Collective, CollectiveFit] = Field(description="The collectives that the backend has.")
-
-
-class ProfileDocument(BaseModel):
-    """`profile.json` of a measured hardware profile."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    format: Literal[1] = 1
-    name: str
-    device_type: Literal["cpu", "cuda"]
-    memory_bytes: int = Field(gt=0)
-    intra_host_bandwidth: float = Field(gt=0, description="bytes/s")
-    inter_host_bandwidth: float = Field(gt=0, description="bytes/s")
-    latency_ms: float = Field(ge=0)
-    network_latency_ms: float = Field(0.0, ge=0, description="What a collective takes longer when it crosses hosts.")
-    host_bandwidth: PositiveFloat | None = Field(
-        None, description="bytes/s between a device and the memory of its host, in one direction; null if unknown."
-    )
-    communication: Literal["assumed", "measured"] = "assumed"
-    intra_host: MeasuredCollectives | None = Field(None, description="Collectives between devices of one host.")
-    inter_host: MeasuredCollectives | None = Field(None, description="Collectives between devices of several hosts.")
-    measured: Measured
-    weights_digest: str
+DOCUMENT = "profile.json"
 
 
 @dataclass(frozen=True)
@@ -183,8 +93,11 @@ def load_hardware(device: str, *, base: str = "", at: Location | None = None) ->
     if device in gpus:
         return _data_sheet(device, gpus[device])
     for folder in (PROFILES / device, Path(base) / device):
-        if (folder / _DOCUMENT).exists():
-            return _measured(folder)
+        if (folder / DOCUMENT).exists():
+            # Few specs name a measured profile, and what reads one takes long to import.
+            from shardc.profile_folder import load_folder
+
+            return load_folder(folder)
     close = difflib.get_close_matches(device, shipped := hardware_names(), n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     raise DiagnosticError(
@@ -210,69 +123,8 @@ def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
 
 def hardware_names() -> list[str]:
     """Names of the shipped profiles: measured ones first."""
-    measured = sorted(path.parent.name for path in PROFILES.glob("*/profile.json"))
+    measured = sorted(path.parent.name for path in PROFILES.glob(f"*/{DOCUMENT}"))
     return measured + sorted(_gpus())
-
-
-def save_profile(folder: Path, document: dict[str, Any], arrays: dict[str, Floats]) -> ProfileDocument:
-    """Write a measured profile: the weights first, then the document that names their digest.
-
-    Collectives that the folder's profile was measured with on the same device stay part of it; one that cannot be read
-    is replaced.
-    """
-    weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    checked = ProfileDocument(**document, weights_digest=_sha256(weights))
-    with suppress(DiagnosticError):
-        previous = read_profile(folder)
-        if previous.measured.device == checked.measured.device:
-            for measured in filter(None, (previous.intra_host, previous.inter_host)):
-                checked = with_collectives(checked, measured)
-    write_atomic(folder / _WEIGHTS, weights)
-    _write_document(folder, checked)
-    return checked
-
-
-def read_profile(folder: Path) -> ProfileDocument:
-    """The document of a measured profile.
-
-    Raises:
-        DiagnosticError: SH001 to SH003 when it cannot be read, SH601 when it is not a profile.
-    """
-    return _parsed(folder, read_text(folder / _DOCUMENT, "hardware profile"))
-
-
-def save_collectives(folder: Path, measured: MeasuredCollectives) -> ProfileDocument:
-    """Make measured collectives part of the profile in a folder.
-
-    Raises:
-        DiagnosticError: as of `read_profile`, and SH004 when it cannot be written.
-    """
-    document = with_collectives(read_profile(folder), measured)
-    _write_document(folder, document)
-    return document
-
-
-def with_collectives(document: ProfileDocument, measured: MeasuredCollectives) -> ProfileDocument:
-    """A profile whose assumptions about one kind of link give way to what was measured.
-
-    The all-to-all's figures become those of the link: what a collective takes that the backend does not have, and what
-    is shown to people.
-    """
-    within = measured if measured.hosts == 1 else document.intra_host
-    between = measured if measured.hosts > 1 else document.inter_host
-    changes: dict[str, Any] = {"communication": "measured", "intra_host": within, "inter_host": between}
-    latency_ms = document.latency_ms
-    if within and (exchange := within.fits.get(Collective.ALL_TO_ALL)):
-        latency_ms = exchange.latency_ms
-        changes |= {"intra_host_bandwidth": exchange.bandwidth, "latency_ms": latency_ms}
-    if between and (exchange := between.fits.get(Collective.ALL_TO_ALL)):
-        longer = max(0.0, exchange.latency_ms - latency_ms)
-        changes |= {"inter_host_bandwidth": exchange.bandwidth, "network_latency_ms": longer}
-    return document.model_copy(update=changes)
-
-
-def _write_document(folder: Path, document: ProfileDocument) -> None:
-    write_atomic(folder / _DOCUMENT, document.model_dump_json(indent=2).encode() + b"\n")
 
 
 @cache
@@ -299,7 +151,7 @@ def _data_sheet(name: str, figures: dict[str, str]) -> Hardware:
             memory_bandwidth=_given(parse_bandwidth(figures["memory_bandwidth"])),
             cache_bytes=_given(parse_size(figures["cache"])),
         ),
-        digest=_sha256(json.dumps([name, of_every_cost, latencies, ASSUMPTIONS], sort_keys=True).encode()),
+        digest=sha256(json.dumps([name, of_every_cost, latencies, ASSUMPTIONS], sort_keys=True).encode()),
         measured=None,
     )
 
@@ -310,69 +162,6 @@ def _given(value: int | None) -> int:
     return value
 
 
-def _parsed(folder: Path, text: str) -> ProfileDocument:
-    try:
-        return ProfileDocument.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise _damaged("SH601", folder, f"{_DOCUMENT}: {where}: {first['msg'].lower()}") from error
-
-
-def _measured(folder: Path) -> Hardware:
-    text = read_text(folder / _DOCUMENT, "hardware profile")
-    document = _parsed(folder, text)
-    try:
-        content = (folder / _WEIGHTS).read_bytes()
-    except OSError as error:
-        raise _damaged("SH602", folder, f"{_WEIGHTS}: {(error.strerror or 'unreadable').lower()}") from error
-    if _sha256(content) != document.weights_digest:
-        raise _damaged("SH602", folder, f"{_WEIGHTS} is not the file that profile.json was written with")
-    try:
-        weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
-    except safetensors.SafetensorError as error:
-        raise _damaged("SH602", folder, f"{_WEIGHTS}: {error}") from error
-    if not fits(weights):
-        raise _damaged("SH602", folder, f"{_WEIGHTS} does not hold a cost model of this version")
-    return Hardware(
-        name=document.name,
-        device_type=document.device_type,
-        device_name=document.measured.device,
-        memory_bytes=document.memory_bytes,
-        intra_host_bandwidth=document.intra_host_bandwidth,
-        inter_host_bandwidth=document.inter_host_bandwidth,
-        latency_ms=document.latency_ms,
-        network_latency_ms=document.network_latency_ms,
-        intra_host=_links(document.intra_host),
-        inter_host=_links(document.inter_host),
-        host_bandwidth=document.host_bandwidth,
-        compute=lambda optimizer, dtype, quantile: _fused(
-            weights, document.measured, operator_kind(optimizer, dtype), quantile
-        ),
-        digest=_sha256(text.encode() + content),
-        measured=document.measured,
-    )
-
-
-def _fused(weights: dict[str, Floats], measured: Measured, kind: int, quantile: float | None) -> FusedCost:
-    """The first model's estimate; or the largest of all models', and as much more as covers that share of sets."""
-    if quantile is None:
-        return FusedCost(weights, kind)
-    known = sorted(measured.errors.margins)
-    forward, backward = (
-        float(np.interp(quantile, known, [measured.errors.margins[q][phase] for q in known])) for phase in (0, 1)
-    )
-    return FusedCost(weights, kind, members=len(weights["fixed"]), margin=(forward, backward))
-
-
-def _links(measured: MeasuredCollectives | None) -> dict[Collective, Link]:
-    return {c: Link(fit.latency_ms, fit.bandwidth) for c, fit in measured.fits.items()} if measured else {}
-
-
-def _damaged(code: str, folder: Path, reason: str) -> DiagnosticError:
-    fix = "make the profile again with `shardc profile`, or restore the folder"
-    return DiagnosticError(Diagnostic(code, f"hardware profile {folder}: {reason}", help=fix), exit_code=2)
-
-
-def _sha256(content: bytes) -> str:
+def sha256(content: bytes) -> str:
+    """Return the digest of a profile's content."""
     return "sha256:" + hashlib.sha256(content).hexdigest()

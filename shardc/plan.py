@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -23,6 +23,8 @@ _WIDTH = 120
 _one_line = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False).encode
 _SIGNIFICANT_DIGITS = 6
 _MAX_ERRORS = 10
+
+PROFILE_CHANGED = "the hardware profile has changed since the plan was compiled"
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -88,6 +90,17 @@ class Digests(_Member):
     cost: Literal["profile", "torchrec", "own"] = Field(
         "profile", description="Whose costs: the profile's, TorchRec's estimates, or those of an own cost model."
     )
+
+    def changes(self, today: Digests) -> Iterator[str]:
+        """Yield what has changed since a plan was compiled from these, in words."""
+        if self.spec != today.spec:
+            yield "the spec has changed since its plan was compiled"
+        if self.cost != today.cost:
+            yield f"the plan states its times by other costs ({self.cost}, now {today.cost})"
+        elif self.profile != today.profile:
+            yield PROFILE_CHANGED
+        if self.measurements != today.measurements:
+            yield "the local measurements are not those that the plan was compiled with"
 
 
 class Tool(_Member):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import shardc
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import make_folder, read_text, write_atomic
-from shardc.hardware import ProfileDocument, read_profile, save_profile
 from shardc.measure.campaign import (
     JOURNALS,
     PARQUET,
@@ -29,6 +28,7 @@ from shardc.measure.campaign import (
 from shardc.measure.design import CPU_RANGE, CUDA_RANGE, DESIGN, FIRST_OWN, Range, is_own
 from shardc.measure.parquet import parquet_bytes
 from shardc.measure.workload import Timing, Workload
+from shardc.profile_folder import ProfileDocument, read_profile, save_profile
 
 if TYPE_CHECKING:
     from shardc.measure.benchmark import LocalDevice

@@ -30,6 +30,12 @@ class Rule:
     example: Example | None
     fix: str
 
+    @property
+    def markdown(self) -> str:
+        """All but the heading."""
+        example = f"```{self.example.language}\n{self.example.text}\n```" if self.example else None
+        return "\n\n".join(filter(None, (self.meaning, example, f"Fix: {self.fix}")))
+
 
 def read_rules() -> dict[str, Rule]:
     """Return the entries of all codes, in their order."""

@@ -166,7 +166,7 @@ def test_a_plan_edited_so_that_shards_make_up_no_table_is_refused(shardc_):
     Path("bad.json").write_bytes(plan_bytes(plan({"a": gap})))
     done = shardc_("diff", "old.plan.json", "bad.json")
     assert done.code == 1
-    assert 'SH305 table "a": its shards leave a gap' in done.err
+    assert 'SH305 bad.json: table "a": its shards leave a gap' in done.err
 
 
 def test_plans_of_a_thousand_devices_and_replicas_are_compared(shardc_):

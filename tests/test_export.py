@@ -188,10 +188,10 @@ def endless(document: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (overlapping, 'SH305 table "größe": shards 0 and 1 overlap'),
-        (no_ranks, 'SH306 table "größe": not as many ranks (0) as shards (2)'),
-        (elsewhere, 'SH306 table "whole": rank 7 is none of the 2 devices'),
-        (endless, "SH306 the plan is for 9223372036854775808 devices, more than 65536"),
+        (overlapping, 'SH305 edited.plan.json: table "größe": shards 0 and 1 overlap'),
+        (no_ranks, 'SH306 edited.plan.json: table "größe": not as many ranks (0) as shards (2)'),
+        (elsewhere, 'SH306 edited.plan.json: table "whole": rank 7 is none of the 2 devices'),
+        (endless, "SH306 edited.plan.json: the plan is for 9223372036854775808 devices, more than 65536"),
         (lambda document: document.update(format=2), "SH303 edited.plan.json has plan format 2"),
         (lambda document: document.pop("plan"), "SH302 edited.plan.json is not a plan: plan: field required"),
     ],

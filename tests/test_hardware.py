@@ -5,16 +5,9 @@ from pathlib import Path
 import pytest
 
 from shardc.diagnostics import DiagnosticError
-from shardc.hardware import (
-    PROFILES,
-    CollectiveFit,
-    MeasuredCollectives,
-    load_hardware,
-    read_profile,
-    save_collectives,
-    save_profile,
-)
+from shardc.hardware import PROFILES, load_hardware
 from shardc.problem import Collective, Link
+from shardc.profile_folder import CollectiveFit, MeasuredCollectives, read_profile, save_collectives, save_profile
 
 A2A, REDUCE = Collective.ALL_TO_ALL, Collective.ALL_REDUCE
 

@@ -7,12 +7,13 @@ import jsonschema
 import pytest
 import tomli
 
+from shardc.check.document import check_schema
 from shardc.pipeline import load, run
 from shardc.plan import plan_bytes, plan_schema
 from shardc.spec import spec_schema
 
 ROOT = Path(__file__).parents[1]
-SCHEMAS = {"spec": spec_schema, "plan": plan_schema}
+SCHEMAS = {"spec": spec_schema, "plan": plan_schema, "check": check_schema}
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 
 
@@ -67,3 +68,20 @@ def test_compiled_plans_fit_the_plan_schema():
     assert plan.cluster.host_devices == ("h100-80gb", "a100-40gb")
     jsonschema.validate(spec, committed("spec"), jsonschema.Draft7Validator)
     jsonschema.validate(json.loads(plan_bytes(plan)), committed("plan"), jsonschema.Draft7Validator)
+
+
+@pytest.mark.parametrize("command", ["check", "check --frozen", "validate"])
+def test_findings_fit_the_check_schema(command, tmp_path, monkeypatch, run_command):
+    monkeypatch.chdir(tmp_path)
+    for example in EXAMPLES:
+        (tmp_path / example.name).write_bytes(example.read_bytes())
+        plan = example.with_suffix(".plan.json")
+        (tmp_path / plan.name).write_bytes(plan.read_bytes())
+    (tmp_path / "planless.toml").write_bytes(EXAMPLES[0].read_bytes())
+    (tmp_path / "broken.toml").write_text("format = 1\n[modell]\n")
+    names = [path.name for path in sorted(tmp_path.glob("*.toml"))]
+    done = run_command(*command.split(), *names, "missing.toml", "--format", "json")
+    document = json.loads(done.out)
+    jsonschema.validate(document, committed("check"), jsonschema.Draft7Validator)
+    assert [len(document["specs"]), document["exit_code"], done.code] == [len(names) + 1, 2, 2]
+    assert any(finding["location"] for entry in document["specs"] for finding in entry["findings"])

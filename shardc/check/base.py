@@ -7,6 +7,7 @@ import subprocess
 
 from shardc.check.context import Base
 from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.given_plan import sound
 from shardc.plan import parse_plan, read_plan
 
 
@@ -19,14 +20,14 @@ def read_base(base: str, path: str) -> Base | None:
         path: the plan that is compared with it.
 
     Raises:
-        DiagnosticError: SH302 and SH303 when what is there is not a plan (exit code 1), SH410 when `base` is neither
-            file, folder nor revision (exit code 2).
+        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense (exit code 1),
+            SH410 when `base` is neither file, folder nor revision (exit code 2).
     """
     if os.path.isfile(base):
-        return Base(base, read_plan(base))
+        return Base(base, sound(base, read_plan(base)))
     if os.path.isdir(base):
         file = os.path.join(base, os.path.relpath(path))
-        return Base(file, read_plan(file)) if os.path.exists(file) else None
+        return Base(file, sound(file, read_plan(file))) if os.path.exists(file) else None
     folder, name = os.path.split(os.path.abspath(path))
     if base.startswith("-") or _git(folder, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
         message = f"nothing to compare with: {base} is no file, folder or git revision here"
@@ -36,7 +37,7 @@ def read_base(base: str, path: str) -> Base | None:
     if content is None:
         return None
     label = f"{name} at {base}"
-    return Base(label, parse_plan(label, content.decode(errors="replace")))
+    return Base(label, sound(label, parse_plan(label, content.decode(errors="replace"))))
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:

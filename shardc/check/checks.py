@@ -5,11 +5,11 @@ The spec is compiled again in memory, and the committed placement is weighed by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from shardc.check.better_plan import better_plan
 from shardc.check.context import Base, CheckReport, Context
+from shardc.check.edited import unsigned
 from shardc.check.fit import misfit
 from shardc.check.read import plan_path, read_committed
 from shardc.check.run import run_checks
@@ -20,7 +20,7 @@ from shardc.passes.emit import emit
 from shardc.passes.profile import Measure
 from shardc.passes.restore import placement_of
 from shardc.pipeline import Compiled, run
-from shardc.plan import Plan, is_as_written, parse_plan, plan_bytes
+from shardc.plan import PROFILE_CHANGED, Plan, is_as_written, parse_plan, plan_bytes
 from shardc.spec import LoadedSpec
 from shardc.units import format_ms
 
@@ -29,8 +29,6 @@ _REPLACED = {"SH301", "SH302", "SH304", "SH305", "SH306", "SH307", "SH308", "SH3
 
 _CURED = {"SH310", "SH312", "SH401", "SH406"}
 """Findings about what a plan states, which end when it is stated anew."""
-
-_PROFILE_CHANGED = "the hardware profile has changed since the plan was compiled"
 
 
 def check(
@@ -99,10 +97,10 @@ def _write(context: Context, plan: Plan, why: str) -> CheckReport:
 
 def _report(context: Context) -> CheckReport:
     plan, today = context.plan, context.figures
-    notes = tuple(note for note in changes(plan, today) if note != _PROFILE_CHANGED)  # SH406 says it
-    return CheckReport(
-        context.path, run_checks(context), notes, today.score.step_time_ms, today.bound.gap if today.bound else None
-    )
+    notes = [note for note in plan.digests.changes(today.digests) if note != PROFILE_CHANGED]  # SH406 says it
+    notes += unsigned(plan)
+    gap = today.bound.gap if today.bound else None
+    return CheckReport(context.path, run_checks(context), tuple(notes), today.score.step_time_ms, gap)
 
 
 def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
@@ -128,15 +126,3 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
 def misfits(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> list[Diagnostic]:
     """SH304 to SH310 where a plan does not fit its spec."""
     return misfit(plan, loaded, compiled.choice.judge.problem.cluster, compiled.plan.digests)
-
-
-def changes(plan: Plan, today: Plan) -> Iterator[str]:
-    """What has changed since a plan was compiled."""
-    if plan.digests.spec != today.digests.spec:
-        yield "the spec has changed since its plan was compiled"
-    if plan.digests.cost != today.digests.cost:
-        yield f"the plan states its times by other costs ({plan.digests.cost}, now {today.digests.cost})"
-    elif plan.digests.profile != today.digests.profile:
-        yield _PROFILE_CHANGED
-    if plan.digests.measurements != today.digests.measurements:
-        yield "the local measurements are not those that the plan was compiled with"

@@ -6,6 +6,7 @@ Nothing of this imports the placers: a folder full of specs is checked in the ti
 from __future__ import annotations
 
 from shardc.check.context import Base, CheckReport, Context
+from shardc.check.edited import unsigned
 from shardc.check.fit import misfit
 from shardc.check.read import plan_path, read_committed
 from shardc.check.run import run_checks
@@ -46,7 +47,7 @@ def check_frozen(loaded: LoadedSpec, base: Base | None = None) -> CheckReport:
     if faults := misfit(plan, loaded, cluster, digests):
         return CheckReport(path, tuple(faults))
     findings = run_checks(Context(loaded, path, text, plan, figures=plan, digests=digests, base=base))
-    notes = (
-        ("accesses are recorded in files, which --frozen does not read: the spec may have changed",) if recorded else ()
-    )
-    return CheckReport(path, findings, notes, plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
+    notes = list(unsigned(plan))
+    if recorded:
+        notes.append("accesses are recorded in files, which --frozen does not read: the spec may have changed")
+    return CheckReport(path, findings, tuple(notes), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)

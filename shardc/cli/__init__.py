@@ -9,6 +9,8 @@ validate` answer at once.
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: of the command line; None for the process's own.
     """
+    # Short commands mostly import. That makes no garbage to look for, and needs no search of all installed packages for
+    # plugins that watch pydantic.
+    gc.set_threshold(100_000)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         from shardc.cli.run import run  # here, so that an interrupt of the import is as quiet as a later one
 

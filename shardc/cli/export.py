@@ -47,13 +47,10 @@ def export(
     What the framework cannot run is refused, with what to allow instead.
     """
     from shardc.files import write_atomic
-    from shardc.passes.verify import verify_alone
+    from shardc.given_plan import sound
     from shardc.plan import read_plan
 
-    read = read_plan(plan)
-    if findings := verify_alone(read):
-        raise DiagnosticError(*findings)
-    text, warnings = _written(read, to)
+    text, warnings = _written(sound(str(plan), read_plan(plan)), to)
     if not quiet:
         tell(warnings)
     if output is None or str(output) == "-":

@@ -65,13 +65,10 @@ def report(
 
 def _read(path: Path) -> Plan:
     """A plan that makes sense by itself."""
-    from shardc.passes.verify import verify_alone
+    from shardc.given_plan import sound
     from shardc.plan import read_plan
 
-    plan = read_plan(path)
-    if findings := verify_alone(plan):
-        raise DiagnosticError(*findings)
-    return plan
+    return sound(str(path), read_plan(path))
 
 
 def _contents(plan: Plan, path: Path) -> Contents:

@@ -70,7 +70,7 @@ def _as_prose(shown: Rule | list[Rule], format: Format) -> str:
     markdown = format is Format.MARKDOWN
     if isinstance(shown, list):
         return _listed(shown, markdown)
-    return "\n\n".join(_markdown(shown) if markdown else _text(shown))
+    return f"## {shown.code}: {shown.title}\n\n{shown.markdown}" if markdown else "\n\n".join(_text(shown))
 
 
 def _listed(rules: Iterable[Rule], markdown: bool) -> str:
@@ -88,11 +88,3 @@ def _text(rule: Rule) -> Iterable[str]:
     if rule.example:
         yield "Example:\n" + textwrap.indent(rule.example.text, "    ")
     yield textwrap.fill(f"Fix: {rule.fix}", width(), break_on_hyphens=False)
-
-
-def _markdown(rule: Rule) -> Iterable[str]:
-    yield f"## {rule.code}: {rule.title}"
-    yield rule.meaning
-    if rule.example:
-        yield f"```{rule.example.language}\n{rule.example.text}\n```"
-    yield f"Fix: {rule.fix}"

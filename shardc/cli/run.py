@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from shardc.cli.commands import app
+from shardc.cli.commands import app_for
 from shardc.cli.console import configure, stdout_failure, tell
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
@@ -30,8 +30,9 @@ def run(arguments: Sequence[str] | None) -> int:
         if getattr(sys, name) is None:  # closed by whoever started shardc
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         configure(getattr(sys, name), errors="backslashreplace")
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return app(args=arguments, prog_name="shardc", standalone_mode=False) or 0
+        return app_for(arguments)(args=arguments, prog_name="shardc", standalone_mode=False) or 0
     except Exception as error:
         failure = _failure(error)
     tell(failure.diagnostics)

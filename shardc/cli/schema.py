@@ -15,13 +15,16 @@ class Document(StrEnum):
 
     SPEC = "spec"
     PLAN = "plan"
+    CHECK = "check"
 
 
 def schema(document: Annotated[Document, typer.Argument(help="Which document.")]) -> None:
-    """Print the JSON Schema (draft-07) of the spec or of the plan."""
+    """Print the JSON Schema (draft-07) of the spec, of the plan, or of what check and validate find."""
     import json
 
+    from shardc.check.document import check_schema
     from shardc.plan import plan_schema
     from shardc.spec import spec_schema
 
-    echo(json.dumps(spec_schema() if document is Document.SPEC else plan_schema(), indent=2))
+    schema_of = {Document.SPEC: spec_schema, Document.PLAN: plan_schema, Document.CHECK: check_schema}
+    echo(json.dumps(schema_of[document](), indent=2))

@@ -27,10 +27,10 @@ import shardc
 from shardc.cost.model import shares_sent
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import write_atomic
-from shardc.hardware import CollectiveFit, MeasuredCollectives, read_profile, save_collectives
 from shardc.learn.fit_collectives import fit_link, held_out_error
 from shardc.measure.benchmark import local_device, local_rank
 from shardc.problem import Collective, Floats, Ints
+from shardc.profile_folder import CollectiveFit, MeasuredCollectives, read_profile, save_collectives
 
 _SIZES, _WARM_UPS, _RUNS = 24, 2, 25
 _QUANTILE = 0.25

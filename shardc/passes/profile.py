@@ -11,16 +11,18 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardc.cost.calibrated import calibrate
 from shardc.cost.model import ComputeCost, PhasedCost, step_cost
-from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS, VERSION, Machine, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.hardware import Hardware, Measured
+from shardc.hardware import Hardware
 from shardc.problem import Floats, HostKind, Problem, Shards
 from shardc.spec import LoadedSpec
+
+if TYPE_CHECKING:
+    from shardc.profile_folder import Measured
 
 _PESSIMISTIC = 0.9
 _NAMED = 3  # tables in a warning
@@ -101,12 +103,16 @@ def profile(
         why = "too large to measure here" + " or in host memory" * bool(cached)
         message = f"{missing} of {len(measured)} shards were {why}: their cost is predicted"
         warnings.append(Diagnostic("SH504", message, severity="warning"))
+    from shardc.cost.calibrated import calibrate  # few plans are made of such measurements
+
     calibrated = [calibrate(compute(kind, quantile), problem.shards, measured) for kind in cluster.kinds]
     return Profiled(step_cost(calibrated, problem), digest, tuple(warnings), measured)
 
 
 def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec, *, measuring: bool) -> Profiled:
     """TorchRec's estimates, with its own bandwidths unless the spec gives them; where hosts differ, the least given."""
+    from shardc.cost.torchrec import VERSION, Machine, torchrec_cost
+
     kinds = loaded.spec.cluster.kinds
     machine = Machine.of(
         problem.cluster,
@@ -130,6 +136,8 @@ def profile_digest(hardware: Sequence[Hardware], loaded: LoadedSpec) -> str:
     """Digest of everything beside the spec that decides a cost or a limit; the arguments are those of `profile`."""
     digests = [device.digest for device in hardware]
     if loaded.spec.compile.cost == "torchrec":
+        from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS
+
         assumptions = [ASSUMPTIONS, CACHING_ASSUMPTIONS] if loaded.cached_tables else [ASSUMPTIONS]
         return _sha256(json.dumps([digests, *assumptions]))
     digest = digests[0] if len(digests) == 1 else _sha256(json.dumps(digests))

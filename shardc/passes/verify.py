@@ -153,6 +153,11 @@ def _other_tables(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
         yield Diagnostic("SH304", message, loaded.at("model", "module"))
     wanted = {table.name: table for table in loaded.tables}
     stated = plan.plan.get(module, {})
+    if stated and not stated.keys() & wanted.keys():
+        theirs, ours = _quoted(plan.model.name), _quoted(loaded.spec.model.name)
+        message = f"the plan, of the model {theirs}, has none of the tables of {ours}"
+        yield Diagnostic("SH304", message, loaded.at("model", "name"), help="compile the spec again")
+        return
     if missing := [name for name in wanted if name not in stated]:
         message = f"the plan does not place {quoted_tables(missing)}"
         yield Diagnostic("SH304", message, loaded.at_table(wanted[missing[0]]), help="compile the spec again")
@@ -167,13 +172,13 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
     if placed.sharding_type != "data_parallel":
         fault = _cover_fault(placed.shards, *_extent(placed.shards))
     if fault:
-        yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
+        yield Diagnostic("SH305", f"table {_quoted(table.name)} of the plan: {fault}", loaded.at_table(table))
     elif (size := extent(placed)) and size != (table.rows, table.dim):
         message = f"{size[0]} x {size[1]} in the plan, {table.rows} x {table.dim} in the spec"
         field = "rows" if size[0] != table.rows else "dim"
         yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))
     for fault in _rule_faults(table.rows, placed, cluster, ("fused", "fused_uvm_caching")):
-        yield Diagnostic("SH306", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
+        yield Diagnostic("SH306", f"table {_quoted(table.name)} of the plan: {fault}", loaded.at_table(table))
 
 
 def _extent(shards: Sequence[PlanShard]) -> tuple[int, int]:

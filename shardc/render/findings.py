@@ -6,26 +6,25 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 from shardc import __version__
+from shardc.check.document import check_document
 from shardc.check.outcome import Outcome
 from shardc.diagnostics import CODES, Diagnostic, concise, render
+from shardc.rules import Rule, read_rules
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
-    """Return a JSON document: `format`, `exit_code`, and `specs` with findings. Members are added, not renamed."""
-    return json.dumps(
-        {"format": 1, "exit_code": _exit_code(outcomes), "specs": [_spec(outcome) for outcome in outcomes]},
-        indent=2,
-        ensure_ascii=False,
-    )
+    """Return a JSON document (see `shardc.check.document`)."""
+    return json.dumps(asdict(check_document(outcomes)), indent=2, ensure_ascii=False)
 
 
 def as_github(outcomes: Sequence[Outcome]) -> str:
@@ -36,12 +35,13 @@ def as_github(outcomes: Sequence[Outcome]) -> str:
 def as_sarif(outcomes: Sequence[Outcome]) -> str:
     """Return a SARIF 2.1.0 log of one run, with a rule for each code that was found."""
     codes = sorted({finding.code for outcome in outcomes for finding in outcome.findings})
+    rules = read_rules()
     run = {
         "tool": {
             "driver": {
                 "name": "shardc",
                 "version": __version__,
-                "rules": [{"id": code, "shortDescription": {"text": CODES[code]}} for code in codes],
+                "rules": [_rule(rules[code]) for code in codes],
             }
         },
         "columnKind": "unicodeCodePoints",
@@ -62,31 +62,6 @@ def as_junit(outcomes: Sequence[Outcome]) -> str:
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:
     return max((outcome.exit_code for outcome in outcomes), default=0)
-
-
-def _spec(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "spec": outcome.spec,
-        "plan": outcome.plan,
-        "exit_code": outcome.exit_code,
-        "step_time_ms": outcome.step_time_ms,
-        "gap": outcome.gap,
-        "updated": outcome.updated,
-        "notes": list(outcome.notes),
-        "findings": [_finding(finding) for finding in outcome.findings],
-    }
-
-
-def _finding(finding: Diagnostic) -> dict[str, Any]:
-    at = finding.location
-    return {
-        "code": finding.code,
-        "severity": finding.severity,
-        "message": finding.message,
-        "help": finding.help,
-        "notes": list(finding.notes),
-        "location": at and {"file": at.file, "line": at.line, "column": at.column, "length": at.length},
-    }
 
 
 def _annotation(outcome: Outcome, finding: Diagnostic) -> str:
@@ -121,6 +96,15 @@ def _relative(file: str) -> str:
 def _uri(file: str) -> str:
     path = _relative(file)
     return Path(path).as_uri() if os.path.isabs(path) else quote(os.fsencode(path.replace(os.sep, "/")))
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.code,
+        "shortDescription": {"text": rule.title},
+        "fullDescription": {"text": rule.meaning},
+        "help": {"text": rule.fix, "markdown": rule.markdown},
+    }
 
 
 def _result(outcome: Outcome, finding: Diagnostic, rule: int) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import shardc
-from shardc.contents import Contents, Held, tables_of
+from shardc.contents import Contents, Held
 from shardc.cost.model import PHASES
 from shardc.diagnostics import Diagnostic
+from shardc.moves import tables_of
 from shardc.passes.verify import extent
 from shardc.plan import DeviceScore, Plan, TablePlan
+from shardc.plan_diff import diff
 from shardc.problem import ShardingType
 from shardc.render.charts import Part, Row, bar, key, small_bar, table_map
 from shardc.render.difference import difference
@@ -57,7 +59,7 @@ def report_html(plan: Plan, contents: Contents, base: Plan | None = None) -> str
     """
     view = _View(plan, contents)
     sections = [
-        ("Changes", "changes", difference(base, plan, view.name_of) if base else None),
+        ("Changes", "changes", difference(diff(base, plan), view.name_of) if base else None),
         ("Step", "step", _step(plan)),
         ("Devices", "devices", _devices(view)),
         ("Memory", "memory", _memory(view)),

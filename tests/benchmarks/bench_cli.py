@@ -42,6 +42,7 @@ MOST_MS = 50.0
 
 def main() -> int:
     """Print all tables; 1 if a bar was missed."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process would compile shardc anew
     print(_machine(), end="\n\n")
     # Linux counts the memory of the process that starts another as the other's: nothing large is imported before.
     fine = [_time_command(*command) for command in COMMANDS]

@@ -27,6 +27,7 @@ MOST_SECONDS = 0.5
 
 def main() -> int:
     """Print a table; 1 if a bar was missed."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process would compile shardc anew
     print(machine(), end="\n\n")
     fine = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -42,3 +43,15 @@ def test_neither_file_nor_revision(repository, base):
         read_base(base, "models/m.plan.json")
     assert (caught.value.exit_code, caught.value.diagnostics[0].code) == (2, "SH410")
     assert not Path("x").exists()
+
+
+def test_a_base_whose_shards_make_up_no_table_is_refused_by_name(repository):
+    document = json.loads(PLAN)
+    (tables,) = document["plan"].values()
+    next(table for table in tables.values() if "shards" in table)["ranks"] = []
+    Path("edited.json").write_text(json.dumps(document))
+    with pytest.raises(DiagnosticError) as error:
+        read_base("edited.json", "models/m.plan.json")
+    (finding,) = error.value.diagnostics
+    assert finding.code == "SH306"
+    assert finding.message.startswith("edited.json: table ")

@@ -281,6 +281,17 @@ def test_a_digest_edited_by_hand_does_not_hide_other_edits(committed):
     assert committed.codes() == []
 
 
+def test_a_plan_without_a_digest_may_stay_but_it_is_told(committed):
+    """The first versions wrote none, and removing it is the simplest way to hide an edit."""
+    committed.edit(lambda document: None)
+    for report in (committed.check(), check_frozen(load(committed.spec))):
+        assert report.findings == ()
+        (note,) = report.notes
+        assert "the plan has no digest" in note
+    assert check(load(committed.spec), update=True).updated is not None
+    assert committed.check().notes == ()
+
+
 def test_figures_that_contradict_each_other_are_found_whatever_the_digests(committed):
     def change(document: dict) -> None:
         document["score"]["step_time_ms"] *= 0.99

@@ -16,10 +16,11 @@ pytest.importorskip("fbgemm_gpu")
 import torch
 
 from shardc.diagnostics import DiagnosticError
-from shardc.hardware import PROFILES, MeasuredCollectives, load_hardware, read_profile
+from shardc.hardware import PROFILES, load_hardware
 from shardc.measure.benchmark import local_device
 from shardc.measure.collectives import measure_collectives
 from shardc.problem import Collective
+from shardc.profile_folder import MeasuredCollectives, read_profile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks on one GPU, which NCCL refuses")
 

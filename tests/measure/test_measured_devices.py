@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from shardc.cost.roofline import Roofline
-from shardc.hardware import Hardware, Measured
+from shardc.hardware import Hardware
 from shardc.measure import benchmark
 from shardc.measure.plan import device_operators, measure_devices
 from shardc.measure.workload import Timing, Workload
 from shardc.passes.lower import lower
 from shardc.problem import Placement, Problem, ShardingType
+from shardc.profile_folder import Measured
 from shardc.spec import parse_spec
 
 HARDWARE = Hardware(

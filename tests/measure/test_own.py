@@ -10,11 +10,12 @@ import torch
 
 from shardc.cost.roofline import Roofline
 from shardc.diagnostics import DiagnosticError
-from shardc.hardware import Hardware, Measured
+from shardc.hardware import Hardware
 from shardc.measure import benchmark, own
 from shardc.measure.campaign import RETRIES
 from shardc.measure.workload import Timing, Workload
 from shardc.problem import Optimizer, Shards
+from shardc.profile_folder import Measured
 
 HERE = benchmark.LocalDevice("cpu", "some processor (1 thread)", 2**34)
 MEASURED = Measured.model_construct(device=HERE.name, reference_ms=(2.0, 3.0))

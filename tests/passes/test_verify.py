@@ -196,7 +196,7 @@ def test_a_block_without_rows_is_refused() -> None:
     (finding,) = check(parse_spec(tomllib.loads(SPEC.replace("rows = 7", "rows = 5"))), content)
     assert (finding.code, finding.message) == (
         "SH306",
-        'table "query": shard 3 has no rows, as 5 are too few for 4 ranks',
+        'table "query" of the plan: shard 3 has no rows, as 5 are too few for 4 ranks',
     )
 
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from shardc.check.outcome import Outcome
 from shardc.diagnostics import Diagnostic, Location
 from shardc.render.findings import as_github, as_json, as_junit, as_sarif
+from shardc.rules import read_rules
 
 AT = Location("models/a,b.toml", 3, 7, 4, 'gap = "1%"')
 ERROR = Diagnostic("SH402", "50% above:\n<its> bound & \x01", AT, help="search longer")
@@ -67,6 +68,11 @@ def test_sarif_results_point_to_their_rules_and_places():
     (run,) = json.loads(as_sarif(OUTCOMES))["runs"]
     rules = run["tool"]["driver"]["rules"]
     assert [rules[result["ruleIndex"]]["id"] for result in run["results"]] == ["SH402", "SH406"]
+    known = read_rules()["SH402"]
+    assert rules[0]["shortDescription"]["text"] == known.title
+    assert rules[0]["fullDescription"]["text"] == known.meaning
+    assert rules[0]["help"]["text"] == known.fix
+    assert known.example.text in rules[0]["help"]["markdown"]
     place = run["results"][0]["locations"][0]["physicalLocation"]
     assert place["artifactLocation"]["uri"] == "models/a%2Cb.toml"
     assert place["region"] == {"startLine": 3, "startColumn": 7, "endColumn": 11}
