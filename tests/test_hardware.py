@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -128,3 +129,16 @@ def test_data_sheets_expect_more_of_the_network():
     hardware = load_hardware("h100-80gb")
     assert 0 < hardware.network_latency_ms < hardware.latency_ms
     assert (hardware.intra_host, hardware.inter_host) == ({}, {})
+
+
+def test_weights_that_lack_an_array_are_damaged(folder):
+    import safetensors.numpy
+
+    weights = safetensors.numpy.load_file(folder / "weights.safetensors")
+    del weights["fixed"]
+    safetensors.numpy.save_file(weights, folder / "weights.safetensors")
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    document = json.loads((folder / "profile.json").read_text()) | {"weights_digest": f"sha256:{digest}"}
+    (folder / "profile.json").write_text(json.dumps(document))
+    with pytest.raises(DiagnosticError, match="SH602.*does not hold a cost model"):
+        load_hardware(str(folder))

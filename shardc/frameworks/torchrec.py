@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, quoted_tables
-from shardc.passes.verify import shard_faults
+from shardc.passes.verify import shard_faults, too_many_devices
 from shardc.plan import CacheParams, Plan, PlanShard, TablePlan, read_plan
 from shardc.problem import Cluster, ShardingType
 
@@ -104,6 +104,8 @@ def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> Shard
     if device_type not in (None, "cuda", "cpu"):
         message = f'a plan cannot be placed on devices of the type "{device_type}"'
         raise DiagnosticError(Diagnostic("SH104", message, help='expected "cuda" or "cpu"'), exit_code=2)
+    if too_many := too_many_devices(plan):
+        raise DiagnosticError(too_many, exit_code=2)
     cluster = plan.cluster
     own = _device_type(plan.plan)
     devices = Cluster(own, cluster.devices_per_host, kinds=(), host_kind=(0,) * cluster.hosts)

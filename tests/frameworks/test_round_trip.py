@@ -230,6 +230,14 @@ def test_caches_that_torchrec_does_not_serialize_are_told():
     assert from_sharding_plan(to_sharding_plan(plan)) == plan.plan  # where it is what the plan says
 
 
+@pytest.mark.parametrize("of_many", [{"hosts": 2**62}, {"devices_per_host": 65_537}])
+def test_a_plan_for_more_devices_than_there_are(of_many):
+    plan = document(every_type(), cpu)
+    huge = plan.model_copy(update={"cluster": plan.cluster.model_copy(update=of_many)})
+    with pytest.raises(DiagnosticError, match="SH306 the plan is for .* devices, more than 65536"):
+        to_sharding_plan(huge)
+
+
 def test_several_modules_keep_their_paths():
     plan = document(every_type(), cpu)
     tables = {"a.b": plan.plan["a.b"], "": {"tw": plan.plan["a.b"]["tw"]}}
