@@ -30,7 +30,7 @@ from shardc.cost.roofline import ASSUMPTIONS, Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
 from shardc.problem import Collective, Floats, Link, Optimizer
-from shardc.spec import LoadedSpec, parse_bandwidth, parse_size
+from shardc.spec import MAX_MEMORY, LoadedSpec, parse_bandwidth, parse_size
 
 PROFILES = Path(__file__).parent / "profiles"
 # Of a collective, and what it takes longer between hosts: NCCL expects 14 microseconds of a step over the network where
@@ -110,7 +110,7 @@ class ProfileDocument(BaseModel):
     format: Literal[1] = 1
     name: str
     device_type: Literal["cpu", "cuda"]
-    memory_bytes: int = Field(gt=0)
+    memory_bytes: int = Field(gt=0, le=MAX_MEMORY)
     intra_host_bandwidth: float = Field(gt=0, description="bytes/s")
     inter_host_bandwidth: float = Field(gt=0, description="bytes/s")
     latency_ms: float = Field(ge=0)
@@ -177,14 +177,16 @@ def load_hardware(device: str, *, base: str = "", at: Location | None = None) ->
         at: where the device is named, for diagnostics.
 
     Raises:
-        DiagnosticError: SH107 for an unknown device, SH601 and SH602 for a damaged profile.
+        DiagnosticError: SH107 for an unknown device, SH601 and SH602 for a damaged profile, or a folder without.
     """
     gpus = _gpus()
     if device in gpus:
         return _data_sheet(device, gpus[device])
     for folder in (PROFILES / device, Path(base) / device):
-        if (folder / _DOCUMENT).exists():
+        if os.path.exists(folder / _DOCUMENT):  # a name may be too long to be one of a file
             return _measured(folder)
+    if os.path.isdir(folder := Path(base) / device):
+        raise _damaged("SH601", folder, f"there is no {_DOCUMENT} in it")
     close = difflib.get_close_matches(device, shipped := hardware_names(), n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     raise DiagnosticError(
@@ -370,7 +372,7 @@ def _links(measured: MeasuredCollectives | None) -> dict[Collective, Link]:
 
 
 def _damaged(code: str, folder: Path, reason: str) -> DiagnosticError:
-    fix = "make the profile again with `shardc profile`, or restore the folder"
+    fix = "make the profile with `shardc profile`, which goes on where it was interrupted, or restore the folder"
     return DiagnosticError(Diagnostic(code, f"hardware profile {folder}: {reason}", help=fix), exit_code=2)
 
 

@@ -175,7 +175,11 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
         fault = _cover_fault(placed.shards, *_extent(placed.shards))
     if fault:
         yield Diagnostic("SH305", f"table {_quoted(table.name)}: {fault}", loaded.at_table(table))
-    elif (size := extent(placed)) and size != (table.rows, table.dim):
+    elif (size := extent(placed)) is None:
+        message = f"is {table.rows} x {table.dim} in the spec, and the plan does not state its shape"
+        at, fix = loaded.at_table(table), "compile the spec again"
+        yield Diagnostic("SH304", f"table {_quoted(table.name)} {message}", at, help=fix)
+    elif size != (table.rows, table.dim):
         message = f"{size[0]} x {size[1]} in the plan, {table.rows} x {table.dim} in the spec"
         field = "rows" if size[0] != table.rows else "dim"
         yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))

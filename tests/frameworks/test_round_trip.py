@@ -204,6 +204,9 @@ def test_reads_what_was_exported(path):
         ({"plan": 5}, 'module "plan" has a int, not a plan of tables'),
         ({"plan": {"a": 5}}, 'module "a" has a int, not a plan of tables'),
         ({"format": 1, "plan": {}}, 'module "format" has a int, not a plan of tables'),
+        ({"a": {}}, 'module "a" has no tables'),
+        (ShardingPlan({}), "a ShardingPlan without modules is no plan"),
+        (ShardingPlan({"a": EmbeddingModuleShardingPlan({})}), 'module "a" has no tables'),
         ({"a": {"t": {}}}, 'module "a", table "t": it is empty: expected sharding_type'),
         ({"a": {"t": 5}}, 'module "a", table "t": it is a int, not a ParameterSharding'),
         ({"a": {"t": {"ranks": [0]}}}, 'module "a", table "t": sharding_type: Field required'),
@@ -234,7 +237,7 @@ def test_caches_that_torchrec_does_not_serialize_are_told():
 def test_a_plan_for_more_devices_than_there_are(of_many):
     plan = document(every_type(), cpu)
     huge = plan.model_copy(update={"cluster": plan.cluster.model_copy(update=of_many)})
-    with pytest.raises(DiagnosticError, match="SH306 the plan is for .* devices, more than 65536"):
+    with pytest.raises(DiagnosticError, match=r"SH306 the plan is for .* devices, more than 65536"):
         to_sharding_plan(huge)
 
 
