@@ -47,8 +47,10 @@ CACHE_RATIO = 0.2
 """Share of the rows of a cached table that a cache holds: TorchRec's load factor unless it is told another."""
 
 MAX_DEVICES = 65536
-MAX_MEMORY = 2**46
-"""Bytes of a device or a host."""
+MAX_MEMORY = 2**50
+"""Bytes of a device or a host; those of all devices together are at most `MAX_MEMORY_TOTAL`, which int64 has room for."""
+
+MAX_MEMORY_TOTAL = 2**62
 
 MAX_SEED = 2**32 - 1
 BIN_COUNT = 17
@@ -142,7 +144,7 @@ def parse_size(text: str) -> int | None:
 
 
 def _memory(text: str) -> int | None:
-    """Return the bytes of a memory; so many that those of all devices that there may be have a sum in int64."""
+    """Return the bytes of a device's or a host's memory."""
     size = parse_size(text)
     return size if size is not None and size <= MAX_MEMORY else None
 
@@ -185,7 +187,7 @@ def _form(parse: Callable[[str], float | None], expected: str, example: str) -> 
 Text = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"minLength": 1, "maxLength": _NAME_LENGTH})]
 Name = Annotated[Text, AfterValidator(_table_name), Field(json_schema_extra={"pattern": "^[^./]+$"})]
 Dim = Annotated[int, Field(ge=4, le=8192, json_schema_extra={"multipleOf": 4}), AfterValidator(_vector_length)]
-Size = Annotated[str, _form(_memory, "a size above zero and at most 64 TiB", 'for example "72GiB"')]
+Size = Annotated[str, _form(_memory, "a size above zero and at most 1 PiB", 'for example "72GiB"')]
 Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
 Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
 Share = Annotated[str, _form(_share, "a percentage from 0% to 100%", 'for example "80%"')]
@@ -312,8 +314,11 @@ class ClusterSpec(_Section):
         self._check_numbers("rank", "ranks", self.devices)
         for number, settings in enumerate((self._settings(None), *map(self._settings, self.host))):
             memory = settings.memory_bytes
+            at: Path = ("host", number - 1) if number else ("memory",)
+            if memory is not None and memory * self.devices > MAX_MEMORY_TOTAL:
+                _reject(f"expected at most 4 EiB on all {self.devices} devices, found {settings.memory} on each", at=at)
+            at = ("host", number - 1) if number else ("reserve",)
             if memory is not None and settings.reserve_bytes(memory) >= memory:
-                at: Path = ("host", number - 1) if number else ("reserve",)
                 _reject(f"expected a reserve below the memory of {settings.memory}, found {settings.reserve}", at=at)
         limits = self.rank_limit_bytes
         for number, section in enumerate(self.rank):
