@@ -48,9 +48,10 @@ CACHE_RATIO = 0.2
 
 MAX_DEVICES = 65536
 MAX_MEMORY = 2**50
-"""Bytes of a device or a host; those of all devices together are at most `MAX_MEMORY_TOTAL`, which int64 has room for."""
+"""Bytes of a device or a host."""
 
 MAX_MEMORY_TOTAL = 2**62
+"""Bytes of all devices together: sums stay within int64."""
 
 MAX_SEED = 2**32 - 1
 BIN_COUNT = 17
