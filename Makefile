@@ -6,7 +6,7 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint bench bench-cost bench-placement bench-torchrec bench-exact bench-review schemas clean
+.PHONY: demo test lint fuzz fuzz-coverage kills bench bench-cost bench-placement bench-torchrec bench-exact bench-review schemas clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -21,6 +21,17 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.ready  ## 100,000 specs, 20,000 plans and more; interrupted, it goes on (FUZZ="--seed 1" for others)
+	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
+
+fuzz-coverage: $(VENV)/.ready  ## guided by coverage, ten minutes a reader; atheris has wheels for Linux and Python 3.11 to 3.13
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[fuzz]'
+	$(BIN)/python tests/fuzz/fuzz_coverage.py spec
+	$(BIN)/python tests/fuzz/fuzz_coverage.py plan
+
+kills: $(VENV)/.ready  ## SIGKILL at 500 random points, and 200 full disks: nothing broken, nothing lost
+	OMP_NUM_THREADS=1 $(BIN)/python tests/crash/kills.py $(KILLS)
 
 bench: $(VENV)/.ready  ## figures of the README, measured on this machine
 	$(BIN)/python tests/benchmarks/bench_cli.py

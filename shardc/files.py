@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 
@@ -84,6 +86,44 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
                 file.write(data)
     except (OSError, ValueError) as error:
         raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+
+
+@contextmanager
+def journal(path: str | os.PathLike[str]) -> Iterator[Callable[[bytes], None]]:
+    """Yield what adds a line to a file, which is on the disk when that returns.
+
+    A last line that a crash has torn is cut off first, and one that the disk has no room for is taken back.
+
+    Raises:
+        DiagnosticError: SH004, exit code 2; the lines before are as they were.
+    """
+    name = os.fspath(path)
+
+    def add(line: bytes) -> None:
+        end = file.tell()
+        try:
+            rest = memoryview(line + b"\n")
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+
+    try:
+        file = open(name, "ab+", buffering=0)  # noqa: SIM115
+    except (OSError, ValueError) as error:
+        raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+    with file:
+        try:
+            file.seek(0)
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+            file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+        yield add
 
 
 def _replace(target: str, data: bytes, mode: int | None) -> None:

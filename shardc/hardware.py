@@ -87,17 +87,19 @@ def load_hardware(device: str, *, base: str = "", at: Location | None = None) ->
         at: where the device is named, for diagnostics.
 
     Raises:
-        DiagnosticError: SH107 for an unknown device, SH601 and SH602 for a damaged profile.
+        DiagnosticError: SH107 for an unknown device, SH601 and SH602 for a damaged profile, or a folder without.
     """
     gpus = _gpus()
     if device in gpus:
         return _data_sheet(device, gpus[device])
     for folder in (PROFILES / device, Path(base) / device):
-        if (folder / DOCUMENT).exists():
+        if os.path.exists(folder / DOCUMENT):  # a name may be too long to be one of a file
             # Few specs name a measured profile, and what reads one takes long to import.
             from shardc.profile_folder import load_folder
 
             return load_folder(folder)
+    if os.path.isdir(folder := Path(base) / device):
+        raise damaged_profile("SH601", folder, f"there is no {DOCUMENT} in it")
     close = difflib.get_close_matches(device, shipped := hardware_names(), n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
     raise DiagnosticError(
@@ -160,6 +162,12 @@ def _given(value: int | None) -> int:
     if value is None:
         raise ValueError("profiles/gpus.toml: not a size or bandwidth")
     return value
+
+
+def damaged_profile(code: str, folder: Path, reason: str) -> DiagnosticError:
+    """What is raised for a measured profile that cannot be used."""
+    fix = "make the profile with `shardc profile`, which goes on where it was interrupted, or restore the folder"
+    return DiagnosticError(Diagnostic(code, f"hardware profile {folder}: {reason}", help=fix), exit_code=2)
 
 
 def sha256(content: bytes) -> str:

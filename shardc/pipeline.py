@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from shardc.passes.verify import verify, wide_caches
 from shardc.placers.local_search import Ended, Watch
 from shardc.placers.policy import Policy, load_policy
 from shardc.plan import Digests, Plan, PlanMigration, plan_bytes
-from shardc.spec import Bins, IndexFile, LoadedSpec, load_spec, parse_spec
+from shardc.spec import MAX_SEED, Bins, IndexFile, LoadedSpec, load_spec, parse_spec
 
 SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
 POLICY = PROFILES / "policy.safetensors"
@@ -83,8 +85,12 @@ def compile(spec: SpecLike, cost: CostModel | None = None, seed: int | None = No
         seed: of every random choice; None for the spec's own (0 unless it says otherwise).
 
     Raises:
-        DiagnosticError: everything that is wrong with the spec, or that makes it infeasible.
+        DiagnosticError: everything that is wrong with the spec, or that makes it infeasible; SH103 and SH104 for
+            another seed or cost than these.
     """
+    if cost is not None and not is_cost_model(cost):
+        message = f"expected cost as a cost model with encode and score, found {reprlib.repr(cost)}"
+        raise DiagnosticError(Diagnostic("SH103", message))
     return run(load(spec), cost=cost, seed=seed).plan
 
 
@@ -124,7 +130,7 @@ def run(
     """
     if base and (faults := base_faults(base)):
         raise DiagnosticError(*faults)
-    seed = loaded.spec.compile.seed if seed is None else seed
+    seed = loaded.spec.compile.seed if seed is None else valid_seed(seed)
     prepared = prepare(loaded, cost=cost, measure=measure)
     problem = prepared.judge.problem
     if base and (same := _unchanged(base, loaded, prepared)):
@@ -165,6 +171,27 @@ def _finished(
     doubts = (*prepared.warnings, *wide_caches(plan, loaded, cluster), *missing)
     doubts += migration.warnings if migration else ()
     return Compiled(plan, choice, doubts, prepared.pessimistic, migration)
+
+
+def is_cost_model(value: object) -> bool:
+    """Whether something can be asked for costs: it has what `shardc.cost.model.CostModel` has."""
+    return all(callable(getattr(value, name, None)) for name in ("encode", "score"))
+
+
+def valid_seed(seed: object) -> int:
+    """A seed that was given from Python.
+
+    Raises:
+        DiagnosticError: SH103 for another thing than an integer, SH104 for one that is no seed.
+    """
+    try:
+        number = -1 if isinstance(seed, bool) else index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise DiagnosticError(Diagnostic("SH103", f"expected seed as an integer, found {reprlib.repr(seed)}")) from None
+    if not 0 <= number <= MAX_SEED:
+        message = f"expected seed as an integer from 0 to {MAX_SEED}, found {reprlib.repr(seed)}"
+        raise DiagnosticError(Diagnostic("SH104", message))
+    return number
 
 
 def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.files import read_text
+from shardc.files import read_text, write_atomic
 from shardc.spec import Precision, ShardingType
 
 # Bump it only when a reader of the old format would misread the new one. Readers ignore members that they do not know,
@@ -267,6 +267,14 @@ class Plan(_Member):
         default=None,
         description="Digest of all other members, whatever their layout: what is edited by hand does not match it.",
     )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as `shardc compile` does, whole or not at all.
+
+        Raises:
+            DiagnosticError: SH004, exit code 2; the file is then as it was.
+        """
+        write_atomic(path, plan_bytes(self))
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

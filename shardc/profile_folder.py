@@ -12,10 +12,11 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
 
 from shardc.cost.fused import FusedCost, fits, operator_kind
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import DiagnosticError
 from shardc.files import read_text, write_atomic
-from shardc.hardware import DOCUMENT, Hardware, sha256
+from shardc.hardware import DOCUMENT, Hardware, damaged_profile, sha256
 from shardc.problem import Collective, Floats, Link
+from shardc.spec import MAX_MEMORY
 
 _WEIGHTS = "weights.safetensors"
 
@@ -91,7 +92,7 @@ class ProfileDocument(BaseModel):
     format: Literal[1] = 1
     name: str
     device_type: Literal["cpu", "cuda"]
-    memory_bytes: int = Field(gt=0)
+    memory_bytes: int = Field(gt=0, le=MAX_MEMORY)
     intra_host_bandwidth: float = Field(gt=0, description="bytes/s")
     inter_host_bandwidth: float = Field(gt=0, description="bytes/s")
     latency_ms: float = Field(ge=0)
@@ -117,15 +118,15 @@ def load_folder(folder: Path) -> Hardware:
     try:
         content = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
-        raise _damaged("SH602", folder, f"{_WEIGHTS}: {(error.strerror or 'unreadable').lower()}") from error
+        raise damaged_profile("SH602", folder, f"{_WEIGHTS}: {(error.strerror or 'unreadable').lower()}") from error
     if sha256(content) != document.weights_digest:
-        raise _damaged("SH602", folder, f"{_WEIGHTS} is not the file that profile.json was written with")
+        raise damaged_profile("SH602", folder, f"{_WEIGHTS} is not the file that profile.json was written with")
     try:
         weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
     except safetensors.SafetensorError as error:
-        raise _damaged("SH602", folder, f"{_WEIGHTS}: {error}") from error
+        raise damaged_profile("SH602", folder, f"{_WEIGHTS}: {error}") from error
     if not fits(weights):
-        raise _damaged("SH602", folder, f"{_WEIGHTS} does not hold a cost model of this version")
+        raise damaged_profile("SH602", folder, f"{_WEIGHTS} does not hold a cost model of this version")
     return Hardware(
         name=document.name,
         device_type=document.device_type,
@@ -228,9 +229,4 @@ def _parsed(folder: Path, text: str) -> ProfileDocument:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise _damaged("SH601", folder, f"{DOCUMENT}: {where}: {first['msg'].lower()}") from error
-
-
-def _damaged(code: str, folder: Path, reason: str) -> DiagnosticError:
-    fix = "make the profile again with `shardc profile`, or restore the folder"
-    return DiagnosticError(Diagnostic(code, f"hardware profile {folder}: {reason}", help=fix), exit_code=2)
+        raise damaged_profile("SH601", folder, f"{DOCUMENT}: {where}: {first['msg'].lower()}") from error

@@ -48,10 +48,18 @@ CACHE_RATIO = 0.2
 """Share of the rows of a cached table that a cache holds: TorchRec's load factor unless it is told another."""
 
 MAX_DEVICES = 65536
+MAX_MEMORY = 2**50
+"""Bytes of a device or a host."""
+
+MAX_MEMORY_TOTAL = 2**62
+"""Bytes of all devices together: sums stay within int64."""
+
+MAX_SEED = 2**32 - 1
 BIN_COUNT = 17
 
 _BINS_TOLERANCE = 1e-3
 _INT64_MAX = 2**63 - 1
+_MAX_ELEMENTS = 2**58
 _NAME_LENGTH = 200
 
 ShardingType = Literal[
@@ -120,18 +128,27 @@ def _format_version(value: Any) -> Any:
     return value
 
 
-_NUMBER = r"(\d{1,12}(?:\.\d{1,9})?)"
+_NUMBER = r"(\d{1,19}(?:\.\d{1,9})?)"
 _SIZE = re.compile(_NUMBER + r" ?(?:([KMGTP])(i?))?B", re.ASCII)
 _PERCENT = re.compile(_NUMBER + r" ?%", re.ASCII)
 
 
 def parse_size(text: str) -> int | None:
-    """Return the bytes of "72GiB" or "80GB", None when the text has another form or means nothing above zero."""
+    """Return the bytes of "72GiB" or "80GB", None for another form, or nothing from 1 to 2**63 - 1."""
     if not (match := _SIZE.fullmatch(text)):
         return None
     number, unit, binary = match.groups()
     exponent = "KMGTP".index(unit) + 1 if unit else 0
-    return round(float(number) * (1024 if binary else 1000) ** exponent) or None
+    whole, _, decimals = number.partition(".")
+    share = 10 ** len(decimals)
+    size = (2 * int(whole + decimals) * (1024 if binary else 1000) ** exponent + share) // (2 * share)
+    return size if 0 < size <= _INT64_MAX else None
+
+
+def _memory(text: str) -> int | None:
+    """Return the bytes of a device's or a host's memory."""
+    size = parse_size(text)
+    return size if size is not None and size <= MAX_MEMORY else None
 
 
 def parse_bandwidth(text: str) -> int | None:
@@ -172,7 +189,7 @@ def _form(parse: Callable[[str], float | None], expected: str, example: str) -> 
 Text = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"minLength": 1, "maxLength": _NAME_LENGTH})]
 Name = Annotated[Text, AfterValidator(_table_name), Field(json_schema_extra={"pattern": "^[^./]+$"})]
 Dim = Annotated[int, Field(ge=4, le=8192, json_schema_extra={"multipleOf": 4}), AfterValidator(_vector_length)]
-Size = Annotated[str, _form(parse_size, "a size above zero", 'for example "72GiB"')]
+Size = Annotated[str, _form(_memory, "a size above zero and at most 1 PiB", 'for example "72GiB"')]
 Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
 Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
 Share = Annotated[str, _form(_share, "a percentage from 0% to 100%", 'for example "80%"')]
@@ -299,8 +316,11 @@ class ClusterSpec(_Section):
         self._check_numbers("rank", "ranks", self.devices)
         for number, settings in enumerate((self._settings(None), *map(self._settings, self.host))):
             memory = settings.memory_bytes
+            at: Path = ("host", number - 1) if number else ("memory",)
+            if memory is not None and memory * self.devices > MAX_MEMORY_TOTAL:
+                _reject(f"expected at most 4 EiB on all {self.devices} devices, found {settings.memory} on each", at=at)
+            at = ("host", number - 1) if number else ("reserve",)
             if memory is not None and settings.reserve_bytes(memory) >= memory:
-                at: Path = ("host", number - 1) if number else ("reserve",)
                 _reject(f"expected a reserve below the memory of {settings.memory}, found {settings.reserve}", at=at)
         limits = self.rank_limit_bytes
         for number, section in enumerate(self.rank):
@@ -469,7 +489,7 @@ class TablesSpec(_Section):
 class CompileSpec(_Section):
     """The `[compile]` section."""
 
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of every random choice: one seed, one plan.")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Seed of every random choice: one seed, one plan.")
     effort: Literal["fast", "balanced", "thorough"] = Field(default="balanced", description="How long to search.")
     cost: Literal["profile", "torchrec"] = Field(
         default="profile",
@@ -709,6 +729,17 @@ class LoadedSpec:
         """Return a path that the spec gives relative to its own folder."""
         return os.path.join(os.path.dirname(self.path or ""), path)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """What the spec was read from and refers to: the path of each file, and what it is to the user."""
+        found = {self.path: "spec"} if self.path else {}
+        if self.spec.tables:
+            found[self.resolve(self.spec.tables.file)] = "spec's table file"
+        for table in self.tables:
+            if isinstance(table.access, IndexFile):
+                found[self.resolve(table.access.path)] = "index file of some tables"
+        return found
+
     def digest(self) -> str:
         """Return "sha256:…" of what decides the plan.
 
@@ -863,6 +894,7 @@ class _Reader:
         for entry in self.entries.values():
             if entry.spec is not None:
                 entry.table = self._resolve(entry, entry.spec, defaults)
+        self._check_elements()
         self._check_constraints(cluster.devices if cluster else None)
         if cluster and not any(kind.host_memory for kind in cluster.kinds):
             self._check_no_cache()
@@ -1052,6 +1084,16 @@ class _Reader:
             apart=spec.apart,
             origin=entry.origin,
         )
+
+    def _check_elements(self) -> None:
+        """Refuse so many elements in all that their bytes have no sum in int64."""
+        total = 0
+        for entry in self.entries.values():
+            total += entry.table.rows * entry.table.dim if entry.table else 0
+            if total > _MAX_ELEMENTS:
+                most = f"at most 2**58 elements (rows x dim) in all tables, found {total:.3g} up to here"
+                self._flag("SH104", entry, "rows", f"is one too many: expected {most}")
+                return
 
     def _check_no_cache(self) -> None:
         """Refuse tables that may be in host memory where nobody said how much there is: once, for all of them."""

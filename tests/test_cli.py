@@ -369,6 +369,31 @@ def test_a_plan_never_replaces_its_spec(shardc_):
     assert Path("model.toml").read_text() == SPEC
 
 
+@pytest.mark.parametrize("command", ["compile model.toml -o", "sweep model.toml --devices 1,2 --picture"])
+@pytest.mark.parametrize(
+    ("target", "what"), [("tables.csv", "spec's table file"), ("link", "spec's table file"), ("model.toml", "spec")]
+)
+def test_nothing_replaces_what_it_is_made_of(shardc_, command, target, what):
+    spec = SPEC.partition("[[table]]")[0] + '[tables]\nfile = "tables.csv"\n'
+    rows = "name,rows,dim,pooling\na,1000,16,2\n"
+    Path("model.toml").write_text(spec)
+    Path("tables.csv").write_text(rows)
+    Path("link").symlink_to("tables.csv")
+    done = shardc_(*command.split(), target)
+    assert done.code == 2
+    assert done.err.startswith(f"SH902 {target} is the {what} itself: the ")
+    assert Path("tables.csv").read_text() == rows
+    assert Path("model.toml").read_text() == spec
+
+
+def test_a_plan_does_not_replace_recorded_lookups(shardc_):
+    Path("model.toml").write_text(SPEC.replace("pooling = 1\n", 'pooling = 1\naccess = { indices = "b.pt" }\n'))
+    Path("b.pt").write_bytes(b"x")
+    done = shardc_("compile", "model.toml", "-o", "b.pt")
+    assert done.err.startswith("SH902 b.pt is the index file of some tables itself")
+    assert Path("b.pt").read_bytes() == b"x"
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
 
 

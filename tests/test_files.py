@@ -128,3 +128,22 @@ def test_an_interrupt_leaves_no_temporary(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "plan.json", b"new")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_journal_ends_a_torn_line_and_takes_back_what_has_no_room(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\nto")
+    with files.journal(path) as add:
+        add(b"two")
+        assert path.read_bytes() == b"one\ntwo\n"
+
+        def fail(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        assert refused(add, b"three").code == "SH004"
+        monkeypatch.undo()
+        add(b"four")
+    assert path.read_bytes() == b"one\ntwo\nfour\n"
+    with pytest.raises(DiagnosticError, match="SH004"), files.journal(tmp_path):
+        pass

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -117,7 +118,28 @@ def test_damaged_collectives_are_named(folder, change):
         load_hardware(str(folder))
 
 
+def test_a_folder_without_a_profile_is_no_unknown_device(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DiagnosticError, match=r"SH601 hardware profile .*mine: there is no profile.json in it"):
+        load_hardware("mine", base=str(tmp_path))
+    with pytest.raises(DiagnosticError, match="SH107 unknown device"):
+        load_hardware("表" * 200, base=str(tmp_path))
+
+
 def test_data_sheets_expect_more_of_the_network():
     hardware = load_hardware("h100-80gb")
     assert 0 < hardware.network_latency_ms < hardware.latency_ms
     assert (hardware.intra_host, hardware.inter_host) == ({}, {})
+
+
+def test_weights_that_lack_an_array_are_damaged(folder):
+    import safetensors.numpy
+
+    weights = safetensors.numpy.load_file(folder / "weights.safetensors")
+    del weights["fixed"]
+    safetensors.numpy.save_file(weights, folder / "weights.safetensors")
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    document = json.loads((folder / "profile.json").read_text()) | {"weights_digest": f"sha256:{digest}"}
+    (folder / "profile.json").write_text(json.dumps(document))
+    with pytest.raises(DiagnosticError, match=r"SH602.*does not hold a cost model"):
+        load_hardware(str(folder))

@@ -72,6 +72,38 @@ def test_a_path_a_mapping_and_a_loaded_spec_give_one_plan(two):
     assert plans[0] == plans[1] == plans[2]
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"seed": -1}, "SH104 expected seed as an integer from 0 to 4294967295, found -1"),
+        ({"seed": 2**32}, "SH104 expected seed as an integer from 0 to 4294967295, found 4294967296"),
+        ({"seed": True}, "SH104 expected seed as an integer from 0 to 4294967295, found True"),
+        ({"seed": 1.5}, "SH103 expected seed as an integer, found 1.5"),
+        ({"seed": "1"}, "SH103 expected seed as an integer, found '1'"),
+        ({"cost": 5}, "SH103 expected cost as a cost model with encode and score, found 5"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(two, given, says):
+    with pytest.raises(DiagnosticError) as raised:
+        shardc.compile(two, **given)
+    assert str(raised.value) == says
+
+
+def test_an_integer_of_numpy_is_a_seed(two):
+    assert shardc.compile(two, seed=np.int64(7)).tool.seed == 7
+
+
+def test_a_saved_plan_is_the_one_that_the_command_writes(two, tmp_path, run_command):
+    path = tmp_path / "saved.json"
+    path.write_text("old")
+    shardc.compile(two).save(path)
+    assert run_command("compile", str(two), "-o", str(tmp_path / "written.json")).code == 0
+    assert path.read_bytes() == (tmp_path / "written.json").read_bytes()
+    assert shardc.load_plan(path) == shardc.load_plan(tmp_path / "written.json")
+    with pytest.raises(DiagnosticError, match="SH004"):
+        shardc.compile(two).save(tmp_path / "none" / "plan.json")
+
+
 def test_the_plan_verifies_and_says_what_it_is(two):
     loaded = pipeline.load(two)
     compiled = pipeline.run(loaded)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, render
-from shardc.spec import Bins, IndexFile, LoadedSpec, Zipf, load_spec, parse_spec, spec_schema
+from shardc.spec import Bins, IndexFile, LoadedSpec, Zipf, load_spec, parse_size, parse_spec, spec_schema
 
 HEAD = """\
 format = 1
@@ -95,6 +95,20 @@ def place(found: Diagnostic) -> tuple[int, str]:
 
 
 # --- What is valid ----------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_exact():
+    sizes = {"1000000000000B": 10**12, "9007199254740993B": 2**53 + 1, "0.5KiB": 512, "1.5 GB": 1_500_000_000}
+    assert {text: parse_size(text) for text in sizes} == sizes
+    refused = ("0B", "0.4B", "9223372036854775808B", "999999999999PiB", "1e3B")
+    assert not any(map(parse_size, refused))
+
+
+def test_more_elements_than_int64_has_bytes_for(tmp_path):
+    tables = [{"name": f"t{n}", "rows": 10**12, "dim": 8192, "pooling": 1} for n in range(40)]
+    head = {"format": 1, "model": {"name": "m", "module": "", "global_batch": 1}}
+    with pytest.raises(DiagnosticError, match=r'SH104 table "t35" is one too many: expected at most 2\*\*58 elements'):
+        parse_spec({**head, "cluster": {"device": "h100-80gb", "devices_per_host": 8}, "table": tables})
 
 
 def test_defaults_fill_in_and_tables_are_sorted(folder):
@@ -384,6 +398,8 @@ REPLACED = [
     ("devices_per_host = 4", "devices_per_host = 4\nhosts = 0", "SH104", "0", "at least 1"),
     ("devices_per_host = 4", "devices_per_host = 40000\nhosts = 2", "SH104", "40000", "found 80000"),
     ("devices_per_host = 4", "devices_per_host = 4\nmemory = 3", "SH103", "3", '"72GiB"'),
+    ("devices_per_host = 4", "devices_per_host = 4\nmemory = '1.01PiB'", "SH104", "'1.01PiB'", "at most 1 PiB"),
+    ("devices_per_host = 4", "devices_per_host = 8192\nmemory = '1PiB'", "SH104", "'1PiB'", "at most 4 EiB on all"),
     ("devices_per_host = 4", "devices_per_host = 4\nmemory = '-3GiB'", "SH104", "'-3GiB'", '"72GiB"'),
     ("devices_per_host = 4", "devices_per_host = 4\nmemory = '0GiB'", "SH104", "'0GiB'", "above zero"),
     ("devices_per_host = 4", "devices_per_host = 4\nreserve = '100%'", "SH104", "'100%'", '"15%"'),

@@ -18,6 +18,7 @@ from shardc.cli.console import (
     echo,
     in_color,
     in_unicode,
+    not_an_input,
     progress,
     tell,
     width,
@@ -93,6 +94,8 @@ def bench(
         tell(notes)
     loaded = _of_suite(suite, seed or 0, problems) if suite is not None else _of_files(specs or [])
     loaded = [(name, _with_cost(spec, cost)) for name, spec in loaded]
+    if picture is not None:
+        not_an_input(picture, "picture", *(spec for _, spec in loaded))
     total = len(loaded) * len(chosen)
     with progress(quiet) as advance:
 

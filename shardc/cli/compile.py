@@ -22,6 +22,7 @@ from shardc.cli.console import (
     in_color,
     in_unicode,
     measuring,
+    not_an_input,
     tell,
     width,
 )
@@ -86,7 +87,6 @@ def compile(
     Ctrl-C ends the search, and keeps the best plan so far beside the old one. With --set, a plan is only written where
     -o says: what would be otherwise does not replace what is.
     """
-    from shardc.files import write_atomic
     from shardc.passes.replan import Budget
     from shardc.pipeline import run
     from shardc.placers.local_search import Ended
@@ -97,10 +97,7 @@ def compile(
     loaded = load_spec(spec, parse_settings(settings))
     target = str(output) if output else default_plan_path(spec)
     what_if = bool(settings) and output is None
-    if target != "-" and _is_same_file(target, spec):
-        raise DiagnosticError(
-            Diagnostic("SH902", f"{target} is the spec itself: the plan would replace it"), exit_code=2
-        )
+    not_an_input(target, "plan", loaded)
     budget = _budget(max_moved, base) if max_moved is not None else Budget()
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)
@@ -111,16 +108,15 @@ def compile(
             old = f"; {target} is as it was" if os.path.exists(target) else ""
             echo(f"interrupted: there is no plan yet{old}", sys.stderr)
             raise typer.Exit(130) from None
-    content = plan_bytes(compiled.plan)
     if watch.interrupted:
         if not what_if:
-            _offer(content, target, compiled.plan)
+            _offer(compiled.plan, target)
         raise typer.Exit(130)
     if target == "-":
         configure(sys.stdout, encoding="utf-8", newline="\n")
-        echo(content.decode().removesuffix("\n"))
+        echo(plan_bytes(compiled.plan).decode().removesuffix("\n"))
     elif not what_if:
-        write_atomic(target, content)
+        compiled.plan.save(target)
     if quiet:
         return
     tell((*compiled.warnings, *([_ENDED_EARLY] if watch.timed_out else [])))
@@ -134,15 +130,14 @@ def compile(
         echo(f"\nplan written to {target}")
 
 
-def _offer(content: bytes, target: str, plan: Plan) -> None:
+def _offer(plan: Plan, target: str) -> None:
     """Keep the best plan of an interrupted search in a file of its own, and say how to take it."""
-    from shardc.files import write_atomic
     from shardc.units import format_ms
 
     if target == "-":
         return
     kept = f"{target}.interrupted"
-    write_atomic(kept, content)
+    plan.save(kept)
     step_time = format_ms(plan.score.step_time_ms)
     old = f"{target} is as it was; " if os.path.exists(target) else ""
     echo(f"interrupted: {old}the best plan so far ({step_time} a step) is {kept}", sys.stderr)
@@ -203,7 +198,3 @@ def _existing_plan(path: str) -> Plan | None:
         return read_plan(path)
     except DiagnosticError:
         return None
-
-
-def _is_same_file(first: str, second: Path) -> bool:
-    return os.path.exists(first) and os.path.samefile(first, second)

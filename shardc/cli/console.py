@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardc.spec import LoadedSpec
 
 _MIN_WIDTH, _MAX_WIDTH = 72, 120
-_MAX_SEED = 2**32 - 1
+_MAX_SEED = 2**32 - 1  # as in a spec, which is not imported for an option
 
 # --- Arguments and options --------------------------------------------------------------------------------------------
 
@@ -109,6 +109,25 @@ def new_file(*targets: Path, force: bool) -> None:
             reason, fix = "it is there already", "--force replaces it"
         if reason and str(target) != "-":
             raise DiagnosticError(Diagnostic("SH004", f"cannot write {target}: {reason}", help=fix), exit_code=2)
+
+
+def not_an_input(target: Path | str, what: str, *specs: LoadedSpec) -> None:
+    """Make sure that an output replaces nothing that it is made of; "-" is stdout.
+
+    Args:
+        target: where the output goes.
+        what: what it is.
+        specs: what it is made of.
+
+    Raises:
+        DiagnosticError: SH902, exit code 2.
+    """
+    if str(target) == "-" or not os.path.exists(target):
+        return
+    for path, meaning in (item for loaded in specs for item in loaded.files.items()):
+        if os.path.exists(path) and os.path.samefile(target, path):
+            message = f"{target} is the {meaning} itself: the {what} would replace it"
+            raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
 
 
 def report(error: DiagnosticError) -> None:

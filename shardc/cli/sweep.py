@@ -20,6 +20,7 @@ from shardc.cli.console import (
     echo,
     in_color,
     in_unicode,
+    not_an_input,
     progress,
     width,
 )
@@ -72,6 +73,8 @@ def sweep(
     from shardc.sweep import grid, ranked
 
     loaded = load_spec(spec, parse_settings(settings))
+    if picture is not None:
+        not_an_input(picture, "picture", loaded)
     shorthands = {"cluster.device": device, "cluster.hosts": hosts, "cluster.devices_per_host": devices}
     texts = [f"{key}={values}" for key, values in shorthands.items() if values is not None]
     varied = [parse_varied(text) for text in (*texts, *(vary or ()))]

@@ -97,11 +97,12 @@ def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
         "offsets": (members, 2, groups, count),
         "fixed": (members, 4, 2),
     }
-    shapes = {name: array.shape for name, array in weights.items()} == expected
+    if {name: array.shape for name, array in weights.items()} != expected:
+        return False
     finite = all(np.isfinite(array).all() for array in weights.values())
     # Without these signs the heads are not convex and non-decreasing, and no bound would hold.
     signs = all(bool((weights[name] >= 0).all()) for name in ("scale", "pieces", "fixed"))
-    return members > 0 and shapes and finite and signs and bool((weights["std"] > 0).all())
+    return members > 0 and finite and signs and bool((weights["std"] > 0).all())
 
 
 @dataclass(frozen=True)

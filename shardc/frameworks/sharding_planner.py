@@ -22,14 +22,14 @@ from shardc.cost.model import CostModel
 from shardc.cost.torchrec import VERSION, torchrec_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, concise
 from shardc.frameworks.torchrec import other_ranks, placement_on, sharding_plan
-from shardc.frameworks.torchrec_model import require_model, tables_of
+from shardc.frameworks.torchrec_model import require_model, require_sharders, tables_of
 from shardc.frameworks.torchrec_problem import Asked, problem_of
 from shardc.hardware import Hardware, load_hardware
 from shardc.passes.emit import table_plans
 from shardc.passes.place import EVALUATIONS, Choice, place
 from shardc.passes.profile import profile
 from shardc.passes.verify import shard_faults
-from shardc.pipeline import find_policy
+from shardc.pipeline import find_policy, is_cost_model, valid_seed
 from shardc.plan import TablePlan
 
 _RESERVED = 0.15  # what TorchRec's planner reserves unless told otherwise, beside dense parameters and inputs
@@ -74,8 +74,9 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             DiagnosticError: SH103 and SH104 with every argument of another type or out of range, SH107 for an unknown
                 profile, SH601 and SH602 for a damaged one.
         """
-        if findings := list(_wrong_arguments(topology, batch_size, constraints, cost, effort)):
+        if findings := list(_wrong_arguments(topology, batch_size, constraints, storage_reservation, cost, effort)):
             raise DiagnosticError(*findings)
+        self._seed = valid_seed(seed)
         self._topology = topology
         self._batch_size = BATCH_SIZE if batch_size is None else batch_size
         self._constraints = constraints or {}
@@ -85,7 +86,6 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
         if isinstance(cost, str) and cost != "torchrec":
             self._hardware = load_hardware(cost)
         self._effort = effort
-        self._seed = seed
         self.choice: Choice | None = None
         self.warnings: tuple[Diagnostic, ...] = ()
 
@@ -97,10 +97,11 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
             sharders: what will shard it; None for TorchRec's default ones.
 
         Raises:
-            DiagnosticError: SH103 for another thing than a model; SH611 with everything that cannot be honoured; SH201
-                to SH203 when the tables do not fit.
+            DiagnosticError: SH103 for another thing than a model or sharders; SH611 with everything that cannot be
+                honoured; SH201 to SH203 when the tables do not fit.
         """
         require_model(module)
+        require_sharders(sharders)
         sharders = get_default_sharders() if sharders is None else list(sharders)
         asked = problem_of(
             tables_of(module, sharders),
@@ -199,7 +200,9 @@ class ShardcPlanner(ShardingPlanner):  # type: ignore[misc]
         return sharding_plan(tables, placement_on("cpu" if cluster.device_type == "cpu" else "cuda", local))
 
 
-def _wrong_arguments(topology: Any, batch_size: Any, constraints: Any, cost: Any, effort: Any) -> Iterator[Diagnostic]:
+def _wrong_arguments(
+    topology: Any, batch_size: Any, constraints: Any, reservation: Any, cost: Any, effort: Any
+) -> Iterator[Diagnostic]:
     """Yield the arguments of a planner that cannot be meant."""
     if not isinstance(topology, Topology):
         yield _expected("topology as a Topology", topology)
@@ -220,7 +223,9 @@ def _wrong_arguments(topology: Any, batch_size: Any, constraints: Any, cost: Any
                 yield _expected("names of tables in constraints", name)
             elif not isinstance(limits, ParameterConstraints):
                 yield _expected(f'constraints of table "{name}" as ParameterConstraints', limits)
-    if not isinstance(cost, str) and not all(callable(getattr(cost, name, None)) for name in ("encode", "score")):
+    if reservation is not None and not isinstance(reservation, StorageReservation):
+        yield _expected("storage_reservation as one of TorchRec's", reservation)
+    if not isinstance(cost, str) and not is_cost_model(cost):
         yield _expected("cost as a name, or a cost model with encode and score", cost)
     if effort not in list(EVALUATIONS):
         yield Diagnostic("SH104", f'expected effort as one of {", ".join(EVALUATIONS)}, found "{effort}"')

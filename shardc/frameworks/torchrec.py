@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, quoted_tables
-from shardc.passes.verify import shard_faults
+from shardc.passes.verify import extent, shard_faults, too_many_devices
 from shardc.plan import CacheParams, Plan, PlanShard, TablePlan, read_plan
 from shardc.problem import Cluster, ShardingType
 
@@ -68,18 +68,23 @@ def load_plan(
 
     Raises:
         DiagnosticError: SH604 when TorchRec is not installed, SH605 when the process group's ranks are not those of the
-            plan, SH103 when the model is none of PyTorch's, SH610 with everything in which plan and model differ,
-            everything that `to_sharding_plan` raises, and everything that `read_plan` raises.
+            plan, SH103 when the model is none of PyTorch's or a sharder none of TorchRec's, SH610 with everything in
+            which plan and model differ, everything that `to_sharding_plan` raises, and everything that `read_plan`
+            raises. A `UserWarning` names data-parallel tables whose shape an older plan does not state.
     """
     document = plan if isinstance(plan, Plan) else read_plan(plan)
     require_torchrec("loading a plan for TorchRec")
     if found := _not_of_group(document):
         raise DiagnosticError(found, exit_code=2)
     sharding_plan = to_sharding_plan(document, device_type)
+    if model is not None and (unsaid := _without_shape(document.plan)):
+        message = f"the plan does not say how large {quoted_tables(unsaid)} may be: not compared with the model"
+        warnings.warn(message, stacklevel=2)
     if model is not None:
-        from shardc.frameworks.torchrec_model import differences, require_model
+        from shardc.frameworks.torchrec_model import differences, require_model, require_sharders
 
         require_model(model)
+        require_sharders(sharders)
         target = device_type or _device_type(document.plan)
         tables = _on(device_type, document.plan)
         if faults := list(differences(tables, document.model.weights, model, sharders, target)):
@@ -104,6 +109,8 @@ def to_sharding_plan(plan: Plan, device_type: DeviceType | None = None) -> Shard
     if device_type not in (None, "cuda", "cpu"):
         message = f'a plan cannot be placed on devices of the type "{device_type}"'
         raise DiagnosticError(Diagnostic("SH104", message, help='expected "cuda" or "cpu"'), exit_code=2)
+    if too_many := too_many_devices(plan):
+        raise DiagnosticError(too_many, exit_code=2)
     cluster = plan.cluster
     own = _device_type(plan.plan)
     devices = Cluster(own, cluster.devices_per_host, kinds=(), host_kind=(0,) * cluster.hosts)
@@ -165,6 +172,8 @@ def from_sharding_plan(plan: ShardingPlan | Mapping[str, Any]) -> dict[str, dict
             message = f'module "{path}" has a {type(of_module).__name__}, not a plan of tables'
             faults.append(Diagnostic("SH302", message, help=_EXPECTED))
             continue
+        if not of_module:
+            faults.append(Diagnostic("SH302", f'module "{path}" has no tables', help=_EXPECTED))
         for name, sharding in of_module.items():
             try:
                 members = _known(sharding) if isinstance(sharding, Mapping) else _members(sharding)
@@ -265,6 +274,8 @@ def _modules(plan: ShardingPlan | Mapping[str, Any]) -> Mapping[str, Any]:
     torchrec = sys.modules.get("torchrec.distributed.types")  # whoever made a plan has imported it
     if torchrec is not None and isinstance(plan, torchrec.ShardingPlan):
         modules: Mapping[str, Any] = plan.plan
+        if not modules:
+            raise DiagnosticError(Diagnostic("SH302", "a ShardingPlan without modules is no plan", help=_EXPECTED))
         return modules
     if not isinstance(plan, Mapping) or not plan:
         found = "an empty mapping" if isinstance(plan, Mapping) else f"a {type(plan).__name__}"
@@ -307,6 +318,10 @@ def _warn_of_caches(tables: Tables) -> None:
     if unsaid:
         message = f"no cache_params for {quoted_tables(unsaid)}: TorchRec gives caches its default size"
         warnings.warn(message, stacklevel=3)
+
+
+def _without_shape(tables: Tables) -> list[str]:
+    return [name for of_module in tables.values() for name, table in of_module.items() if extent(table) is None]
 
 
 def _members(sharding: types.ParameterSharding) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,21 @@ def require_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         message = f"expected a model (torch.nn.Module), found a {type(model).__name__}"
         raise DiagnosticError(Diagnostic("SH103", message), exit_code=2)
+
+
+def require_sharders(sharders: Any) -> None:
+    """Make sure that something is a list of TorchRec's sharders, or None.
+
+    Raises:
+        DiagnosticError: SH103, exit code 2.
+    """
+    from torchrec.distributed.types import ModuleSharder
+
+    each = list(sharders) if isinstance(sharders, Iterable) else None
+    if sharders is not None and (each is None or not all(isinstance(sharder, ModuleSharder) for sharder in each)):
+        message = f"expected sharders as a list of TorchRec's sharders, found {reprlib.repr(sharders)}"
+        advice = "sharders are instances, such as EmbeddingBagCollectionSharder()"
+        raise DiagnosticError(Diagnostic("SH103", message, help=advice), exit_code=2)
 
 
 def tables_of(model: nn.Module, sharders: Sequence[ModuleSharder[Any]] | None) -> list[ModelTable]:

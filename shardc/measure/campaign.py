@@ -12,7 +12,6 @@ after all others, and the measurement that was disturbed least counts.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import write_atomic
+from shardc.files import journal, write_atomic
 from shardc.measure.design import FIRST_OWN, Range, draw_workload
 from shardc.measure.parquet import read_parquet
 from shardc.measure.workload import Load, Timing, Workload
@@ -77,9 +76,7 @@ def run_campaign(
     folder: Path, bench: Bench, sizes: Range, *, seed: int, numbers: Sequence[int], share: Share = Share()
 ) -> Iterator[Measurement | str]:
     """Measure a share of the sets of these numbers; yields each one, or why it was skipped, once it is written down."""
-    journal = folder / share.journal
-    with journal.open("ab") as out:
-        _end_torn_line(journal, out)
+    with journal(folder / share.journal) as add:
         for index in numbers[share.rank :: share.of]:
             workload = draw_workload(seed, index, sizes)
             try:
@@ -90,9 +87,7 @@ def run_campaign(
             else:
                 result = Measurement(index, workload, timing)
                 entry = to_entry(result)
-            out.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
+            add(json.dumps(entry, separators=(",", ":")).encode())
             yield result
 
 
@@ -130,10 +125,10 @@ def append(folder: Path, timed: Sequence[tuple[Workload, Timing]]) -> list[int]:
         json.dumps(to_entry(Measurement(number, *each)), separators=(",", ":"))
         for number, each in zip(numbers, timed, strict=True)
     ]
-    journal = folder / JOURNALS.replace("*", ".own")
-    before = journal.read_bytes() if journal.exists() else b""
+    own = folder / JOURNALS.replace("*", ".own")
+    before = own.read_bytes() if own.exists() else b""
     whole = before[: before.rfind(b"\n") + 1]
-    write_atomic(journal, whole + "".join(f"{line}\n" for line in lines).encode())
+    write_atomic(own, whole + "".join(f"{line}\n" for line in lines).encode())
     return numbers
 
 
@@ -141,8 +136,8 @@ def _read_measurements(folder: Path) -> list[Measurement]:
     """All measurements, each with the reference's time relative to its quiet time in this campaign."""
     path = folder / PARQUET
     measurements = [_from_entry(row, f"{path}: set {row['index']}") for row in read_parquet(path)]
-    for journal in sorted(folder.glob(JOURNALS)):
-        measurements += _read_lines(journal)
+    for path in sorted(folder.glob(JOURNALS)):
+        measurements += _read_lines(path)
     least: dict[int, float] = {}
     for measurement in measurements:
         least[measurement.index] = min(measurement.timing.reference_ms, least.get(measurement.index, np.inf))
@@ -150,12 +145,12 @@ def _read_measurements(folder: Path) -> list[Measurement]:
     return [replace(m, disturbance=m.timing.reference_ms / quiet) for m in measurements]
 
 
-def _read_lines(journal: Path) -> list[Measurement]:
+def _read_lines(path: Path) -> list[Measurement]:
     measurements = []
-    for number, line in enumerate(journal.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break  # torn by a crash while it was written: measured again
-        where = f"{journal}:{number}"
+        where = f"{path}:{number}"
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -170,13 +165,6 @@ def _read_lines(journal: Path) -> list[Measurement]:
 def _damaged(where: str, reason: str) -> DiagnosticError:
     fix = "delete the damaged lines: their sets will be measured again"
     return DiagnosticError(Diagnostic("SH603", f"{where}: {reason}", help=fix), exit_code=2)
-
-
-def _end_torn_line(journal: Path, out: Any) -> None:
-    """Cut a half-written last line off, so that what follows starts on a line of its own."""
-    content = journal.read_bytes()
-    if content and not content.endswith(b"\n"):
-        out.truncate(content.rfind(b"\n") + 1)
 
 
 def to_entry(measurement: Measurement) -> dict[str, Any]:

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 DISTURBED = 1.1
 """Times what the reference set took when the device was profiled, from which on something else slows it down."""
 
+_PLAUSIBLE_MS = (1e-6, 1e7)
+"""What a shard's forward or backward pass takes: more than no time, less than hours."""
+
+_ENTRY_BYTES = 1000
+
 
 def cache_folder() -> Path:
     """Where measurements are kept: $SHARDC_CACHE, or `shardc` in the user's cache folder."""
@@ -160,10 +165,12 @@ def _content(workload: Workload) -> list[object]:
 
 
 def _read(entry: Path) -> tuple[float, float] | None:
-    """A cached measurement; None when there is none, or it is damaged and has to be made again."""
+    """A cached measurement; None when there is none, or it is none that can be, and has to be made again."""
     try:
-        forward, backward = json.loads(entry.read_bytes())
-        times = float(forward), float(backward)
-    except (OSError, ValueError, TypeError):
+        with entry.open("rb") as file:
+            forward, backward = json.loads(file.read(_ENTRY_BYTES))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    return times if all(np.isfinite(times)) and min(times) > 0 else None
+    times = forward, backward
+    sound = all(type(time) in (int, float) and _PLAUSIBLE_MS[0] < time < _PLAUSIBLE_MS[1] for time in times)
+    return (float(forward), float(backward)) if sound else None

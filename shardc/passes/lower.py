@@ -41,6 +41,7 @@ from shardc.spec import Bins, HostSettings, LoadedSpec, ModelSpec, Table
 from shardc.units import format_bytes
 
 _REPLICATED = ShardingType.DATA_PARALLEL
+_TOLD = 20  # tables that fit nowhere of which each is told what would help
 _VECTOR = 4  # elements: the width of a column block is a multiple of it
 
 
@@ -53,7 +54,7 @@ def lower(loaded: LoadedSpec, hardware: Sequence[Hardware], accesses: Mapping[st
         accesses: measured bins of the tables whose access is given as an index file, by table name.
 
     Raises:
-        DiagnosticError: SH201 for each block that fits on no device in any allowed way, SH112 for a cluster of CPUs
+        DiagnosticError: SH201 for blocks that fit on no device in any allowed way, SH112 for a cluster of CPUs
             and GPUs, SH113 for tables that may be cached on CPUs, SH114 for Adam on CPUs.
     """
     return lower_onto(loaded, lower_cluster(loaded, hardware), accesses)
@@ -77,9 +78,11 @@ def lower_onto(loaded: LoadedSpec, cluster: Cluster, accesses: Mapping[str, Bins
     ]
     too_large = [block for block, options in enumerate(fitting) if not options]
     if too_large:
-        raise DiagnosticError(
-            *(_fits_nowhere(loaded, blocks[b], offered[b], needed[b], room[b], cluster) for b in too_large)
-        )
+        told = too_large[:_TOLD]
+        faults = [_fits_nowhere(loaded, blocks[b], offered[b], needed[b], room[b], cluster) for b in told]
+        if more := len(too_large) - len(told):
+            faults.append(Diagnostic("SH201", f"{more} more tables fit on no device"))
+        raise DiagnosticError(*faults)
     options = [option for of_block in fitting for option, _ in of_block]
     pieces = list(dict.fromkeys(piece for option in options for unit in option.units for piece in unit.pieces))
     number = {piece: i for i, piece in enumerate(pieces)}

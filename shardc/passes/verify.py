@@ -51,8 +51,8 @@ def verify_alone(plan: Plan) -> list[Diagnostic]:
     Returns:
         Findings with the codes SH305 and SH306.
     """
-    if plan.cluster.devices > MAX_DEVICES:
-        return [Diagnostic("SH306", f"the plan is for {plan.cluster.devices} devices, more than {MAX_DEVICES}")]
+    if too_many := too_many_devices(plan):
+        return [too_many]
     placed = [(name, table) for tables in plan.plan.values() for name, table in tables.items()]
     on_cpu = any(shard.placement.endswith("/cpu") for _, table in placed for shard in table.shards)
     hosts = (0,) * plan.cluster.hosts
@@ -62,6 +62,13 @@ def verify_alone(plan: Plan) -> list[Diagnostic]:
         for name, table in placed
         for code, fault in shard_faults(table, cluster)
     ]
+
+
+def too_many_devices(plan: Plan) -> Diagnostic | None:
+    """Return SH306 for a plan for more devices than any spec may have: it would take memory for each of them."""
+    if plan.cluster.devices <= MAX_DEVICES:
+        return None
+    return Diagnostic("SH306", f"the plan is for {plan.cluster.devices} devices, more than {MAX_DEVICES}")
 
 
 def device_memory(plan: Plan, loaded: LoadedSpec) -> Ints:
@@ -173,7 +180,11 @@ def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster:
         fault = _cover_fault(placed.shards, *_extent(placed.shards))
     if fault:
         yield Diagnostic("SH305", f"table {_quoted(table.name)} of the plan: {fault}", loaded.at_table(table))
-    elif (size := extent(placed)) and size != (table.rows, table.dim):
+    elif (size := extent(placed)) is None:
+        message = f"is {table.rows} x {table.dim} in the spec, and the plan does not state its shape"
+        at, fix = loaded.at_table(table), "compile the spec again"
+        yield Diagnostic("SH304", f"table {_quoted(table.name)} {message}", at, help=fix)
+    elif size != (table.rows, table.dim):
         message = f"{size[0]} x {size[1]} in the plan, {table.rows} x {table.dim} in the spec"
         field = "rows" if size[0] != table.rows else "dim"
         yield Diagnostic("SH304", f"table {_quoted(table.name)} is {message}", loaded.at_table(table, field))

@@ -171,6 +171,11 @@ def test_replicas_of_another_shape():
     own = model(a=model(b=collection()))
     for shape, differs in ((None, []), ([5, 8], []), ([6, 8], ["rows = 6"]), ([6, 4], ["rows = 6", "dim = 4"])):
         plan = changed(lambda tables, shape=shape: tables["dp"].update(shape=shape))
+        if shape is None:
+            with pytest.warns(UserWarning, match='does not say how large table "dp" may be') as caught:
+                assert load_plan(plan, model=own)
+            assert caught[0].filename == __file__
+            continue
         if not differs:
             assert load_plan(plan, model=own)
             continue

@@ -204,6 +204,9 @@ def test_reads_what_was_exported(path):
         ({"plan": 5}, 'module "plan" has a int, not a plan of tables'),
         ({"plan": {"a": 5}}, 'module "a" has a int, not a plan of tables'),
         ({"format": 1, "plan": {}}, 'module "format" has a int, not a plan of tables'),
+        ({"a": {}}, 'module "a" has no tables'),
+        (ShardingPlan({}), "a ShardingPlan without modules is no plan"),
+        (ShardingPlan({"a": EmbeddingModuleShardingPlan({})}), 'module "a" has no tables'),
         ({"a": {"t": {}}}, 'module "a", table "t": it is empty: expected sharding_type'),
         ({"a": {"t": 5}}, 'module "a", table "t": it is a int, not a ParameterSharding'),
         ({"a": {"t": {"ranks": [0]}}}, 'module "a", table "t": sharding_type: Field required'),
@@ -228,6 +231,14 @@ def test_caches_that_torchrec_does_not_serialize_are_told():
         from_sharding_plan(to_sharding_plan(plan)._serialize())
     assert caught[0].filename == __file__
     assert from_sharding_plan(to_sharding_plan(plan)) == plan.plan  # where it is what the plan says
+
+
+@pytest.mark.parametrize("of_many", [{"hosts": 2**62}, {"devices_per_host": 65_537}])
+def test_a_plan_for_more_devices_than_there_are(of_many):
+    plan = document(every_type(), cpu)
+    huge = plan.model_copy(update={"cluster": plan.cluster.model_copy(update=of_many)})
+    with pytest.raises(DiagnosticError, match=r"SH306 the plan is for .* devices, more than 65536"):
+        to_sharding_plan(huge)
 
 
 def test_several_modules_keep_their_paths():

@@ -485,6 +485,9 @@ def test_unknown_profiles_and_efforts():
         ({"constraints": {"t": {}}}, 'SH103 expected constraints of table "t" as ParameterConstraints, found {}'),
         ({"constraints": {1: ParameterConstraints()}}, "SH103 expected names of tables in constraints, found 1"),
         ({"cost": 5}, "SH103 expected cost as a name, or a cost model with encode and score, found 5"),
+        ({"storage_reservation": 0.15}, "SH103 expected storage_reservation as one of TorchRec's, found 0.15"),
+        ({"seed": 1.5}, "SH103 expected seed as an integer, found 1.5"),
+        ({"seed": -1}, "SH104 expected seed as an integer from 0 to 4294967295, found -1"),
         ({"effort": []}, 'SH104 expected effort as one of fast, balanced, thorough, found "[]"'),
     ],
 )
@@ -497,6 +500,12 @@ def test_arguments_that_cannot_be_meant(arguments, says):
 def test_what_is_no_model_is_refused():
     with pytest.raises(DiagnosticError, match=r"SH103 expected a model \(torch.nn.Module\), found a str"):
         planner().plan("x", sharders())
+
+
+@pytest.mark.parametrize("wrong", ["x", 5, [EmbeddingBagCollectionSharder], [None]])
+def test_what_are_no_sharders_is_refused(wrong):
+    with pytest.raises(DiagnosticError, match="SH103 expected sharders as a list of TorchRec's sharders"):
+        planner().plan(model(ebc=bags(bag("t"))), wrong)
 
 
 def test_planning_together_needs_a_process_group():

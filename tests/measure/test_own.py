@@ -54,6 +54,9 @@ def shards(rows=(100, 200, 300), optimizer=Optimizer.SGD, weight_bytes=4) -> Sha
     )
 
 
+ABSURD = [b"[1e300, 1.0]", b"[1.0, 1e-300]", b'["1", "2"]', b"[true, 1]", b"[" * 5000]
+
+
 class FakeBench:
     seen: ClassVar[list[Workload]] = []
     disturbed: ClassVar[int] = 0
@@ -145,7 +148,9 @@ def test_another_device_version_or_clock_is_measured_again(seen, monkeypatch):
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("damage", [b"", b"[1.0]", b"[1.0, -2.0]", b"[NaN, 1]", b"null", b'["x", 1]', b"\xff{"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"[1.0]", b"[1.0, -2.0]", b"[NaN, 1]", b"null", b'["x", 1]', b"\xff{", *ABSURD]
+)
 def test_a_damaged_entry_is_measured_again(tmp_path, seen, damage):
     first = own.measure_shards(shards(), HARDWARE)
     entries(tmp_path)[1].write_bytes(damage)

@@ -97,8 +97,9 @@ def placed(sharding_type: str, *shards: tuple[int, tuple[int, int], tuple[int, i
     }
 
 
-def replicas() -> dict:
-    return {"sharding_type": "data_parallel", "compute_kernel": "dense", "ranks": [0, 1, 2, 3]}
+def replicas(rows: int = 200, dim: int = 16) -> dict:
+    shape = [rows, dim]
+    return {"sharding_type": "data_parallel", "compute_kernel": "dense", "ranks": [0, 1, 2, 3], "shape": shape}
 
 
 def document() -> dict:
@@ -286,6 +287,7 @@ def test_what_torchrec_runs_has_no_fault_of_its_own(loaded: LoadedSpec, item: di
         (replace("ads", placed("table_wise", (2, (0, 0), (1000, 20)))), "SH304", "1000 x 20 in the plan"),
         (replace("item", columns((3, 32), (0, 36))), "SH304", "5000 x 68 in the plan"),
         (table("country", shape=[201, 16]), "SH304", "201 x 16 in the plan, 200 x 16 in the spec"),
+        (table("country", shape=None), "SH304", "does not state its shape"),
         (table("country", shape=[200, 20]), "SH304", "200 x 20 in the plan, 200 x 16 in the spec"),
         # Shards cover the table once.
         (replace("ads", placed("table_wise", (2, (0, 4), (1000, 12)))), "SH305", "leave a gap"),
@@ -411,7 +413,7 @@ def test_findings_stand_where_the_spec_asks(loaded: LoadedSpec) -> None:
 
 def test_a_replicated_table_is_apart_from_no_other(loaded: LoadedSpec) -> None:
     content = document()
-    content["plan"]["ebc"]["item"] = replicas()
+    content["plan"]["ebc"]["item"] = replicas(5000, 64)
     messages = [finding.message for finding in check(loaded, content) if finding.code == "SH308"]
     assert messages == ['table "user" shares device 1 with "item", of the same apart set']
 
