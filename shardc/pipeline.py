@@ -125,9 +125,10 @@ def run(
     seed = loaded.spec.compile.seed if seed is None else seed
     prepared = prepare(loaded, cost=cost, measure=measure)
     problem = prepared.judge.problem
-    if base and (same := _unchanged(base, loaded, prepared)):
-        return same
     policy, missing = find_policy(loaded, prepared.hardware)
+    digests = prepared.digests.model_copy(update={"policy": policy and policy.digest})
+    if base and base.digests == digests and (same := _unchanged(base, loaded, prepared)):
+        return same
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, prepared.hardware, prepared.recorded)
     choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
@@ -137,7 +138,7 @@ def run(
         moved, total = migration.chosen.moved_bytes, migration.total_bytes
         stated = PlanMigration(base=_plan_digest(base), moved_bytes=moved, model_bytes=total)
     p90_ms = _pessimistic_ms(prepared, choice)
-    plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms, migration=stated)
+    plan = emit(loaded, choice, digests=digests, seed=seed, p90_ms=p90_ms, migration=stated)
     if faults := verify(plan, loaded, problem.cluster):
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
     doubts = (*prepared.warnings, *wide_caches(plan, loaded, problem.cluster), *missing)
@@ -146,11 +147,11 @@ def run(
 
 
 def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled | None:
-    """The base itself, if compiling it once more with this version has nothing else to go on; None if it has.
+    """A base of the same digests, if compiling it once more with this version has nothing else to go on; or None.
 
-    What a plan of the same digests states has to be what it has: one that was edited is no result of any compile.
+    What such a plan states has to be what it has: one that was edited is no result of any compile.
     """
-    if base.digests != prepared.digests or base.tool.version != shardc.__version__:
+    if base.tool.version != shardc.__version__:
         return None
     judge = prepared.judge
     if base.chosen.reason not in list(Why) or verify(base, loaded, judge.problem.cluster):
