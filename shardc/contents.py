@@ -99,7 +99,7 @@ def contents(plan: Plan, loaded: LoadedSpec) -> Contents:
     """
     prepared = prepare(loaded)
     problem = prepared.judge.problem
-    unchanged = plan.digests == prepared.digests
+    unchanged = plan.digests.of_costs == prepared.digests.of_costs
     faults = [fault for fault in verify(plan, loaded, problem.cluster) if unchanged or fault.code != "SH310"]
     if faults:
         return contents_alone(plan, *faults)

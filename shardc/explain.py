@@ -657,7 +657,7 @@ def _phases(situation: Situation) -> Iterator[PhaseExplained]:
 def _bound(situation: Situation, bound: LowerBound) -> BoundExplained:
     problem, judge, plan = situation.problem, situation.judge, situation.plan
     step_ms = bound.step_time_ms
-    if plan.bound and plan.digests == situation.prepared.digests:
+    if plan.bound and plan.digests.of_costs == situation.prepared.digests.of_costs:
         step_ms = max(step_ms, plan.bound.step_time_ms)
     alone = np.min([judge.device_ms(latents) for latents in judge.latents], axis=0)
     of_block = np.minimum.reduceat(alone[problem.first_unit], problem.first_option)

@@ -133,9 +133,10 @@ def run(
     seed = loaded.spec.compile.seed if seed is None else valid_seed(seed)
     prepared = prepare(loaded, cost=cost, measure=measure)
     problem = prepared.judge.problem
-    if base and (same := _unchanged(base, loaded, prepared)):
-        return same
     policy, missing = find_policy(loaded, prepared.hardware)
+    prepared = replace(prepared, digests=prepared.digests.model_copy(update={"policy": policy and policy.digest}))
+    if base and base.digests == prepared.digests and (same := _unchanged(base, loaded, prepared)):
+        return same
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, prepared.hardware, prepared.recorded)
     choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
@@ -195,11 +196,11 @@ def valid_seed(seed: object) -> int:
 
 
 def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled | None:
-    """The base itself, if compiling it once more with this version has nothing else to go on; None if it has.
+    """A base of the same digests, if compiling it once more with this version has nothing else to go on; or None.
 
-    What a plan of the same digests states has to be what it has: one that was edited is no result of any compile.
+    What such a plan states has to be what it has: one that was edited is no result of any compile.
     """
-    if base.digests != prepared.digests or base.tool.version != shardc.__version__:
+    if base.tool.version != shardc.__version__:
         return None
     judge = prepared.judge
     if base.chosen.reason not in list(Why) or verify(base, loaded, judge.problem.cluster):

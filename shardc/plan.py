@@ -90,6 +90,18 @@ class Digests(_Member):
     cost: Literal["profile", "torchrec", "own"] = Field(
         "profile", description="Whose costs: the profile's, TorchRec's estimates, or those of an own cost model."
     )
+    policy: str | None = Field(
+        default=None, description="Digest of the weights of the RL policy that took part; absent without one."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_policy(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(handler(self), "policy")
+
+    @property
+    def of_costs(self) -> tuple[str | None, ...]:
+        """What all stated figures rest on: everything but the policy, which only says where tables go."""
+        return self.spec, self.profile, self.measurements, self.cost
 
     def changes(self, today: Digests) -> Iterator[str]:
         """Yield what has changed since a plan was compiled from these, in words."""

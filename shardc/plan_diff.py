@@ -378,7 +378,7 @@ def _settings(old: Plan, new: Plan) -> list[Setting]:
             found.append(Setting("model" if name == "name" else name.replace("_", " "), str(before), str(after)))
     if old.cluster != new.cluster:
         found.append(Setting("cluster", *(_cluster(plan) for plan in (old, new))))
-    for name in ("spec", "profile", "measurements", "cost"):
+    for name in ("spec", "profile", "measurements", "cost", "policy"):
         before, after = (getattr(plan.digests, name) for plan in (old, new))
         if before != after:
             found.append(Setting("costs" if name == "cost" else name, *(_short(v) for v in (before, after))))

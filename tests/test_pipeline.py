@@ -19,6 +19,7 @@ from shardc.diagnostics import DiagnosticError
 from shardc.hardware import PROFILES
 from shardc.passes.place import Why
 from shardc.passes.verify import verify
+from shardc.placers.policy import POLICY_FORMAT, load_policy, weights_digest
 from shardc.plan import plan_bytes
 from shardc.problem import Shards
 from shardc.units import format_bytes
@@ -251,7 +252,8 @@ def test_a_policy_in_the_profiles_folder_is_used_if_it_was_trained_for_it(two, t
     assert pipeline.find_policy(loaded, hardware)[0].metadata["kind"] == "shardc"
     arrays = safetensors.numpy.load_file(pipeline.POLICY)
     for digests, mine in ((hardware[0].digest, True), ("sha256:0", False)):
-        metadata = {"format": "2", "kind": "shardc", "seed": "mine", "digests": f"sha256:1 {digests}"}
+        metadata = {"format": POLICY_FORMAT, "kind": "shardc", "seed": "mine", "digests": f"sha256:1 {digests}"}
+        metadata["weights"] = weights_digest(arrays)
         content = safetensors.numpy.save(arrays, {"shardc": json.dumps(metadata)})
         (folder / "policy.safetensors").write_bytes(content)
         policy, warnings = pipeline.find_policy(loaded, hardware)
@@ -261,6 +263,28 @@ def test_a_policy_in_the_profiles_folder_is_used_if_it_was_trained_for_it(two, t
     policy, warnings = pipeline.find_policy(loaded, hardware)
     assert policy is not None
     assert [(w.code, w.severity) for w in warnings] == [("SH602", "warning")]
+
+
+def test_altered_weights_are_as_good_as_none(two, tmp_path, monkeypatch):
+    content = bytearray(pipeline.POLICY.read_bytes())
+    content[-2] ^= 1
+    (tmp_path / "policy.safetensors").write_bytes(content)
+    monkeypatch.setattr(pipeline, "POLICY", tmp_path / "policy.safetensors")
+    compiled = pipeline.run(pipeline.load(two))
+    assert "SH602" in codes(compiled)
+    assert compiled.choice.why is Why.NO_POLICY
+    assert compiled.plan.digests.policy is None
+    assert b'"policy"' not in plan_bytes(compiled.plan)
+
+
+def test_a_plan_names_the_policy_that_took_part(two, tmp_path, monkeypatch):
+    loaded = pipeline.load(two)
+    plan = pipeline.run(loaded).plan
+    assert plan.digests.policy == load_policy(pipeline.POLICY).digest
+    assert pipeline.run(loaded, base=plan).plan == plan
+    monkeypatch.setattr(pipeline, "POLICY", tmp_path / "none.safetensors")
+    without = pipeline.run(loaded, base=plan).plan  # placed anew: another plan may come of it
+    assert without.digests.policy is None
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------

@@ -163,6 +163,7 @@ def test_a_device_that_is_no_more_has_no_new_time():
         ({"digests__profile": "sha256:99"}, "profile", False),
         ({"digests__cost": "torchrec"}, "costs", False),
         ({"digests__measurements": "sha256:99"}, "measurements", True),
+        ({"digests__policy": "sha256:99"}, "policy", True),
         ({"tool__version": "9.9"}, "shardc", True),
         ({"tool__seed": 3}, "seed", True),
         ({"cluster__device": "a100-40gb"}, "cluster", True),

@@ -69,7 +69,8 @@ def check(
         was, now = today.score.step_time_ms, compiled.plan.score.step_time_ms
         why = f"a step takes {format_ms(now)} instead of {format_ms(was)}"
         return _write(context, compiled.plan, why)
-    if plan.digests != today.digests or is_as_written(text) is not True or _CURED & {f.code for f in report.findings}:
+    changed = plan.digests != today.digests or is_as_written(text) is not True
+    if changed or _CURED & {f.code for f in report.findings}:
         return _write(context, today, "its placement stays, with today's figures")
     return report
 
@@ -104,7 +105,7 @@ def _report(context: Context) -> CheckReport:
 
 
 def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
-    """A plan's placement with today's digests, score and bound.
+    """A plan's placement with today's score, bound and digests, but for that of the policy that took part in it.
 
     Args:
         plan: a plan that has no `misfits`.
@@ -119,7 +120,8 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
     choice = replace(compiled.choice, placement=placement, judgement=judge.judge(placement))
     pessimistic = compiled.pessimistic
     p90_ms = Judge(judge.problem, pessimistic).judge(placement).step_time_ms if pessimistic else None
-    today = emit(loaded, choice, digests=compiled.plan.digests, seed=tool.seed, p90_ms=p90_ms)
+    digests = compiled.plan.digests.model_copy(update={"policy": plan.digests.policy})
+    today = emit(loaded, choice, digests=digests, seed=tool.seed, p90_ms=p90_ms)
     return today.model_copy(update={"chosen": plan.chosen})
 
 

@@ -43,6 +43,7 @@ def check_frozen(loaded: LoadedSpec, base: Base | None = None) -> CheckReport:
         profile=profile_digest(hardware, loaded),
         measurements=plan.digests.measurements,
         cost=loaded.spec.compile.cost,
+        policy=plan.digests.policy,
     )
     if faults := misfit(plan, loaded, cluster, digests):
         return CheckReport(path, tuple(faults))

@@ -18,7 +18,8 @@ def stated_figures(context: Context) -> Iterator[Diagnostic]:
     """Yield a finding if stated figures contradict each other, or today's where nothing has changed since."""
     plan, today = context.plan, context.figures
     true, negligible = dict(_implied(plan)), _QUOTIENT
-    if not context.frozen and plan.digests == today.digests and plan.tool.version == today.tool.version:
+    same_costs = plan.digests.of_costs == today.digests.of_costs
+    if not context.frozen and same_costs and plan.tool.version == today.tool.version:
         true = _numbers(today.model_dump(include={"score", "bound"}))
         negligible = _NEGLIGIBLE
     stated = _numbers(plan.model_dump(include={"score", "bound"}))

@@ -41,10 +41,11 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import make_folder, write_atomic
 from shardc.hardware import Hardware, load_hardware
 from shardc.judge import Judge
+from shardc.passes.infeasible import find_cause
 from shardc.passes.lower import lower
 from shardc.placers import peers, policy
 from shardc.placers.episode import Played, Scorer, Task, offered_options, play
-from shardc.placers.policy import METADATA, POLICY_FORMAT, Weights
+from shardc.placers.policy import METADATA, POLICY_FORMAT, Weights, weights_digest
 from shardc.problem import Floats, Memory, Problem
 from shardc.render.curve import curve_picture
 from shardc.spec import SHARDING_TYPES, parse_spec
@@ -52,11 +53,13 @@ from shardc.suites import TablePool, metasyn_split
 
 _TOGETHER = 4  # tasks that are played at once
 _GROUPS, _VALIDATION_GROUPS, _TEST_GROUPS = 64, 10, 10
-_CLUSTERS = ((4, 1), (8, 1), (8, 1), (8, 1), (8, 2), (16, 2))  # devices and hosts
-_MOST_TABLES = 100
+_CLUSTERS = ((4, 1), (8, 1), (8, 1), (8, 1), (8, 2), (16, 2), (32, 4))  # devices and hosts
+_MOST_TABLES = 160
+_FEW = 0.25  # share of tasks with one to four tables a device
+_FILL = (0.4, 0.95)  # of the memory of a task
 _SPREAD = 0.1  # standard deviation of the weights that rollouts differ by
 _BALANCE = 0.2  # of what shardc's policy is charged: evens out devices that are not the costliest
-_STUCK = 2.0  # charged to a rollout that ran out of room: so many times an even load more than the others
+_STUCK = 2.0  # charged to a rollout that ran out of room: so many times the level more than the others
 _MOST_GAP = 0.2  # that a validation task counts for at most, and one that has no room for a greedy rollout
 _SIZE = 0.3  # of the first step of an evolution strategy
 _MOST_GAIN = 3.0  # standard deviations that a task counts for at most
@@ -75,7 +78,7 @@ class Kind:
         memory: what the way of learning remembers at first, for so many weights.
         learn: makes one step of a run, and says how its rollouts fared: mean cost, its standard deviation over the
             rollouts of a task, and the share of rollouts that got stuck.
-        costs: what is minimised, float[N, R], from step time over an even load and degree of balance.
+        costs: what is minimised, float[N, R], from step time over the level and degree of balance.
         whole: whether it only places tables as whole as they may be.
         rollouts: of each task.
         groups: how many groups of tasks are played in a step.
@@ -123,7 +126,7 @@ class _State:
         weights: of the policy.
         memory: what the way of learning keeps from step to step.
         best: the weights that did best on validation tasks.
-        best_gap: how they did.
+        best_cost: how they did, by what is minimised.
         curve: a row of `_COLUMNS` for every report.
     """
 
@@ -131,7 +134,7 @@ class _State:
     weights: dict[str, Floats]
     memory: dict[str, Floats]
     best: dict[str, Floats]
-    best_gap: float
+    best_cost: float
     curve: list[tuple[float, ...]]
 
 
@@ -162,7 +165,7 @@ def train_policy(
 
     Raises:
         DiagnosticError: SH004 when nothing can be written at `out`, SH602 when there is a checkpoint of another run,
-            SH606 when training diverged; earlier checkpoints are kept.
+            SH202 or SH203 when tasks do not fit in memory, SH606 when training diverged; earlier checkpoints are kept.
     """
     hardware = [load_hardware(name) for name in profiles]
     with _Ranks.together() as ranks:
@@ -186,8 +189,9 @@ def train_policy(
                 continue
             figures = evaluate(validation, bounds, how.scorer(state.weights))
             state.curve.append((state.step, *fared, *figures))
-            if figures[1] < state.best_gap:
-                state.best, state.best_gap = dict(state.weights), figures[1]
+            cost = float(how.costs(np.array(1.0 + figures[1]), np.array(figures[2])))
+            if cost < state.best_cost:
+                state.best, state.best_cost = dict(state.weights), cost
             _save(out, settings, state)
             progress(state.step, steps, f"{figures[1]:.2%} above the bound, balance {figures[2]:.3f}")
         return _finish(out, settings, state, hardware) if ranks.first else None
@@ -204,10 +208,11 @@ def draw_tasks(
     count: int = _TOGETHER,
     pool: TablePool | None = None,
 ) -> list[Task]:
-    """Random tasks that can be played at once: 16 to 100 tables on 4 to 16 devices, with ample or tight memory.
+    """Random tasks that can be played at once: 4 to 160 tables on 4 to 32 devices, with ample or tight memory.
 
-    Half of them are made of tables with AutoShard's statistics, half of tables whose sizes vary over orders of
-    magnitude. Mostly whole tables; then with every option to choose from, or with one given, as a lower bound does.
+    In a share of them the largest tables decide. Half of them are made of tables with AutoShard's statistics, half of
+    tables whose sizes vary over orders of magnitude. Mostly whole tables; then with every option to choose from, or
+    with one given, as a lower bound does.
 
     Args:
         seed: of everything that is random.
@@ -217,7 +222,7 @@ def draw_tasks(
         pool: tables to draw from in the first half; the training tables unless said otherwise.
 
     Raises:
-        DiagnosticError: SH902 for no tasks or no profiles.
+        DiagnosticError: SH902 for no tasks or no profiles, SH202 or SH203 for tables that do not fit.
     """
     if count < 1 or not hardware:
         raise DiagnosticError(Diagnostic("SH902", "there are no tasks to train on"), exit_code=2)
@@ -226,7 +231,9 @@ def draw_tasks(
     devices, hosts = _CLUSTERS[int(rng.integers(len(_CLUSTERS)))]
     freedom = "whole" if whole else str(rng.choice(["whole", "all", "given"], p=[0.55, 0.3, 0.15]))
     published = bool(rng.random() < 0.5)
-    tables = int(rng.integers(4 * devices, min(12 * devices, _MOST_TABLES) + 1))
+    few = bool(rng.random() < _FEW)
+    fewest, most = (devices, 4 * devices) if few else (4 * devices, min(12 * devices, _MOST_TABLES))
+    tables = int(rng.integers(fewest, most + 1))
     types = SHARDING_TYPES[:1] if freedom == "whole" else SHARDING_TYPES
     pool = pool or metasyn_split("train")
     tasks = []
@@ -282,15 +289,25 @@ def _varied_tables(rng: np.random.Generator, count: int, device_type: str) -> li
 
 
 def _with_memory(problem: Problem, offered: Sequence[Sequence[int]], rng: np.random.Generator) -> Problem:
-    """The problem with as much memory as the least options fill to between 40 and 95 %."""
+    """The problem with as much memory as the least options fill to a share in `_FILL`; the least if nothing else fits.
+
+    Raises:
+        DiagnosticError: SH202 or SH203 when nothing fits all the same.
+    """
     size = problem.site_size[problem.option_site]
     memory = problem.unit_memory[Memory.DEVICE]
     total = np.add.reduceat(memory * problem.unit_count, problem.first_unit) * size
     largest = memory[problem.first_unit]
     even = sum(min(int(total[o]) for o in options) for options in offered) / problem.cluster.devices
-    room = max(even / rng.uniform(0.4, 0.95), 1.1 * max(min(int(largest[o]) for o in options) for options in offered))
-    kind = replace(problem.cluster.kinds[0], memory_bytes=int(room))
-    return replace(problem, cluster=replace(problem.cluster, kinds=(kind,)))
+    alone = 1.1 * max(min(int(largest[o]) for o in options) for options in offered)
+    cause = None
+    for fill in (rng.uniform(*_FILL), _FILL[0]):
+        kind = replace(problem.cluster.kinds[0], memory_bytes=int(max(even / fill, alone)))
+        limited = replace(problem, cluster=replace(problem.cluster, kinds=(kind,)))
+        if (cause := find_cause(limited)) is None:
+            return limited
+    assert cause is not None
+    raise DiagnosticError(Diagnostic(cause.code, f"a task to train on does not fit: {cause.message}"), exit_code=2)
 
 
 # --- Learning ---------------------------------------------------------------------------------------------------------
@@ -463,7 +480,7 @@ def returns(how: Kind, tasks: Sequence[Task], played: Played) -> Floats:
     """What each rollout is charged, float[N, R]: those that got stuck more than all others, the fuller the more."""
     cost = tasks[0].judge.cost
     step_ms = np.stack([task.judge.step_ms(z) for task, z in zip(tasks, played.z, strict=True)])
-    even = np.array([task.even_ms.sum() for task in tasks])[:, None]
+    even = np.array([task.level_ms.sum() for task in tasks])[:, None]
     costs = how.costs(step_ms / even, balance(cost, played.z))
     worst = np.where(played.stuck, -np.inf, costs).max(axis=1, keepdims=True)
     punished = np.where(np.isfinite(worst), worst, 0.0) + _STUCK + np.clip(played.fullest - 1.0, 0.0, 1.0)
@@ -477,9 +494,10 @@ def balance(cost: Any, z: Floats) -> Floats:
 
 
 def evaluate(groups: Sequence[Sequence[Task]], bounds: Sequence[Floats], scorer: Scorer) -> tuple[float, float, float]:
-    """Greedy rollouts of groups of tasks: step time over an even load, gap to the lower bound, degree of balance.
+    """Greedy rollouts of groups of tasks: step time over the level, gap to the lower bound, degree of balance.
 
-    Means over the tasks in which the rollout found room; a gap counts as `_MOST_GAP` at most, and so does no room.
+    Step times are means over the tasks in which the rollout found room. A gap counts as `_MOST_GAP` at most; no room
+    counts as that, and as no balance.
     """
     ratios, gaps, balances = [], [], []
     for tasks, bound in zip(groups, bounds, strict=True):
@@ -487,9 +505,9 @@ def evaluate(groups: Sequence[Sequence[Task]], bounds: Sequence[Floats], scorer:
         step_ms = np.array([float(task.judge.step_ms(z[0])) for task, z in zip(tasks, played.z, strict=True)])
         room = ~played.stuck[:, 0]
         gaps += np.where(room, np.minimum(step_ms / bound - 1.0, _MOST_GAP), _MOST_GAP).tolist()
-        ratios += (step_ms / [task.even_ms.sum() for task in tasks])[room].tolist()
-        balances += balance(tasks[0].judge.cost, played.z[:, 0])[room].tolist()
-    return float(np.mean(ratios or [0.0])), float(np.mean(gaps)), float(np.mean(balances or [0.0]))
+        ratios += (step_ms / [task.level_ms.sum() for task in tasks])[room].tolist()
+        balances += np.where(room, balance(tasks[0].judge.cost, played.z[:, 0]), 0.0).tolist()
+    return float(np.mean(ratios or [0.0])), float(np.mean(gaps)), float(np.mean(balances))
 
 
 def _bounds(tasks: Sequence[Task]) -> Floats:
@@ -592,7 +610,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
             weights={name: arrays[f"weights/{name}"].reshape(array.shape) for name, array in weights.items()},
             memory={name: arrays[f"memory/{name}"].reshape(array.shape) for name, array in memory.items()},
             best={name: arrays[f"best/{name}"].reshape(array.shape) for name, array in weights.items()},
-            best_gap=float(document["best_gap"]),
+            best_cost=float(document["best_cost"]),
             curve=[tuple(row) for row in document["curve"]],
         )
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -608,7 +626,7 @@ def _save(out: Path, settings: Settings, state: _State) -> None:
     """Write a checkpoint and the learning curve."""
     parts = {"weights": state.weights, "memory": state.memory, "best": state.best}
     arrays = {f"{part}/{name}": np.ascontiguousarray(array) for part, of in parts.items() for name, array in of.items()}
-    document = {"settings": asdict(settings), "step": state.step, "best_gap": state.best_gap, "curve": state.curve}
+    document = {"settings": asdict(settings), "step": state.step, "best_cost": state.best_cost, "curve": state.curve}
     content = safetensors.numpy.save(arrays, {METADATA: json.dumps(document, sort_keys=True)})
     write_atomic(checkpoint_path(out), content)
     rows = [",".join(_COLUMNS), *(",".join(f"{value:.6g}" for value in row) for row in state.curve)]
@@ -633,6 +651,7 @@ def _finish(out: Path, settings: Settings, state: _State, hardware: Sequence[Har
         draw_tasks([settings.seed, 4, group], hardware, whole=how.whole, pool=held_out) for group in range(_TEST_GROUPS)
     ]
     _, gap, balanced = evaluate(test, [_bounds(group) for group in test], how.scorer(state.best))
+    arrays: dict[str, Any] = {name: array.astype(np.float32) for name, array in state.best.items()}
     metadata = {
         "format": POLICY_FORMAT,
         "kind": settings.kind,
@@ -645,8 +664,8 @@ def _finish(out: Path, settings: Settings, state: _State, hardware: Sequence[Har
         "test_tasks": str(sum(map(len, test))),
         "gap": f"{gap:.4f}",
         "balance": f"{balanced:.4f}",
+        "weights": weights_digest(arrays),
     }
-    arrays = {name: array.astype(np.float32) for name, array in state.best.items()}
     write_atomic(out, safetensors.numpy.save(arrays, {METADATA: json.dumps(metadata, sort_keys=True)}))
     checkpoint_path(out).unlink(missing_ok=True)
     return metadata

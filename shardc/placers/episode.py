@@ -5,8 +5,9 @@ model. N tasks are played R times each, in step. An action is a *candidate*: an 
 place of its first unit; further units of the option take the next best of its places. A candidate that has no room,
 or that pins and exclusions forbid, is masked.
 
-Every candidate is described by features that are ratios to the cost of a perfectly even load, so that one policy serves
-any number of tables and devices and any cost model. They do not depend on the order of devices or of tables.
+Every candidate is described by features that are ratios to what the costliest device takes at least: as much as with a
+perfectly even load, or with the largest block alone. So one policy serves any number of tables and devices and any cost
+model. Features do not depend on the order of devices or of tables.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ SHORTLIST, HOST_SHORTLIST = 32, 4
 
 _PIECES = (1, 2, 4, 8, 16)  # units of an option that are offered for any block; others only where these do not fit
 _MOST = {Site.DEVICE: 4, Site.HOST: 2, Site.CLUSTER: 2}  # options of a block that are offered
-_STEEPNESS = 4.0  # of an exponential in place of a square: e to that where a device exceeds an even load twofold
+_STEEPNESS = 4.0  # of an exponential in place of a square: e to that where a device takes twice the least
+_STRAIGHT = 5.0  # exponents beyond which the potential rises along its tangent
 _WITNESSES = 16  # devices: of more, those that are largest in a phase speak for all
-_LEAST_EVEN = 0.05  # of all phases together: a phase that an even load has no part in is no reason to avoid it
+_LEAST_LEVEL = 0.05  # of all phases together: a phase that an even load has no part in is no reason to avoid it
 _NEVER = 1e12  # ms
-_LIMIT = 20.0  # of any feature
+_LIMIT = 20.0  # of a feature, which beyond it grows with the logarithm
 
 
 class Slots(NamedTuple):
@@ -75,7 +77,8 @@ class Task:
     Attributes:
         judge: the problem and its costs.
         order: int[T], blocks in the order that they are placed.
-        even_ms: float[P], what a device with an equal share of everything would cost by phase, beyond fixed costs.
+        level_ms: float[P], what the costliest device takes at least, by phase, beyond fixed costs: as much as one with
+            an equal share of everything, or with the largest block alone. The scale of all features.
         slots: the options of each step, by `Site`.
         allowed: bool[T, D], devices that units of the block may go to.
         apart: int[T, A], exclusion labels that the block shares with others; -1 where there are fewer.
@@ -85,7 +88,7 @@ class Task:
 
     judge: Judge
     order: Ints
-    even_ms: Floats
+    level_ms: Floats
     slots: tuple[Slots, Slots, Slots]
     allowed: Bools
     apart: Ints
@@ -118,7 +121,7 @@ class Task:
         return Task(
             judge,
             order,
-            even_load_ms(judge, least),
+            np.maximum(_even_load_ms(judge, least), _largest_ms(judge, options)),
             tuple(_slots(judge, of_site) for of_site in by_site),  # type: ignore[arg-type]
             allowed=problem.allowed[order],
             apart=np.array(labels, dtype=np.int64).reshape(len(order), most),
@@ -142,14 +145,22 @@ def offered_options(problem: Problem) -> list[list[int]]:
     return offered
 
 
-def even_load_ms(judge: Judge, options: Sequence[int] | Ints) -> Floats:
-    """What a device with an equal share of everything would cost, float[P] ms: the scale of all features."""
+def _even_load_ms(judge: Judge, options: Ints) -> Floats:
+    """What a device with an equal share of everything would cost by phase, float[P] ms."""
     problem = judge.problem
     chosen = np.isin(problem.unit_option, options)
     sizes = problem.site_size[problem.option_site[problem.unit_option[chosen]]]
     share = problem.unit_count[chosen] * sizes / problem.cluster.devices
     by_kind = np.einsum("guk,u->gk", judge.latents[:, chosen], share)
     return np.asarray(np.maximum(1e-9, varying_ms(judge, by_kind).mean(axis=0)))
+
+
+def _largest_ms(judge: Judge, options: Sequence[Sequence[int]]) -> Floats:
+    """The most that a device has to take of any one block, if it is cut as small as it can be, float[P] ms."""
+    first, by_unit = judge.problem.first_unit, varying_ms(judge, judge.latents[0])
+    of_option = by_unit.sum(axis=-1)[first]
+    smallest = [min(offered, key=lambda o: (of_option[o], o)) for offered in options]
+    return np.asarray(by_unit[first[smallest]].max(axis=0))
 
 
 def varying_ms(judge: Judge, z: Floats) -> Floats:
@@ -304,7 +315,7 @@ class _Game:
 
     def _set_phases(self, slots: Sequence[Slots]) -> None:
         """Which phases are looked at, those that are computing first, and the scales of all that is seen."""
-        even = np.stack([task.even_ms for task in self._tasks])
+        level = np.stack([task.level_ms for task in self._tasks])
         cost = self._judge.cost
         if isinstance(cost, PhasedCost):
             used = np.zeros(len(cost.constants), dtype=bool)
@@ -313,16 +324,16 @@ class _Game:
             used[list(cost.computing)] = False
             self._used, self._computing = np.array([*cost.computing, *np.flatnonzero(used)]), len(cost.computing)
         else:
-            self._used = np.arange(even.shape[1])
+            self._used = np.arange(level.shape[1])
             self._computing = len(self._used)
         self._phases = len(self._used)
-        self._scale = even.sum(axis=-1)[:, None, None]
-        even = np.maximum(even[:, self._used].T, _LEAST_EVEN * self._scale[:, 0, 0] + 1e-12)
-        self._even = even[:, :, None, None]  # [P, N, 1, 1]
-        compute = even[: self._computing].sum(axis=0)
-        exchange = np.maximum(even.sum(axis=0) - compute, 1e-3 * even.sum(axis=0) + 1e-12)
-        self._even_compute = np.maximum(compute, 1e-9)[:, None, None]
-        self._even_exchange = exchange[:, None, None]
+        self._scale = level.sum(axis=-1)[:, None, None]
+        level = np.maximum(level[:, self._used].T, _LEAST_LEVEL * self._scale[:, 0, 0] + 1e-12)
+        self._level = level[:, :, None, None]  # [P, N, 1, 1]
+        compute = level[: self._computing].sum(axis=0)
+        exchange = np.maximum(level.sum(axis=0) - compute, 1e-3 * level.sum(axis=0) + 1e-12)
+        self._level_compute = np.maximum(compute, 1e-9)[:, None, None]
+        self._level_exchange = exchange[:, None, None]
 
     def _divided(self, slots: Sequence[Slots]) -> list[_Part]:
         """The sites that there are options for, and where their candidates are among all."""
@@ -469,7 +480,7 @@ class _Game:
             z[:, :, :1] = mean
             z[:, :, 1 : 1 + middle] = mean + latents[:, None, -middle:].mean(axis=3)
         new = np.empty((3 * phases + 3, *z.shape[:3]))
-        self._potentials(self._phase_ms(z), self._even, new)
+        self._potentials(self._phase_ms(z), self._level, new)
         memory = len(self._needed[step])
         held, limit = old[-2 * memory : -memory], old[-memory:]
         new[-2, :, :, by_row] = old[3 * phases]
@@ -613,7 +624,7 @@ class _Game:
             most: float[P + 3, N, R, C], of the devices of the place, the most: of each phase and of all, with the unit,
                 of all before, and the share of its memory that the fullest would need.
         """
-        phases, computing, even, scale = self._phases, self._computing, self._even, self._scale
+        phases, computing, level, scale = self._phases, self._computing, self._level, self._scale
         ms = known[2 * phases : 3 * phases]
         memory = len(self._needed[step])
         now = ms.max(axis=-1)[..., None]
@@ -625,9 +636,9 @@ class _Game:
         after = most[:phases]
         sums = np.empty((5, phases, *after.shape[1:]))
         np.maximum(after, now, out=sums[0])
-        np.subtract(after, even, out=sums[1])
+        np.subtract(after, level, out=sums[1])
         np.maximum(sums[1], 0.0, out=sums[1])
-        relative = after / even
+        relative = after / level
         np.multiply(relative, after, out=sums[2])
         sums[3] = after
         sums[4, :computing], sums[4, computing:] = after[:computing], 0.0
@@ -656,14 +667,16 @@ class _Game:
         np.subtract(gain[2], work, out=out[15])
         out[16] = relative[0]
         out[17] = relative[computing - 1]
-        np.divide(all_phases - compute, self._even_exchange, out=out[18])
-        np.divide(compute - least, self._even_compute, out=out[19])
+        np.divide(all_phases - compute, self._level_exchange, out=out[18])
+        np.divide(compute - least, self._level_compute, out=out[19])
         out[20] = self._pieces[step]
         out[21] = 0.0 if opened is None else opened
         np.divide(gain[:2], work_, out=out[22:24])
         np.divide(out[4], work_, out=out[24])
-        np.maximum(out, -_LIMIT, out=out)
-        np.minimum(out, _LIMIT, out=out)
+        large = np.maximum(np.abs(out) / _LIMIT, 1.0)
+        if large.max() > 1.0:
+            out /= large
+            out *= 1.0 + np.log(large)
         return out
 
     def _opened(self, step: int) -> Floats | None:
@@ -679,15 +692,18 @@ class _Game:
         """Ms of the phases that are looked at, float[P, ...] for float[..., K]."""
         return np.asarray(np.moveaxis(varying_ms(self._judge, z), -1, 0)[self._used])
 
-    def _potentials(self, ms: Floats, even: Floats, out: Floats) -> None:
+    def _potentials(self, ms: Floats, level: Floats, out: Floats) -> None:
         """Of ms by phase float[P, ...]: squares, steep potentials, ms; and ms of all: float[3 P + 1, ...]."""
         phases = self._phases
-        relative = ms / even
+        relative = ms / level
         np.multiply(relative, ms, out=out[:phases])
         relative -= 1.0
         relative *= _STEEPNESS
-        np.exp(np.minimum(relative, 5.0, out=relative), out=relative)
-        np.multiply(relative, even, out=out[phases : 2 * phases])
+        beyond = relative - _STRAIGHT
+        np.exp(np.minimum(relative, _STRAIGHT, out=relative), out=relative)
+        if beyond.max(initial=0.0) > 0.0:
+            relative *= 1.0 + np.maximum(beyond, 0.0)
+        np.multiply(relative, level, out=out[phases : 2 * phases])
         out[2 * phases : 3 * phases] = ms
         ms.sum(axis=0, out=out[3 * phases])
 
@@ -696,7 +712,7 @@ class _Game:
         z = self._z[devices]
         known = np.empty((3 * self._phases + 1, len(devices)))
         game = devices // self._devices
-        self._potentials(self._phase_ms(z), self._even[:, self._task[game], 0, 0], known)
+        self._potentials(self._phase_ms(z), self._level[:, self._task[game], 0, 0], known)
         self._known[: len(known), devices] = known
         if self._opens and isinstance(self._judge.cost, PhasedCost):
             takes_part, closed = self._judge.cost.present(z) > 0, self._closed.reshape(-1, self._closed.shape[2])

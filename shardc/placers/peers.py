@@ -207,7 +207,7 @@ def load_peer(path: Path, kind: str) -> AutoShard | DreamShard:
     """Read the weights of `autoshard` or `dreamshard`.
 
     Raises:
-        DiagnosticError: SH602 when the file is missing, damaged, of another format or kind.
+        DiagnosticError: SH602 when the file is missing, damaged, altered, of another format or kind.
     """
     initial = {"autoshard": autoshard_initial, "dreamshard": dreamshard_initial}[kind]
     shapes = {name: array.shape for name, array in initial(np.random.default_rng(0)).items()}

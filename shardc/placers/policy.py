@@ -9,6 +9,7 @@ Trained by `shardc.learn.train_policy`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from shardc.placers.episode import FEATURES, Scorer, Task, play
 from shardc.placers.feasible import repair
 from shardc.problem import Bools, Floats, Ints, Placement
 
-POLICY_FORMAT = "2"
+POLICY_FORMAT = "3"
 METADATA = "shardc"  # one key of the file's metadata holds all of it as JSON: their order would be random
 
 Weights = Mapping[str, Floats]
@@ -77,6 +78,11 @@ class Policy:
     weights: Weights
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def digest(self) -> str:
+        """Digest of the weights, as plans state it."""
+        return weights_digest(self.weights)
+
     def varied(self, rollouts: int, seed: int) -> Policy:
         """The policy with weights of their own for so many rollouts: the trained ones, and others close by."""
         rng = np.random.default_rng(seed)
@@ -126,7 +132,7 @@ def load_policy(path: Path) -> Policy:
     """Read the weights of shardc's own policy.
 
     Raises:
-        DiagnosticError: SH602 when the file is missing, damaged, or of another format.
+        DiagnosticError: SH602 when the file is missing, damaged, altered, or of another format.
     """
     shapes = {name: array.shape for name, array in initial(np.random.default_rng(0)).items()}
     return Policy(*load_weights(path, "shardc", shapes))
@@ -138,7 +144,7 @@ def load_weights(
     """Read weights of a kind of policy, and what made them.
 
     Raises:
-        DiagnosticError: SH602 when the file is missing, damaged, of another format or kind.
+        DiagnosticError: SH602 when the file is missing, damaged, altered, of another format or kind.
     """
     try:
         content = path.read_bytes()
@@ -159,7 +165,18 @@ def load_weights(
         raise _unusable(path, kind, "not the arrays of a policy")
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise _unusable(path, kind, "weights are not finite")
+    if metadata.get("weights") != weights_digest(weights):
+        raise _unusable(path, kind, "not the weights that training wrote")
     return weights, {key: str(value) for key, value in metadata.items()}
+
+
+def weights_digest(weights: Weights) -> str:
+    """Digest of weights as files hold them, in single precision."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name], dtype="<f4")
+        digest.update(f"{name} {array.shape}\n".encode() + array.tobytes())
+    return "sha256:" + digest.hexdigest()
 
 
 def _unusable(path: Path, kind: str, reason: str) -> DiagnosticError:

@@ -749,6 +749,7 @@ def _origin(plan: Plan) -> Markup:
         ("Spec", el("code", digests.spec)),
         ("Hardware profile", el("code", digests.profile) if digests.profile else "none"),
         ("Measurements", el("code", digests.measurements) if digests.measurements else "none"),
+        ("RL policy", el("code", digests.policy) if digests.policy else "none"),
         ("Compiled by", f"{tool.name} {tool.version}, seed {tool.seed}, plan format {plan.format}"),
     ]
     if cluster.host_devices:

@@ -87,7 +87,7 @@ def _change(previous: Plan, plan: Plan, glyphs: Glyphs) -> Text:
         return Text(f"as fast as the plan that it replaces ({format_ms(old)})")
     faster = new < old
     change = f"{abs(new - old) / old:.1%} {'faster' if faster else 'slower'}" if old else "slower"
-    since = ", but spec or profile have changed since" if previous.digests != plan.digests else ""
+    since = ", but spec or profile have changed since" if previous.digests.of_costs != plan.digests.of_costs else ""
     line = f"{format_ms(old)} {glyphs.arrow} {format_ms(new)}"
     return Text(f"{line}, {change} than the plan that it replaces{since}", "green" if faster else "yellow")
 

@@ -271,6 +271,22 @@ def test_stated_figures_may_differ_once_the_profile_has_changed(committed):
     assert not report.failed
 
 
+@pytest.mark.parametrize("policy", [None, "sha256:0"])
+def test_a_plan_of_another_policy_is_as_good_and_held_to_what_it_states(policy, committed):
+    def older(document: dict) -> None:
+        document["digests"]["policy"] = policy
+
+    committed.edit(older)
+    assert committed.codes() == []
+    assert check_frozen(load(committed.spec)).findings == ()
+
+    def slower(document: dict) -> None:
+        document["score"]["devices"][0]["forward_ms"] *= 1.01
+
+    committed.edit(slower)
+    assert committed.codes() == ["SH310"]
+
+
 def test_a_digest_edited_by_hand_does_not_hide_other_edits(committed):
     """Other digests make stated figures incomparable with today's; the plan's own tells of it."""
     text = committed.plan.read_text()

@@ -124,6 +124,26 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
         train(out)
 
 
+def test_tasks_that_nothing_fits_are_refused_and_the_checkpoint_stays(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(step: int, steps: int, note: str) -> None:
+        raise Killed
+
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(Killed):
+        train(out, progress=kill)
+    before = checkpoint_path(out).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_FILL", (3.0, 4.0))
+        with pytest.raises(DiagnosticError, match=r"SH20.*does not fit"):
+            train(out, progress=lambda *_: pytest.fail("it trained"))
+    assert checkpoint_path(out).read_bytes() == before
+    assert not out.exists()
+    train(out)
+
+
 def test_weights_that_are_no_longer_finite_end_training_and_the_checkpoint_stays(tmp_path, monkeypatch):
     def advantages_once(*arguments):
         found = advantages(*arguments)
@@ -174,7 +194,7 @@ def test_a_rollout_that_got_stuck_is_charged_more_than_any_other():
     assert advantages(how, tasks, played).mean(axis=1) == pytest.approx([0, 0], abs=1e-9)
 
 
-# --- Ranks ------------------------------------------------------------------------------------------------------------
+# --- Processes --------------------------------------------------------------------------------------------------------
 
 
 _SCRIPT = """
@@ -186,15 +206,27 @@ training.train_policy(Path(sys.argv[1]), profiles=["h100-80gb"], steps=3, seed=5
 """
 
 
+def environment(**more: str) -> dict[str, str]:
+    tests = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parents[1])))} | more
+
+
+@pytest.mark.parametrize("kind", ["shardc", "dreamshard"])
+def test_every_process_trains_the_same_weights(kind, tmp_path):
+    for name in ("one", "two"):
+        command = [sys.executable, "-c", _SCRIPT, str(tmp_path / name), kind]
+        subprocess.run(command, check=True, env=environment(PYTHONHASHSEED=str(len(name) + ord(name[0]))))
+    train(tmp_path / "here", kind=kind, steps=3)
+    assert len({(tmp_path / name).read_bytes() for name in ("one", "two", "here")}) == 1
+
+
 @pytest.mark.parametrize("kind", ["shardc", "dreamshard"])
 def test_two_ranks_train_together(kind, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parents[1])))}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(script), str(tmp_path / "w.safetensors"), kind]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    subprocess.run(command, check=True, env=environment(), capture_output=True)
     content = (tmp_path / "w.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["shardc"])

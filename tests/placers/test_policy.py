@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,15 @@ from shardc.passes.profile import profile
 from shardc.pipeline import POLICY
 from shardc.placers.episode import FEATURES, offered_options
 from shardc.placers.greedy import HEURISTICS, heuristic_greedy
-from shardc.placers.policy import initial, load_policy, place_by_policy, scores
+from shardc.placers.policy import (
+    POLICY_FORMAT,
+    Policy,
+    initial,
+    load_policy,
+    place_by_policy,
+    scores,
+    weights_digest,
+)
 from shardc.placers.random import place_at_random
 from shardc.spec import parse_spec
 from shardc.suites import packed, problems
@@ -133,9 +143,36 @@ def test_other_weights_are_refused(tmp_path: Path, change, reason):
     arrays = safetensors.numpy.load_file(POLICY)
     change(arrays)
     path = tmp_path / "policy.safetensors"
-    path.write_bytes(safetensors.numpy.save(arrays, {"shardc": json.dumps({"format": "2", "kind": "shardc"})}))
+    metadata = {"format": POLICY_FORMAT, "kind": "shardc", "weights": weights_digest(arrays)}
+    path.write_bytes(safetensors.numpy.save(arrays, {"shardc": json.dumps(metadata)}))
     with pytest.raises(DiagnosticError, match=reason):
         load_policy(path)
+
+
+def test_weights_that_were_altered_are_refused(tmp_path: Path):
+    """One bit of one number, which leaves a policy that would place tables."""
+    content = bytearray(POLICY.read_bytes())
+    content[-1] ^= 1
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(DiagnosticError, match=r"SH602.*not the weights that training wrote"):
+        load_policy(path)
+
+
+def test_the_digest_tells_weights_apart():
+    policy = load_policy(POLICY)
+    assert policy.digest == policy.metadata["weights"]
+    assert policy.digest != Policy(initial(np.random.default_rng(0))).digest
+
+
+def test_rollouts_differ_in_the_same_way_in_every_process():
+    """Of arrays that come in another order in each, as safetensors returns them."""
+    script = "from shardc.pipeline import POLICY; from shardc.placers.policy import load_policy; "
+    script += "print(load_policy(POLICY).varied(4, seed=0).digest)"
+    expected = load_policy(POLICY).varied(4, seed=0).digest
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        assert run.stdout.strip() == expected
 
 
 @pytest.mark.parametrize(
@@ -146,7 +183,7 @@ def test_other_weights_are_refused(tmp_path: Path, change, reason):
         b"nonsense",
         safetensors.numpy.save({}, {"shardc": '{"format": "99"}'}),
         safetensors.numpy.save({}, {"shardc": "[]"}),
-        safetensors.numpy.save({}, {"shardc": '{"format": "2", "kind": "autoshard"}'}),
+        safetensors.numpy.save({}, {"shardc": json.dumps({"format": POLICY_FORMAT, "kind": "autoshard"})}),
     ],
 )
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content):
