@@ -1,12 +1,14 @@
 # Every target sets up what it needs in .venv; VENV=path uses another virtual environment.
 VENV ?= .venv
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint fuzz fuzz-coverage kills bench bench-cost bench-placement bench-torchrec bench-exact bench-review schemas clean
+.PHONY: demo test lint fuzz fuzz-coverage kills bench bench-cost bench-placement bench-torchrec bench-exact bench-review \
+	schemas dist lowest latest audit lock clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -55,12 +57,44 @@ schemas: $(VENV)/.ready
 	$(BIN)/shardc schema spec > schemas/spec.schema.json
 	$(BIN)/shardc schema plan > schemas/plan.schema.json
 
-$(VENV)/.ready: pyproject.toml
+dist: $(VENV)/.ready  ## source and wheel, the same bytes every time; installed where nothing is, and tried
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --outdir build/again
+	cmp dist/*.whl build/again/*.whl
+	cmp dist/*.tar.gz build/again/*.tar.gz
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build && empty/bin/shardc compile ../examples/dlrm-dcnv2.toml --quiet -o dlrm-dcnv2.plan.json
+	cmp build/dlrm-dcnv2.plan.json examples/dlrm-dcnv2.plan.json
+
+lowest: build/lowest.txt  ## tests with the oldest releases that pyproject.toml allows
+	$(MAKE) .venv-lowest/.ready VENV=.venv-lowest CONSTRAINTS=build/lowest.txt
+	.venv-lowest/bin/pytest
+
+latest:  ## tests with the newest releases that pyproject.toml allows
+	$(MAKE) .venv-latest/.ready VENV=.venv-latest CONSTRAINTS=/dev/null
+	.venv-latest/bin/pytest
+
+audit:  ## known vulnerabilities of what constraints.txt names, by the database of PyPI
+	test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+lock:  ## the newest releases that pyproject.toml allows, into constraints.txt
+	rm -rf .venv-latest
+	$(MAKE) .venv-latest/.ready VENV=.venv-latest CONSTRAINTS=/dev/null
+	.venv-latest/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+build/lowest.txt: pyproject.toml
+	mkdir -p build
+	grep -oE '^ *"[a-z-]+>=[0-9.]+' $< | sed -E 's/[ "]//g; s/>=/==/' > $@
+
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCHREC_NEEDS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --editable '.[cpu,dev]' $(TORCHREC_NEEDS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TORCHREC)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
