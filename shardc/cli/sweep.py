@@ -72,9 +72,13 @@ def sweep(
     from shardc.sweep import grid, ranked
 
     loaded = load_spec(spec, parse_settings(settings))
-    shorthands = {"cluster.device": device, "cluster.hosts": hosts, "cluster.devices_per_host": devices}
-    texts = [f"{key}={values}" for key, values in shorthands.items() if values is not None]
-    varied = [parse_varied(text) for text in (*texts, *(vary or ()))]
+    shorthands = (
+        ("--device", "cluster.device", device),
+        ("--hosts", "cluster.hosts", hosts),
+        ("--devices", "cluster.devices_per_host", devices),
+    )
+    varied = [parse_varied(f"{key}={values}", option) for option, key, values in shorthands if values is not None]
+    varied += [parse_varied(text) for text in vary or ()]
     configurations = grid(loaded, varied, weak=weak)
     prices = _prices(price or (), configurations)
     points, interrupted = _compile(configurations, effort, seed, quiet)
