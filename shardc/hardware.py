@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -121,6 +121,27 @@ def devices_of(loaded: LoadedSpec) -> tuple[Hardware, ...]:
     base = os.path.dirname(loaded.path or "")
     names = loaded.spec.cluster.device_names
     return tuple(load_hardware(name, base=base, at=loaded.at_device(name)) for name in names)
+
+
+def profile_digest(hardware: Sequence[Hardware], loaded: LoadedSpec) -> str:
+    """Digest of everything beside the spec that decides a cost or a limit.
+
+    Args:
+        hardware: the profiles that the spec names, in the order of `ClusterSpec.device_names`.
+        loaded: the spec.
+    """
+    digests = [device.digest for device in hardware]
+    if loaded.spec.compile.cost == "torchrec":
+        from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS
+
+        assumptions = [ASSUMPTIONS, CACHING_ASSUMPTIONS] if loaded.cached_tables else [ASSUMPTIONS]
+        return sha256(json.dumps([digests, *assumptions]).encode())
+    digest = digests[0] if len(digests) == 1 else sha256(json.dumps(digests).encode())
+    return (
+        sha256(json.dumps([digest, [each.host_bandwidth for each in hardware]]).encode())
+        if loaded.cached_tables
+        else digest
+    )
 
 
 def hardware_names() -> list[str]:

@@ -40,8 +40,10 @@ class Pieces(NamedTuple):
     @property
     def extent(self) -> tuple[int, int]:
         """Rows and columns of the table."""
-        ends = self.area[:, :2] + self.area[:, 2:]
-        return (int(ends[:, 0].max()), int(ends[:, 1].max())) if len(ends) else (0, 0)
+        if not len(self.area):
+            return 0, 0
+        rows, columns = (self.area[:, :2] + self.area[:, 2:]).max(axis=0).tolist()
+        return rows, columns
 
 
 class Transfers(NamedTuple):

@@ -625,6 +625,29 @@ def test_completion_in_bash(tmp_path, line, offered):
     assert completed(tmp_path, line) == offered
 
 
+@pytest.mark.parametrize(
+    ("environment", "printed"),
+    [
+        ({"_SHARDC_COMPLETE": "source_zsh"}, "#compdef shardc\n"),
+        ({"_SHARDC_COMPLETE": "source_fish"}, "complete --command shardc "),
+        ({"_SHARDC_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "shardc che"}, '"check":"Check committed plans'),
+        (
+            {
+                "_SHARDC_COMPLETE": "complete_fish",
+                "_TYPER_COMPLETE_ARGS": "shardc check --fr",
+                "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            },
+            "--frozen\tCompute nothing",
+        ),
+    ],
+)
+def test_completion_in_other_shells(tmp_path, environment, printed):
+    """Neither shell has to be there: their scripts ask shardc in these ways."""
+    done = process("-m", "shardc", cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert printed in done.stdout.decode()
+
+
 def test_completion_imports_nothing_heavy(tmp_path):
     environment = {"_SHARDC_COMPLETE": "complete_bash", "COMP_WORDS": "shardc che", "COMP_CWORD": "1"}
     code = """

@@ -11,9 +11,8 @@ from shardc.check.fit import misfit
 from shardc.check.read import plan_path, read_committed
 from shardc.check.run import run_checks
 from shardc.diagnostics import DiagnosticError
-from shardc.hardware import devices_of
+from shardc.hardware import devices_of, profile_digest
 from shardc.passes.lower import lower_cluster
-from shardc.passes.profile import profile_digest
 from shardc.plan import Digests
 from shardc.spec import IndexFile, LoadedSpec
 

@@ -75,9 +75,13 @@ def sweep(
     loaded = load_spec(spec, parse_settings(settings))
     if picture is not None:
         not_an_input(picture, "picture", loaded)
-    shorthands = {"cluster.device": device, "cluster.hosts": hosts, "cluster.devices_per_host": devices}
-    texts = [f"{key}={values}" for key, values in shorthands.items() if values is not None]
-    varied = [parse_varied(text) for text in (*texts, *(vary or ()))]
+    shorthands = (
+        ("--device", "cluster.device", device),
+        ("--hosts", "cluster.hosts", hosts),
+        ("--devices", "cluster.devices_per_host", devices),
+    )
+    varied = [parse_varied(f"{key}={values}", option) for option, key, values in shorthands if values is not None]
+    varied += [parse_varied(text) for text in vary or ()]
     configurations = grid(loaded, varied, weak=weak)
     prices = _prices(price or (), configurations)
     points, interrupted = _compile(configurations, effort, seed, quiet)

@@ -7,8 +7,6 @@ spec may have TorchRec's estimates instead: then the profile says only how much 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +15,7 @@ import numpy as np
 
 from shardc.cost.model import ComputeCost, PhasedCost, step_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.hardware import Hardware
+from shardc.hardware import Hardware, profile_digest
 from shardc.problem import Floats, HostKind, Problem, Shards
 from shardc.spec import LoadedSpec
 
@@ -130,22 +128,6 @@ def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec
         notes=("nothing was measured: measurements correct a profile's costs",) if measuring else (),
     )
     return Profiled(cost, profile_digest(hardware, loaded), (warning,))
-
-
-def profile_digest(hardware: Sequence[Hardware], loaded: LoadedSpec) -> str:
-    """Digest of everything beside the spec that decides a cost or a limit; the arguments are those of `profile`."""
-    digests = [device.digest for device in hardware]
-    if loaded.spec.compile.cost == "torchrec":
-        from shardc.cost.torchrec import ASSUMPTIONS, CACHING_ASSUMPTIONS
-
-        assumptions = [ASSUMPTIONS, CACHING_ASSUMPTIONS] if loaded.cached_tables else [ASSUMPTIONS]
-        return _sha256(json.dumps([digests, *assumptions]))
-    digest = digests[0] if len(digests) == 1 else _sha256(json.dumps(digests))
-    return _sha256(json.dumps([digest, [each.host_bandwidth for each in hardware]])) if loaded.cached_tables else digest
-
-
-def _sha256(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unmeasured(
