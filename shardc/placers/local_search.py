@@ -561,7 +561,7 @@ class _Search:
         first, counts = problem.first_unit[option][:, None], self._counts[option]
         put = np.where(rank < counts[:, :1], first, first + 1)
         put[rank >= counts.sum(axis=1, keepdims=True)] = -1
-        enough = rank.max(axis=1) + 1 >= counts.sum(axis=1)
+        enough = (put >= 0).sum(axis=1) == counts.sum(axis=1) * problem.site_size[site]
         return put, enough & np.isfinite(np.where(put >= 0, dislike, 0.0)).all(axis=1)
 
     def _set_option(self, option: int, devices: Ints, put: Ints) -> None:

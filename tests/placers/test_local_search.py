@@ -281,3 +281,17 @@ def test_tables_in_column_blocks_on_all_of_many_devices_are_put_back():
     spec = problems("dlrm-dcnv2")[2]  # on 128 devices
     compiled = run(load(spec | {"compile": {"effort": "fast"}}))
     assert broken(compiled.choice.judge.problem, compiled.choice.placement) == []
+
+
+def test_hosts_that_have_no_room_are_not_counted_as_room_for_the_pieces_of_a_grid():
+    judge = judge_of({"rows": 100_000, "dim": 128, "sharding": ["grid_shard"]}, devices=2, hosts=40)
+    problem = judge.problem
+    start = Placement((0,), (tuple(range(int(problem.option_units[0]))),))
+    search = _Search(judge, start, np.random.default_rng(0), 1000)
+    (option,) = np.flatnonzero(problem.option_units == 4)
+    pool = np.arange(20, 60)[None]  # all but the first ten hosts, and the last ten
+    for full, possible in ((16, True), (17, False)):
+        dislike = np.where(np.arange(40) < 2 * full, np.inf, 1.0)[None]
+        put, found = search._choose(np.array([option]), pool, dislike)
+        assert found.tolist() == [possible]
+        assert not possible or (put >= 0).sum() == 8
