@@ -13,8 +13,9 @@ noise of eighty choices hides what one of them is worth; the two were not compar
 AutoShard's and DreamShard's policies (`shardc.placers.peers`), whose weights are a hundred times as many, learn by
 REINFORCE. AutoShard's own algorithm is IMPALA, actors and a learner apart, with V-trace for the lag between them: with
 an environment that is array work there is no lag to correct, and the mean of the other rollouts of the same task is a
-better baseline than a value network. DreamShard's is REINFORCE like this, while its cost network learns from the
-hardware; here the cost model is there already.
+better baseline than a value network. It learns little from tasks in which the largest tables decide, and is spared
+them. DreamShard's is REINFORCE like this, while its cost network learns from the hardware; here the cost model is there
+already.
 
 Under torchrun, every rank plays tasks of its own, and what they found (how weights fared, or gradients) is averaged.
 """
@@ -53,9 +54,10 @@ from shardc.suites import TablePool, metasyn_split
 
 _TOGETHER = 4  # tasks that are played at once
 _GROUPS, _VALIDATION_GROUPS, _TEST_GROUPS = 64, 10, 10
-_CLUSTERS = ((4, 1), (8, 1), (8, 1), (8, 1), (8, 2), (16, 2), (32, 4))  # devices and hosts
+_CLUSTERS = ((4, 1), (8, 1), (8, 1), (8, 1), (8, 2), (16, 2))  # devices and hosts
+_LARGER = ((32, 4),)  # more of them, of wide tasks
 _MOST_TABLES = 160
-_FEW = 0.25  # share of tasks with one to four tables a device
+_FEW = 0.25  # share of wide tasks with one to four tables a device
 _FILL = (0.4, 0.95)  # of the memory of a task
 _SPREAD = 0.1  # standard deviation of the weights that rollouts differ by
 _BALANCE = 0.2  # of what shardc's policy is charged: evens out devices that are not the costliest
@@ -80,6 +82,7 @@ class Kind:
             rollouts of a task, and the share of rollouts that got stuck.
         costs: what is minimised, float[N, R], from step time over the level and degree of balance.
         whole: whether it only places tables as whole as they may be.
+        wide: whether it is trained on wide tasks, see `draw_tasks`.
         rollouts: of each task.
         groups: how many groups of tasks are played in a step.
     """
@@ -90,6 +93,7 @@ class Kind:
     learn: Callable[[Kind, _State, Sequence[Sequence[Task]], Settings, _Ranks], tuple[float, float, float]]
     costs: Callable[[Floats, Floats], Floats]
     whole: bool
+    wide: bool
     rollouts: int
     groups: int
 
@@ -176,8 +180,9 @@ def train_policy(
         how = kinds()[kind]
         state = _start(out, settings, reads=ranks.first)
         _share(state, ranks)
-        train = [draw_tasks([seed, 0, group], hardware, whole=how.whole) for group in range(_GROUPS)]
-        validation = [draw_tasks([seed, 1, group], hardware, whole=how.whole) for group in range(_VALIDATION_GROUPS)]
+        draw = partial(draw_tasks, hardware=hardware, whole=how.whole, wide=how.wide)
+        train = [draw([seed, 0, group]) for group in range(_GROUPS)]
+        validation = [draw([seed, 1, group]) for group in range(_VALIDATION_GROUPS)]
         bounds = [_bounds(group) for group in validation if ranks.first]
         while state.step < steps:
             state.step += 1
@@ -205,19 +210,20 @@ def draw_tasks(
     hardware: Sequence[Hardware],
     *,
     whole: bool,
+    wide: bool = True,
     count: int = _TOGETHER,
     pool: TablePool | None = None,
 ) -> list[Task]:
-    """Random tasks that can be played at once: 4 to 160 tables on 4 to 32 devices, with ample or tight memory.
+    """Random tasks that can be played at once: 16 to 160 tables on 4 to 16 devices, with ample or tight memory.
 
-    In a share of them the largest tables decide. Half of them are made of tables with AutoShard's statistics, half of
-    tables whose sizes vary over orders of magnitude. Mostly whole tables; then with every option to choose from, or
-    with one given, as a lower bound does.
+    Half of them are made of tables with AutoShard's statistics, half of tables whose sizes vary over orders of
+    magnitude. Mostly whole tables; then with every option to choose from, or with one given, as a lower bound does.
 
     Args:
         seed: of everything that is random.
         hardware: profiles, one of which is drawn.
         whole: whether all tables are to be placed as whole as they may be.
+        wide: whether some have so few tables a device that the largest ones decide, or 32 devices.
         count: how many tasks.
         pool: tables to draw from in the first half; the training tables unless said otherwise.
 
@@ -228,10 +234,11 @@ def draw_tasks(
         raise DiagnosticError(Diagnostic("SH902", "there are no tasks to train on"), exit_code=2)
     rng = np.random.default_rng(seed)
     device = hardware[int(rng.integers(len(hardware)))]
-    devices, hosts = _CLUSTERS[int(rng.integers(len(_CLUSTERS)))]
+    clusters = (*_CLUSTERS, *_LARGER) if wide else _CLUSTERS
+    devices, hosts = clusters[int(rng.integers(len(clusters)))]
     freedom = "whole" if whole else str(rng.choice(["whole", "all", "given"], p=[0.55, 0.3, 0.15]))
     published = bool(rng.random() < 0.5)
-    few = bool(rng.random() < _FEW)
+    few = wide and bool(rng.random() < _FEW)
     fewest, most = (devices, 4 * devices) if few else (4 * devices, min(12 * devices, _MOST_TABLES))
     tables = int(rng.integers(fewest, most + 1))
     types = SHARDING_TYPES[:1] if freedom == "whole" else SHARDING_TYPES
@@ -324,6 +331,7 @@ def kinds() -> dict[str, Kind]:
             evolve,
             lambda step, balance: step + _BALANCE * (1.0 - balance),
             whole=False,
+            wide=True,
             rollouts=20,
             groups=6,
         ),
@@ -332,12 +340,14 @@ def kinds() -> dict[str, Kind]:
             peers.AutoShard,
             learn=partial(reinforce, peers.autoshard_replayed, 1e-3),
             costs=lambda step, balance: 1.0 - balance,
+            wide=False,
         ),
         "dreamshard": peer(
             peers.dreamshard_initial,
             peers.DreamShard,
             learn=partial(reinforce, peers.dreamshard_replayed, 1e-3),
             costs=lambda step, balance: step,
+            wide=True,
         ),
     }
 
@@ -648,7 +658,8 @@ def _finish(out: Path, settings: Settings, state: _State, hardware: Sequence[Har
     how = kinds()[settings.kind]
     held_out = metasyn_split("test")
     test = [
-        draw_tasks([settings.seed, 4, group], hardware, whole=how.whole, pool=held_out) for group in range(_TEST_GROUPS)
+        draw_tasks([settings.seed, 4, group], hardware, whole=how.whole, wide=how.wide, pool=held_out)
+        for group in range(_TEST_GROUPS)
     ]
     _, gap, balanced = evaluate(test, [_bounds(group) for group in test], how.scorer(state.best))
     arrays: dict[str, Any] = {name: array.astype(np.float32) for name, array in state.best.items()}
