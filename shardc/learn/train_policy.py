@@ -7,14 +7,16 @@ gets stuck goes on without regard to memory, and is charged more than all others
 
 shardc's own policy has few weights and is used greedily, so exploring is better done in its weights than in its
 actions: each rollout is greedy by weights of its own, drawn around the present ones, and these move towards the weights
-that did better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). With sampled actions (REINFORCE), the
+that did better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). What each step learns is noisy, and the
+weights that are kept are an average over steps. With sampled actions (REINFORCE), the
 noise of eighty choices hides what one of them is worth; the two were not compared on one network and the same tasks.
 
 AutoShard's and DreamShard's policies (`shardc.placers.peers`), whose weights are a hundred times as many, learn by
 REINFORCE. AutoShard's own algorithm is IMPALA, actors and a learner apart, with V-trace for the lag between them: with
 an environment that is array work there is no lag to correct, and the mean of the other rollouts of the same task is a
-better baseline than a value network. DreamShard's is REINFORCE like this, while its cost network learns from the
-hardware; here the cost model is there already.
+better baseline than a value network. It learns little from tasks in which the largest tables decide, and is spared
+them. DreamShard's is REINFORCE like this, while its cost network learns from the hardware; here the cost model is there
+already.
 
 Under torchrun, every rank plays tasks of its own, and what they found (how weights fared, or gradients) is averaged.
 """
@@ -53,9 +55,10 @@ from shardc.suites import TablePool, metasyn_split
 
 _TOGETHER = 4  # tasks that are played at once
 _GROUPS, _VALIDATION_GROUPS, _TEST_GROUPS = 64, 10, 10
-_CLUSTERS = ((4, 1), (8, 1), (8, 1), (8, 1), (8, 2), (16, 2), (32, 4))  # devices and hosts
+_CLUSTERS = ((4, 1), (8, 1), (8, 1), (8, 1), (8, 2), (16, 2))  # devices and hosts
+_LARGER = ((32, 4),)  # more of them, of wide tasks
 _MOST_TABLES = 160
-_FEW = 0.25  # share of tasks with one to four tables a device
+_FEW = 0.25  # share of wide tasks with one to four tables a device
 _FILL = (0.4, 0.95)  # of the memory of a task
 _SPREAD = 0.1  # standard deviation of the weights that rollouts differ by
 _BALANCE = 0.2  # of what shardc's policy is charged: evens out devices that are not the costliest
@@ -80,8 +83,11 @@ class Kind:
             rollouts of a task, and the share of rollouts that got stuck.
         costs: what is minimised, float[N, R], from step time over the level and degree of balance.
         whole: whether it only places tables as whole as they may be.
+        wide: whether it is trained on wide tasks, see `draw_tasks`.
         rollouts: of each task.
         groups: how many groups of tasks are played in a step.
+        kept: of the average of weights over steps, which is what is tried and written, the share that a step leaves;
+            at 0 it is the present weights.
     """
 
     initial: Callable[[np.random.Generator], dict[str, Floats]]
@@ -90,8 +96,10 @@ class Kind:
     learn: Callable[[Kind, _State, Sequence[Sequence[Task]], Settings, _Ranks], tuple[float, float, float]]
     costs: Callable[[Floats, Floats], Floats]
     whole: bool
+    wide: bool
     rollouts: int
     groups: int
+    kept: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,7 @@ class _State:
     Attributes:
         step: steps that are done.
         weights: of the policy.
+        average: of the weights over steps, see `Kind.kept`.
         memory: what the way of learning keeps from step to step.
         best: the weights that did best on validation tasks.
         best_cost: how they did, by what is minimised.
@@ -132,6 +141,7 @@ class _State:
 
     step: int
     weights: dict[str, Floats]
+    average: dict[str, Floats]
     memory: dict[str, Floats]
     best: dict[str, Floats]
     best_cost: float
@@ -176,8 +186,9 @@ def train_policy(
         how = kinds()[kind]
         state = _start(out, settings, reads=ranks.first)
         _share(state, ranks)
-        train = [draw_tasks([seed, 0, group], hardware, whole=how.whole) for group in range(_GROUPS)]
-        validation = [draw_tasks([seed, 1, group], hardware, whole=how.whole) for group in range(_VALIDATION_GROUPS)]
+        draw = partial(draw_tasks, hardware=hardware, whole=how.whole, wide=how.wide)
+        train = [draw([seed, 0, group]) for group in range(_GROUPS)]
+        validation = [draw([seed, 1, group]) for group in range(_VALIDATION_GROUPS)]
         bounds = [_bounds(group) for group in validation if ranks.first]
         while state.step < steps:
             state.step += 1
@@ -185,13 +196,16 @@ def train_policy(
             fared = how.learn(how, state, [train[group] for group in which], settings, ranks)
             if not all(np.isfinite(array).all() for array in state.weights.values()):
                 raise DiagnosticError(_diverged(state.step), exit_code=2)
+            state.average = {
+                name: how.kept * state.average[name] + (1.0 - how.kept) * array for name, array in state.weights.items()
+            }
             if not ranks.first or (state.step % max(1, steps // _REPORTS) and state.step != steps):
                 continue
-            figures = evaluate(validation, bounds, how.scorer(state.weights))
+            figures = evaluate(validation, bounds, how.scorer(state.average))
             state.curve.append((state.step, *fared, *figures))
             cost = float(how.costs(np.array(1.0 + figures[1]), np.array(figures[2])))
             if cost < state.best_cost:
-                state.best, state.best_cost = dict(state.weights), cost
+                state.best, state.best_cost = state.average, cost
             _save(out, settings, state)
             progress(state.step, steps, f"{figures[1]:.2%} above the bound, balance {figures[2]:.3f}")
         return _finish(out, settings, state, hardware) if ranks.first else None
@@ -205,19 +219,20 @@ def draw_tasks(
     hardware: Sequence[Hardware],
     *,
     whole: bool,
+    wide: bool = True,
     count: int = _TOGETHER,
     pool: TablePool | None = None,
 ) -> list[Task]:
-    """Random tasks that can be played at once: 4 to 160 tables on 4 to 32 devices, with ample or tight memory.
+    """Random tasks that can be played at once: 16 to 160 tables on 4 to 16 devices, with ample or tight memory.
 
-    In a share of them the largest tables decide. Half of them are made of tables with AutoShard's statistics, half of
-    tables whose sizes vary over orders of magnitude. Mostly whole tables; then with every option to choose from, or
-    with one given, as a lower bound does.
+    Half of them are made of tables with AutoShard's statistics, half of tables whose sizes vary over orders of
+    magnitude. Mostly whole tables; then with every option to choose from, or with one given, as a lower bound does.
 
     Args:
         seed: of everything that is random.
         hardware: profiles, one of which is drawn.
         whole: whether all tables are to be placed as whole as they may be.
+        wide: whether some have so few tables a device that the largest ones decide, or 32 devices.
         count: how many tasks.
         pool: tables to draw from in the first half; the training tables unless said otherwise.
 
@@ -228,10 +243,11 @@ def draw_tasks(
         raise DiagnosticError(Diagnostic("SH902", "there are no tasks to train on"), exit_code=2)
     rng = np.random.default_rng(seed)
     device = hardware[int(rng.integers(len(hardware)))]
-    devices, hosts = _CLUSTERS[int(rng.integers(len(_CLUSTERS)))]
+    clusters = (*_CLUSTERS, *_LARGER) if wide else _CLUSTERS
+    devices, hosts = clusters[int(rng.integers(len(clusters)))]
     freedom = "whole" if whole else str(rng.choice(["whole", "all", "given"], p=[0.55, 0.3, 0.15]))
     published = bool(rng.random() < 0.5)
-    few = bool(rng.random() < _FEW)
+    few = wide and bool(rng.random() < _FEW)
     fewest, most = (devices, 4 * devices) if few else (4 * devices, min(12 * devices, _MOST_TABLES))
     tables = int(rng.integers(fewest, most + 1))
     types = SHARDING_TYPES[:1] if freedom == "whole" else SHARDING_TYPES
@@ -324,20 +340,24 @@ def kinds() -> dict[str, Kind]:
             evolve,
             lambda step, balance: step + _BALANCE * (1.0 - balance),
             whole=False,
+            wide=True,
             rollouts=20,
             groups=6,
+            kept=0.95,
         ),
         "autoshard": peer(
             peers.autoshard_initial,
             peers.AutoShard,
             learn=partial(reinforce, peers.autoshard_replayed, 1e-3),
             costs=lambda step, balance: 1.0 - balance,
+            wide=False,
         ),
         "dreamshard": peer(
             peers.dreamshard_initial,
             peers.DreamShard,
             learn=partial(reinforce, peers.dreamshard_replayed, 1e-3),
             costs=lambda step, balance: step,
+            wide=True,
         ),
     }
 
@@ -566,6 +586,7 @@ def _share(state: _State, ranks: _Ranks) -> None:
     """Give all ranks the state of the first, which may have read it from a checkpoint that only its machine has."""
     state.step = int(ranks.of_first(np.array([float(state.step)]))[0])
     state.weights = {name: ranks.of_first(array) for name, array in state.weights.items()}
+    state.average = {name: ranks.of_first(array) for name, array in state.average.items()}
     state.memory = {name: ranks.of_first(array) for name, array in state.memory.items()}
 
 
@@ -598,7 +619,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
     memory = how.memory(sum(array.size for array in weights.values()))
     path = checkpoint_path(out)
     if not reads or not path.exists():
-        return _State(0, weights, memory, dict(weights), float("inf"), [])
+        return _State(0, weights, weights, memory, weights, float("inf"), [])
     fix = f"to start anew, delete {path}"
     try:
         arrays = safetensors.numpy.load(path.read_bytes())
@@ -608,6 +629,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
         state = _State(
             step=int(document["step"]),
             weights={name: arrays[f"weights/{name}"].reshape(array.shape) for name, array in weights.items()},
+            average={name: arrays[f"average/{name}"].reshape(array.shape) for name, array in weights.items()},
             memory={name: arrays[f"memory/{name}"].reshape(array.shape) for name, array in memory.items()},
             best={name: arrays[f"best/{name}"].reshape(array.shape) for name, array in weights.items()},
             best_cost=float(document["best_cost"]),
@@ -624,7 +646,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
 
 def _save(out: Path, settings: Settings, state: _State) -> None:
     """Write a checkpoint and the learning curve."""
-    parts = {"weights": state.weights, "memory": state.memory, "best": state.best}
+    parts = {"weights": state.weights, "average": state.average, "memory": state.memory, "best": state.best}
     arrays = {f"{part}/{name}": np.ascontiguousarray(array) for part, of in parts.items() for name, array in of.items()}
     document = {"settings": asdict(settings), "step": state.step, "best_cost": state.best_cost, "curve": state.curve}
     content = safetensors.numpy.save(arrays, {METADATA: json.dumps(document, sort_keys=True)})
@@ -648,7 +670,8 @@ def _finish(out: Path, settings: Settings, state: _State, hardware: Sequence[Har
     how = kinds()[settings.kind]
     held_out = metasyn_split("test")
     test = [
-        draw_tasks([settings.seed, 4, group], hardware, whole=how.whole, pool=held_out) for group in range(_TEST_GROUPS)
+        draw_tasks([settings.seed, 4, group], hardware, whole=how.whole, wide=how.wide, pool=held_out)
+        for group in range(_TEST_GROUPS)
     ]
     _, gap, balanced = evaluate(test, [_bounds(group) for group in test], how.scorer(state.best))
     arrays: dict[str, Any] = {name: array.astype(np.float32) for name, array in state.best.items()}

@@ -26,12 +26,12 @@ HARDWARE = [load_hardware("h100-80gb")]
 def make_small() -> None:
     """So that a step takes a blink."""
     training._GROUPS, training._VALIDATION_GROUPS, training._TEST_GROUPS = 6, 1, 1
-    training._CLUSTERS, training._MOST_TABLES, training._TOGETHER = ((4, 1),), 18, 2
+    training._CLUSTERS, training._LARGER, training._MOST_TABLES, training._TOGETHER = ((4, 1),), (), 18, 2
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for name in ("_GROUPS", "_VALIDATION_GROUPS", "_TEST_GROUPS", "_CLUSTERS", "_MOST_TABLES", "_TOGETHER"):
+    for name in ("_GROUPS", "_VALIDATION_GROUPS", "_TEST_GROUPS", "_CLUSTERS", "_LARGER", "_MOST_TABLES", "_TOGETHER"):
         monkeypatch.setattr(training, name, getattr(training, name))
     make_small()
 
@@ -71,7 +71,7 @@ def test_training_improves_what_it_is_trained_for(kind):
     tasks = [draw_tasks([0, g], HARDWARE, whole=True, count=4) for g in range(6)]
     first = how.initial(np.random.default_rng(0))
     memory = how.memory(sum(array.size for array in first.values()))
-    state = training._State(0, first, memory, first, np.inf, [])
+    state = training._State(0, first, first, memory, first, np.inf, [])
     settings = training.Settings(kind, (), (), 60, 0, 1, "")
 
     def cost(weights) -> float:
