@@ -12,7 +12,7 @@ Changes are made to the spec, which is lowered and placed again: what is offered
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -36,9 +36,11 @@ _MOST_PARTS = 8  # pieces of a device that pigeonhole bounds tell apart
 _LEAST_SIZES = 64  # below which small pieces are ignored, in turn
 _SLACK = 1e-9
 _MORE_MEMORY = (1.0, 1.1, 1.5, 3.0, 10.0)  # times what the best placement that was found lacks
-_MORE_HOST_MEMORY = (1.5, 2, 4, 8)  # times what there is
-_MORE_DEVICES = (1, 2, 4)
-_SEVERAL = (2, 4)  # tables that are changed alike
+_TIMES = (1.25, 1.5, 2, 4, 8, 16)  # what there is of a kind of memory
+_MORE_DEVICES = (1, 2, 4, 8)
+_SEVERAL = 4  # tables that are changed alike
+_PRECISION = 0.01  # of memory that is offered: so much less is not known to be enough
+_HALVINGS, _LEAST_HALVINGS = 4e7, 6  # of ranges of amounts: options by devices by tables by halvings, and at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,7 @@ def explain(
         cause = _unknown(problem, best, proven)
     if origin is None:
         usual = "allow more sharding types, loosen pins, groups and apart sets, or use more devices"
-        return Diagnostic(cause.code, cause.message, help=f"{_enough(problem, best)[0]}; or {usual}" if best else usual)
+        return Diagnostic(cause.code, cause.message, help=f"{_enough(problem, best)}; or {usual}" if best else usual)
     tables = _at_fault(problem, cause, origin)[:_NAMED]
     located = [(t, origin.loaded.at_table(t, "pin" if t.pin is not None else "rows")) for t in tables]
     found = changes(problem, cause, best, origin, seed)
@@ -281,17 +283,18 @@ def changes(problem: Problem, cause: Cause, best: Fit | None, origin: Origin, se
         origin: what the problem was lowered from.
         seed: of the compile.
     """
-    ways = (
-        _without_pin(problem, cause, origin),
-        _not_apart(problem, cause, origin),
-        _split(problem, cause, origin),
-        _cached(problem, cause, origin),
-        _with_host_memory(problem, origin),
-        _like_others(origin),
-        _with_memory(problem, best, origin),
-        _with_devices(problem, origin),
+    trial = _Trial(problem, origin, seed)
+    ways: tuple[Callable[[], Change | None], ...] = (
+        lambda: trial.first(_without_pin(problem, cause, origin)),
+        lambda: trial.first(_not_apart(problem, cause, origin)),
+        lambda: trial.first(_split(problem, cause, origin)),
+        lambda: _cached(problem, cause, origin, trial),
+        lambda: _with_host_memory(problem, best, origin, trial),
+        lambda: trial.first(_like_others(origin)),
+        lambda: _with_memory(problem, best, origin, trial),
+        lambda: _with_devices(problem, origin, trial),
     )
-    found = (next((change for change in way if _works(change.loaded, origin, seed)), None) for way in ways)
+    found = (way() for way in ways)
     return list(islice((change for change in found if change is not None), _OFFERED))
 
 
@@ -303,16 +306,55 @@ def starts(problem: Problem) -> list[tuple[int, ...]]:
     return list(dict.fromkeys([tuple(map(int, problem.first_option)), smallest]))
 
 
-def _works(loaded: LoadedSpec, origin: Origin, seed: int) -> bool:
-    """Whether a compile of a spec would find a placement: by the search that it falls back on, cut short."""
-    try:
-        problem = lower(loaded, origin.hardware, origin.accesses)
-    except DiagnosticError:
-        return False
-    if find_cause(problem) is not None:
-        return False
-    found = fit(problem, starts(problem), evaluations=EVALUATIONS, seed=seed)
-    return found is not None and found.fits
+class _Trial:
+    """Tries changes; how close it comes to the least that works depends on the size of the problem."""
+
+    def __init__(self, problem: Problem, origin: Origin, seed: int) -> None:
+        self._origin, self._seed = origin, seed
+        size = len(problem.option_block) * problem.cluster.devices
+        self._left = max(_LEAST_HALVINGS, int(_HALVINGS / (size * len(problem.blocks))))
+
+    def works(self, change: Change) -> bool:
+        """Whether a compile of the spec would find a placement then: by the search that it falls back on, cut short."""
+        try:
+            problem = lower(change.loaded, self._origin.hardware, self._origin.accesses)
+        except DiagnosticError:
+            return False
+        if find_cause(problem) is not None:
+            return False
+        found = fit(problem, starts(problem), evaluations=EVALUATIONS, seed=self._seed)
+        return found is not None and found.fits
+
+    def first(self, changes: Iterable[Change]) -> Change | None:
+        """The first change that works."""
+        return next(filter(self.works, changes), None)
+
+    def least(
+        self, changed: Callable[[int], Change], amounts: Iterable[int], *, low: int, beside: int = 0, share: float = 0.0
+    ) -> Change | None:
+        """The change by the least amount that works.
+
+        Args:
+            changed: a change by an amount.
+            amounts: to try until one works, ascending.
+            low: an amount that does not work.
+            beside: what there is beside the amount.
+            share: of both together: by so much the amount may be more than the least, but by no less than 1.
+        """
+        for high in amounts:
+            if self.works(best := changed(high)):
+                break
+            low = high
+        else:
+            return None
+        while high - low > max(1, (beside + high) * share) and self._left > 0:
+            self._left -= 1
+            middle = (low + high) // 2
+            if self.works(change := changed(middle)):
+                best, high = change, middle
+            else:
+                low = middle
+        return best
 
 
 def _at_fault(problem: Problem, cause: Cause, origin: Origin) -> list[Table]:
@@ -342,10 +384,9 @@ def _without_pin(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Cha
     pinned = [table for table in _at_fault(problem, cause, origin) if table.pin is not None]
     for table in pinned[:_NAMED]:
         yield Change(f'remove the pin of table "{table.name}"', _with_tables(origin, replace(table, pin=None)))
-    for count in _SEVERAL:
-        if count <= len(pinned):
-            what = f"remove the pins of tables {_quoted(pinned[:count])}"
-            yield Change(what, _with_tables(origin, *(replace(table, pin=None) for table in pinned[:count])))
+    for count in range(2, min(_SEVERAL, len(pinned)) + 1):
+        what = f"remove the pins of tables {_quoted(pinned[:count])}"
+        yield Change(what, _with_tables(origin, *(replace(table, pin=None) for table in pinned[:count])))
 
 
 def _not_apart(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
@@ -361,43 +402,57 @@ def _split(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
         type: [t for t in _at_fault(problem, cause, origin) if t.group is None and type not in t.sharding]
         for type in types
     }
-    for count in (1, *_SEVERAL):
+    for count in range(1, _SEVERAL + 1):
         for type in types:
             if count <= len(tables[type]):
                 some = [replace(table, sharding=(*table.sharding, str(type))) for table in tables[type][:count]]
                 yield Change(f"allow {type} for {_quoted(some)}", _with_tables(origin, *some))
 
 
-def _cached(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
-    """Tables at fault in host memory, if devices can have a cache."""
+def _cached(problem: Problem, cause: Cause, origin: Origin, trial: _Trial) -> Change | None:
+    """Some tables at fault in host memory, if devices can have a cache: as few as will do, and as little of it."""
     model, cluster = origin.loaded.spec.model, problem.cluster
     if cluster.device_type == "cpu" or len(cluster.memory_limit) > 1:
-        return
+        return None
     tables = _at_fault(problem, cause, origin)
-    for count in sorted({count for count in (1, *_SEVERAL, len(tables)) if count <= len(tables)}):
+    sizes = [int(host_bytes(t.rows, t.dim, weights=model.weights, optimizer=model.optimizer, cached=0)) for t in tables]
+
+    def most(count: int) -> int:
+        """All of them on one device, which has its share of a host's memory only."""
+        return sum(sizes[:count]) * cluster.devices_per_host
+
+    def changed(count: int, size: int) -> Change:
         some = [replace(table, kernels=(*table.kernels, str(Kernel.FUSED_UVM_CACHING))) for table in tables[:count]]
-        size = sum(
-            int(host_bytes(t.rows, t.dim, weights=model.weights, optimizer=model.optimizer, cached=0)) for t in some
-        )
-        # Spread over all hosts, or all of it on one device, which has its share of a host's memory only.
-        most = size * cluster.devices_per_host
-        for enough in [
-            rounded_up(int(part)) for part in (1.02 * size / cluster.hosts, size, 3 * size, most) if part <= most
-        ]:
-            what = f"let {_quoted(some) if count <= _NAMED else f'{count} tables'} be cached: "
-            what += f'kernels = ["fused", "fused_uvm_caching"], and host_memory of {format_bytes(enough)}'
-            loaded = _with_cluster(origin, host_memory=_size(enough))
-            yield Change(what, replace(loaded, tables=_with_tables(origin, *some).tables))
+        enough = rounded_up(size)
+        what = f"let {_quoted(some) if count <= _NAMED else f'{count} tables'} be cached: "
+        what += f'kernels = ["fused", "fused_uvm_caching"], and host_memory of {format_bytes(enough)}'
+        loaded = _with_cluster(origin, host_memory=_size(enough))
+        return Change(what, replace(loaded, tables=_with_tables(origin, *some).tables))
+
+    counts = sorted({*(count for count in (1, 2, 4, 8, 16, 32, 64) if count < len(tables)), len(tables)} - {0})
+    found = trial.least(lambda count: changed(count, most(count)), counts, low=0)
+    if found is None:
+        return None
+    fewest = len(found.loaded.cached_tables)
+    return trial.least(lambda size: changed(fewest, size), [most(fewest)], low=0, share=_PRECISION) or found
 
 
-def _with_host_memory(problem: Problem, origin: Origin) -> Iterator[Change]:
+def _with_host_memory(problem: Problem, best: Fit | None, origin: Origin, trial: _Trial) -> Change | None:
     """More memory of hosts for tables that may be cached."""
     cluster = problem.cluster
-    for factor in _MORE_HOST_MEMORY if len(cluster.memory_limit) > 1 else ():
-        size = rounded_up(int(cluster.memory_limit[Memory.HOST].max() * cluster.devices_per_host * factor))
+    if len(cluster.memory_limit) < 2:
+        return None
+    now = int(cluster.memory_limit[Memory.HOST].max()) * cluster.devices_per_host
+    amounts = {int(now * times) for times in _TIMES}
+    if best is not None and best.memory is Memory.HOST:
+        amounts.add(int(now * best.fullest) + cluster.devices_per_host)
+
+    def changed(size: int) -> Change:
         own = tuple(host.model_copy(update={"host_memory": None}) for host in origin.loaded.spec.cluster.host)
-        what = f"give each host {format_bytes(size)} of host_memory or more"
-        yield Change(what, _with_cluster(origin, host_memory=_size(size), host=own))
+        what, enough = _for_hosts(size)
+        return Change(what, _with_cluster(origin, host_memory=enough, host=own))
+
+    return trial.least(changed, sorted(amounts), low=now, share=_PRECISION)
 
 
 def _like_others(origin: Origin) -> Iterator[Change]:
@@ -407,36 +462,57 @@ def _like_others(origin: Origin) -> Iterator[Change]:
         yield Change(f"give {named} as much memory as the others have", _with_cluster(origin, rank=()))
 
 
-def _enough(problem: Problem, best: Fit, factor: float = 1.0) -> tuple[str, dict[str, object]]:
-    """What gives devices of the first kind room for the best placement so far, or a little more; in words and keys."""
-    cluster, kind = problem.cluster, problem.cluster.kinds[0]
-    limit = int(cluster.memory_limit[best.memory].max())
-    more = int(np.ceil((best.fullest - 1.0) * factor * limit))
+def _enough(problem: Problem, best: Fit) -> str:
+    """What gives devices of the first kind room for the best placement so far, in words."""
+    cluster, limit = problem.cluster, int(problem.cluster.memory_limit[best.memory].max())
+    more = _lacks(problem, best)
     if best.memory is Memory.HOST:
-        size = rounded_up((limit + more) * cluster.devices_per_host)
-        return f"give each host {format_bytes(size)} of host_memory or more", {"host_memory": _size(size)}
+        return _for_hosts((limit + more) * cluster.devices_per_host)[0]
+    return _for_devices(problem, more)[0]
+
+
+def _lacks(problem: Problem, best: Fit) -> int:
+    """Bytes that the fullest device of a placement lacks."""
+    return int(np.ceil((best.fullest - 1.0) * int(problem.cluster.memory_limit[best.memory].max())))
+
+
+def _for_hosts(size: int) -> tuple[str, str]:
+    """So much memory of each host, rounded up to what is shown; in words and as a spec says it."""
+    enough = rounded_up(size)
+    return f"give each host {format_bytes(enough)} of host_memory or more", _size(enough)
+
+
+def _for_devices(problem: Problem, more: int) -> tuple[str, str]:
+    """Memory that leaves so many bytes more for tables on devices of the first kind; in words and as a spec says it."""
+    kind = problem.cluster.kinds[0]
     room = max(0, kind.memory_bytes - kind.reserve_bytes)
-    size = device_bytes_for(room + more, kind.memory_bytes, kind.reserve_bytes)
-    return f"give each device {format_bytes(size)} or more", {"memory": _size(size)}
+    enough = device_bytes_for(room + more, kind.memory_bytes, kind.reserve_bytes)
+    return f"give each device {format_bytes(enough)} or more", _size(enough)
 
 
-def _with_memory(problem: Problem, best: Fit | None, origin: Origin) -> Iterator[Change]:
-    """As much more memory on every device as the best placement so far lacks on one, or a little more."""
-    if best is None:
-        return
+def _with_memory(problem: Problem, best: Fit | None, origin: Origin, trial: _Trial) -> Change | None:
+    """More memory on every device: what the best placement so far lacks on one, or more, or less."""
     spec, cluster = origin.loaded.spec.cluster, problem.cluster
-    for factor in _MORE_MEMORY:
-        what, changed = _enough(problem, best, factor)
-        if best.memory is Memory.HOST or (len(cluster.kinds) == 1 and not spec.rank):
-            own = dict.fromkeys(changed)  # hosts have it as the others do
-            changed["host"] = tuple(host.model_copy(update=own) for host in spec.host)
-        else:
-            # Rounded up to what is shown; where a part of a device's memory is reserved, as much of what it has more.
-            short = (best.fullest - 1.0) * factor * int(cluster.memory_limit[Memory.DEVICE].max())
-            share = min(1.0 - kind.reserve_bytes / max(kind.memory_bytes, 1) for kind in cluster.kinds)
-            more = device_bytes_for(int(np.ceil(short / max(share, _SLACK))) + 2, 1 << 60, 0)
-            what, changed = f"give each device {format_bytes(more)} more", _all_larger(spec, cluster, more)
-        yield Change(what, _with_cluster(origin, **changed))
+    limit = int(cluster.memory_limit[Memory.DEVICE].max())
+    if best is None:
+        return None
+    if best.memory is Memory.DEVICE:
+        amounts = [int(_lacks(problem, best) * factor) for factor in _MORE_MEMORY]
+    else:
+        amounts = [int(limit * (times - 1.0)) for times in _TIMES]
+
+    def changed(more: int) -> Change:
+        if len(cluster.kinds) == 1 and not spec.rank:
+            what, size = _for_devices(problem, more)
+            own = tuple(host.model_copy(update={"memory": None}) for host in spec.host)  # as the others
+            return Change(what, _with_cluster(origin, memory=size, host=own))
+        # Rounded up to what is shown; where a part of a device's memory is reserved, as much of what it has more.
+        share = min(1.0 - kind.reserve_bytes / max(kind.memory_bytes, 1) for kind in cluster.kinds)
+        enough = device_bytes_for(int(np.ceil(more / max(share, _SLACK))) + 2, 1 << 60, 0)
+        what = f"give each device {format_bytes(enough)} more"
+        return Change(what, _with_cluster(origin, **_all_larger(spec, cluster, enough)))
+
+    return trial.least(changed, amounts, low=0, beside=limit, share=_PRECISION)
 
 
 def _all_larger(spec: ClusterSpec, cluster: Cluster, more: int) -> dict[str, object]:
@@ -456,14 +532,16 @@ def _all_larger(spec: ClusterSpec, cluster: Cluster, more: int) -> dict[str, obj
     }
 
 
-def _with_devices(problem: Problem, origin: Origin) -> Iterator[Change]:
-    """More devices on the only host, or more hosts: as many as the model's size asks for, or a few more."""
+def _with_devices(problem: Problem, origin: Origin, trial: _Trial) -> Change | None:
+    """More devices on the only host, or more hosts: as many as the model's size asks for, or more."""
     spec, room = origin.loaded.spec.cluster, max(int(problem.cluster.memory_limit[Memory.DEVICE].sum()), 1)
     least = _Weights(problem, Memory.DEVICE).least(problem.unit_memory[Memory.DEVICE])
     field, what = ("devices_per_host", "devices") if spec.hosts == 1 else ("hosts", "hosts")
     now = int(getattr(spec, field))
-    by_size = -(-int(least.sum()) * now // room)
-    for more in _MORE_DEVICES:
-        number = max(by_size, now) + more - (by_size > now)
-        if number * spec.devices // now <= MAX_DEVICES:
-            yield Change(f"use {number} {what}", _with_cluster(origin, **{field: number}))
+    low = max(now, -(-int(least.sum()) * now // room) - 1)
+    numbers = (low + more for more in _MORE_DEVICES)
+
+    def changed(number: int) -> Change:
+        return Change(f"use {number} {what}", _with_cluster(origin, **{field: number}))
+
+    return trial.least(changed, (n for n in numbers if n * spec.devices // now <= MAX_DEVICES), low=low)

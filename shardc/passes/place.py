@@ -7,7 +7,7 @@ The plan records what each rung reached and, when the RL policy did not win, why
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -131,6 +131,34 @@ def place(
             reason, or no strategy found a placement that fits.
         Ended: by `watch`, before there was any placement.
     """
+    if effort != "thorough":
+        return _place(problem, cost, policy, effort, seed, origin, watch)
+    # What less effort finds comes first: more of it is never worse, and there is a plan soon.
+    try:
+        earlier = _place(problem, cost, policy, "balanced", seed, None, lambda done, step_ms: watch(0.0, step_ms))
+    except DiagnosticError:
+        return _place(problem, cost, policy, effort, seed, origin, watch)
+    if not watch(0.0, earlier.judgement.step_time_ms):
+        return earlier
+    try:
+        found = _place(problem, cost, policy, effort, seed, origin, watch)
+    except Ended:
+        return earlier
+    if earlier.judgement.step_time_ms < found.judgement.step_time_ms:
+        return replace(earlier, bound=found.bound)
+    return found
+
+
+def _place(
+    problem: Problem,
+    cost: CostModel,
+    policy: Policy | None,
+    effort: str,
+    seed: int,
+    origin: Origin | None,
+    watch: Watch,
+) -> Choice:
+    """Climb the ladder once; the arguments and errors are those of `place`."""
     judge = Judge(problem, cost)
     cause = find_cause(problem)
     if cause is not None:

@@ -1,6 +1,9 @@
 """Why nothing fits: claims of proof against brute force, and every change that is offered tried."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from shardc.passes import infeasible
 from shardc.passes.infeasible import Origin, find_cause
 from shardc.passes.lower import lower
 from shardc.passes.profile import profile
-from shardc.spec import parse_spec
+from shardc.spec import LoadedSpec, parse_size, parse_spec
 
 
 def origin_of(spec: dict) -> Origin:
@@ -90,6 +93,46 @@ def test_every_change_that_is_offered_compiles(seed):
         except DiagnosticError:
             for change in offered:
                 pipeline.run(change.loaded)
+
+
+def smaller(change: infeasible.Change, before: LoadedSpec) -> Iterator[LoadedSpec]:
+    """The spec with a step less of what a change offers: a table, a device, a host, or some percents of memory."""
+    changed, cluster = change.loaded, change.loaded.spec.cluster
+
+    def with_cluster(**fields: object) -> LoadedSpec:
+        return replace(changed, spec=changed.spec.model_copy(update={"cluster": cluster.model_copy(update=fields)}))
+
+    for field in ("hosts", "devices_per_host"):
+        if (number := getattr(cluster, field)) > getattr(before.spec.cluster, field) + 1:
+            yield with_cluster(**{field: number - 1})
+    for field in ("memory", "host_memory"):
+        now, then = (parse_size(getattr(c, field) or "") or 0 for c in (before.spec.cluster, cluster))
+        if then * 0.96 > now and not cluster.host:
+            yield with_cluster(**{field: f"{int(then * 0.96)}B"})
+    others = [(own, other) for own, other in zip(before.tables, changed.tables, strict=True) if own != other]
+    for own, _ in others[: len(others) if len(others) > 1 else 0]:
+        yield replace(changed, tables=tuple(own if t.name == own.name else t for t in changed.tables))
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=12, deadline=None)
+def test_of_every_change_that_is_offered_a_step_less_does_not_do(seed):
+    offered: list[infeasible.Change] = []
+
+    def spy(*given, **more):
+        offered.extend(found := original(*given, **more))
+        return found
+
+    original, loaded = infeasible.changes, parse_spec(tight_spec(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infeasible, "changes", spy)
+        with contextlib.suppress(DiagnosticError):
+            pipeline.run(loaded)
+        patch.setattr(infeasible, "changes", lambda *given, **more: [])
+        for change in offered:
+            for less in smaller(change, loaded):
+                with pytest.raises(DiagnosticError):
+                    pipeline.run(less)
 
 
 # --- What people see --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from shardc.diagnostics import DiagnosticError
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
-from shardc.passes.place import Outcome, Why, place
+from shardc.passes.place import EVALUATIONS, Outcome, Why, place
 from shardc.placers.episode import offered_options
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import improve
@@ -380,3 +380,19 @@ def test_any_cost_keeps_the_constraints():
     assert placed["t01"].ranks == placed["t02"].ranks
     assert not set(placed["t03"].ranks) & set(placed["t04"].ranks)
     assert plan.tool.seed == 3
+
+
+def test_thorough_is_never_worse_than_balanced(monkeypatch):
+    """Even if it searched hardly at all: it begins with what balanced finds."""
+    monkeypatch.setitem(EVALUATIONS, "thorough", 1)
+    tables = [{"rows": 50_000, "dim": 64, "pooling": float(1 + number % 7)} for number in range(30)]
+    judge = judge_of(spec_of(*tables))
+    monkeypatch.setattr("shardc.passes.place._MOST_PLACES", 0)  # HiGHS would better it
+    balanced, thorough = (place(judge.problem, judge.cost, policy=None, effort=e) for e in ("balanced", "thorough"))
+    assert thorough.judgement.step_time_ms == balanced.judgement.step_time_ms
+    assert thorough.judgement.step_time_ms < min(
+        p.step_time_ms for p, _ in balanced.candidates if "+" not in p.strategy
+    )
+    assert thorough.bound.step_time_ms >= balanced.bound.step_time_ms
+    ended = place(judge.problem, judge.cost, policy=None, effort="thorough", watch=lambda done, step_ms: False)
+    assert ended.judgement.feasible
