@@ -28,7 +28,7 @@ from shardc.cost.fused import FusedCost, fits, operator_kind
 from shardc.cost.model import ComputeCost
 from shardc.cost.roofline import ASSUMPTIONS, Roofline
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.files import read_text, write_atomic
+from shardc.files import read_bytes, read_text, write_atomic
 from shardc.problem import Collective, Floats, Link, Optimizer
 from shardc.spec import MAX_MEMORY, LoadedSpec, parse_bandwidth, parse_size
 
@@ -325,9 +325,9 @@ def _measured(folder: Path) -> Hardware:
     text = read_text(folder / _DOCUMENT, "hardware profile")
     document = _parsed(folder, text)
     try:
-        content = (folder / _WEIGHTS).read_bytes()
-    except OSError as error:
-        raise _damaged("SH602", folder, f"{_WEIGHTS}: {(error.strerror or 'unreadable').lower()}") from error
+        content = read_bytes(folder / _WEIGHTS, "weights")
+    except DiagnosticError as error:
+        raise _damaged("SH602", folder, error.diagnostics[0].message) from error
     if _sha256(content) != document.weights_digest:
         raise _damaged("SH602", folder, f"{_WEIGHTS} is not the file that profile.json was written with")
     try:
