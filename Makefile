@@ -6,7 +6,7 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint fuzz fuzz-coverage kills bench bench-cost bench-placement bench-torchrec bench-exact bench-review schemas clean
+.PHONY: demo test lint fuzz fuzz-coverage kills determinism bench bench-cost bench-placement bench-torchrec bench-exact bench-review schemas clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -32,6 +32,9 @@ fuzz-coverage: $(VENV)/.ready  ## guided by coverage, ten minutes a reader; athe
 
 kills: $(VENV)/.ready  ## SIGKILL at 500 random points, and 200 full disks: nothing broken, nothing lost
 	OMP_NUM_THREADS=1 $(BIN)/python tests/crash/kills.py $(KILLS)
+
+determinism: $(VENV)/.ready  ## 1,000 compiles in processes that differ in all that should not matter: the same bytes
+	PYTHONPATH=tests:tests/fuzz $(BIN)/python tests/determinism.py $(DETERMINISM)
 
 bench: $(VENV)/.ready  ## figures of the README, measured on this machine
 	$(BIN)/python tests/benchmarks/bench_cli.py
