@@ -26,7 +26,7 @@ fuzz: $(VENV)/.ready  ## 100,000 specs, 20,000 plans and more; interrupted, it g
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 fuzz-coverage: $(VENV)/.ready  ## guided by coverage, ten minutes a reader; atheris has wheels for Linux and Python 3.11 to 3.13
-	$(BIN)/pip install --quiet --disable-pip-version-check '.[fuzz]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python tests/fuzz/fuzz_coverage.py spec
 	$(BIN)/python tests/fuzz/fuzz_coverage.py plan
 
