@@ -7,8 +7,8 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint fuzz fuzz-coverage kills bench bench-cost bench-placement bench-torchrec bench-exact bench-review \
-	schemas dist lowest latest audit lock clean
+.PHONY: demo test lint fuzz fuzz-coverage kills determinism bench bench-cost bench-placement bench-torchrec bench-exact \
+	bench-review schemas dist lowest latest audit lock clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
 	$(BIN)/shardc compile examples/dlrm-dcnv2.toml
@@ -28,12 +28,15 @@ fuzz: $(VENV)/.ready  ## 100,000 specs, 20,000 plans and more; interrupted, it g
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 fuzz-coverage: $(VENV)/.ready  ## guided by coverage, ten minutes a reader; atheris has wheels for Linux and Python 3.11 to 3.13
-	$(BIN)/pip install --quiet --disable-pip-version-check '.[fuzz]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python tests/fuzz/fuzz_coverage.py spec
 	$(BIN)/python tests/fuzz/fuzz_coverage.py plan
 
 kills: $(VENV)/.ready  ## SIGKILL at 500 random points, and 200 full disks: nothing broken, nothing lost
 	OMP_NUM_THREADS=1 $(BIN)/python tests/crash/kills.py $(KILLS)
+
+determinism: $(VENV)/.ready  ## 1,000 compiles in processes that differ in all that should not matter: the same bytes
+	PYTHONPATH=tests:tests/fuzz $(BIN)/python tests/determinism.py $(DETERMINISM)
 
 bench: $(VENV)/.ready  ## figures of the README, measured on this machine
 	$(BIN)/python tests/benchmarks/bench_cli.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,32 +12,72 @@ from contextlib import contextmanager
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 
 MAX_BYTES = 64 * 2**20
-"""The largest text file that is read; a spec of 100,000 tables has about 10 MB."""
+"""The largest plan, or file of weights, that is read."""
+
+MAX_SPEC_BYTES = 16 * 2**20
+"""The largest spec or table file that is read; one of 100,000 tables has about 7 MB. Where its values stand takes a
+hundred times as much memory."""
+
+_PATIENCE_S = 10
+"""How long a pipe may give nothing."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
+def read_bytes(path: str | os.PathLike[str], what: str = "file", most: int | None = None) -> bytes:
+    """Read a file whole.
 
     Args:
-        path: the file.
+        path: the file, or a pipe that somebody writes to.
         what: what the file is to the user ("spec", "plan"), for the message.
+        most: bytes that it may have; None for `MAX_BYTES`.
+
+    Raises:
+        DiagnosticError: SH001 or SH002, exit code 2.
+    """
+    name = os.fspath(path)
+    most = MAX_BYTES if most is None else most
+    try:
+        with open(name, "rb", opener=_at_once) as file:
+            data = file.read(most + 1)
+    except FileNotFoundError:
+        raise _failure("SH001", f"cannot read the {what} {name}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise _failure("SH002", f"cannot read the {what} {name}: {_reason(error)}") from None
+    if len(data) > most:
+        raise _failure("SH002", f"cannot read the {what} {name}: it is larger than {most // 2**20} MiB")
+    return data
+
+
+def _at_once(name: str, flags: int) -> int:
+    """Open a file without waiting for ever for somebody to write to it.
+
+    Raises:
+        OSError: for a pipe that gives nothing.
+    """
+    descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        if not select.select([descriptor], [], [], _PATIENCE_S)[0]:
+            os.close(descriptor)
+            raise OSError("it is a pipe that nobody writes to")
+        os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def is_within(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Say whether a file is in a folder or below it, wherever links lead."""
+    real, above = os.path.realpath(path), os.path.realpath(folder or ".")
+    return real.startswith(os.path.join(above, ""))
+
+
+def read_text(path: str | os.PathLike[str], what: str = "file", most: int | None = None) -> str:
+    """Read a UTF-8 file, with or without a byte order mark; as `read_bytes` otherwise.
 
     Raises:
         DiagnosticError: SH001, SH002 or SH003, exit code 2.
     """
     name = os.fspath(path)
-    try:
-        with open(name, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise _failure("SH001", f"cannot read the {what} {name}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise _failure("SH002", f"cannot read the {what} {name}: {_reason(error)}") from None
-    if len(data) > MAX_BYTES:
-        raise _failure("SH002", f"cannot read the {what} {name}: it is larger than {MAX_BYTES // 2**20} MiB")
-    data = data.removeprefix(_BOM)
+    data = read_bytes(name, what, most).removeprefix(_BOM)
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from shardc.cost.fused import FusedCost, fits, operator_kind
 from shardc.diagnostics import DiagnosticError
-from shardc.files import read_text, write_atomic
+from shardc.files import read_bytes, read_text, write_atomic
 from shardc.hardware import DOCUMENT, Hardware, damaged_profile, sha256
 from shardc.problem import Collective, Floats, Link
 from shardc.spec import MAX_MEMORY
@@ -116,9 +116,9 @@ def load_folder(folder: Path) -> Hardware:
     text = read_text(folder / DOCUMENT, "hardware profile")
     document = _parsed(folder, text)
     try:
-        content = (folder / _WEIGHTS).read_bytes()
-    except OSError as error:
-        raise damaged_profile("SH602", folder, f"{_WEIGHTS}: {(error.strerror or 'unreadable').lower()}") from error
+        content = read_bytes(folder / _WEIGHTS, "weights")
+    except DiagnosticError as error:
+        raise damaged_profile("SH602", folder, error.diagnostics[0].message) from error
     if sha256(content) != document.weights_digest:
         raise damaged_profile("SH602", folder, f"{_WEIGHTS} is not the file that profile.json was written with")
     try:

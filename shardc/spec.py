@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location, quoted_tables
-from shardc.files import read_text
+from shardc.files import MAX_SPEC_BYTES, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
 
@@ -55,6 +55,7 @@ MAX_MEMORY_TOTAL = 2**62
 """Bytes of all devices together: sums stay within int64."""
 
 MAX_SEED = 2**32 - 1
+MAX_TABLES = 2**17
 BIN_COUNT = 17
 
 _BINS_TOLERANCE = 1e-3
@@ -794,7 +795,7 @@ def load_spec(path: str | os.PathLike[str], settings: Sequence[Setting] = ()) ->
         DiagnosticError: everything that is wrong, in the order of the file; exit code 2 if a file cannot be read.
     """
     name = os.fspath(path)
-    source = Source(name, read_text(name, "spec"))
+    source = Source(name, read_text(name, "spec", MAX_SPEC_BYTES))
     return _Reader(_parse_toml(source), _Sources(source), name, settings).read()
 
 
@@ -876,6 +877,8 @@ class _Reader:
     def read(self) -> LoadedSpec:
         self._apply_settings()
         written = self.data.get("table")
+        if isinstance(written, list | tuple) and len(written) > MAX_TABLES:
+            self._refuse_so_many(len(written), ("table", MAX_TABLES))
         if isinstance(written, list | tuple):
             self.entries = {("table", i): _Entry(("table", i), raw) for i, raw in enumerate(written)}
         spec = self._validate(Spec, self.data, ())
@@ -902,6 +905,11 @@ class _Reader:
             self._stop()
         tables = sorted((cast(Table, entry.table) for entry in self.entries.values()), key=lambda table: table.name)
         return LoadedSpec(spec, tuple(tables), self.path, self.sources, self.written, self.settings)
+
+    def _refuse_so_many(self, count: int, at: Path) -> NoReturn:
+        message = f"expected at most {MAX_TABLES} tables, found {count}"
+        self.findings = [Diagnostic("SH104", message, self.sources.locate(at))]
+        self._stop()
 
     def _apply_settings(self) -> None:
         """Change what is written; rows of a table file follow when they are read."""
@@ -1003,14 +1011,22 @@ class _Reader:
         if section is None:
             return
         name = os.path.join(os.path.dirname(self.path or ""), section.file)
+        # What cannot be read of it is shown, and a spec may come from a stranger.
+        if self.path is not None and not is_within(name, os.path.dirname(self.path)):
+            message, at = f"the table file {name} is not in the spec's folder", self.sources.locate(("tables", "file"))
+            fix = "put it there, or the spec above it; links do not count"
+            self.findings.append(Diagnostic("SH002", message, at, fix))
+            return
         try:
-            csv = CsvSource(name, read_text(name, "table file"))
+            csv = CsvSource(name, read_text(name, "table file", MAX_SPEC_BYTES))
         except DiagnosticError as error:
             named = self.sources.locate(("tables", "file"))
             self.findings += [replace(found, location=found.location or named) for found in error.diagnostics]
             return
         self.sources = replace(self.sources, csv=csv)
         columns = self._check_header(csv)
+        if len(csv.rows) > MAX_TABLES:
+            self._refuse_so_many(len(csv.rows), ("tables", MAX_TABLES))
         for number, row in enumerate(csv.rows):
             origin: Path = ("tables", number)
             if len(row) != len(csv.header):

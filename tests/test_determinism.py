@@ -109,3 +109,18 @@ def test_another_seed_is_recorded(tmp_path):
     plan = shardc.compile(tmp_path / "model.toml")
     assert plan.tool.seed == 9
     assert shardc.compile(tmp_path / "model.toml", seed=2).tool.seed == 2
+
+
+def test_many_small_specs_in_other_surroundings(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("determinism.py")), "--runs", "9", "--seed", "1"],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 runs of 10 specs in 1 processes: the same bytes" in done.stdout

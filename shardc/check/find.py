@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.files import is_within
 from shardc.plan import default_plan_path, default_spec_path
 
 _SPEC = re.compile(rb"^(?:\xef\xbb\xbf)?format[ \t]*=[ \t]*1[ \t]*(?:#.*)?\r?$", re.MULTILINE)
@@ -19,7 +20,7 @@ def find_specs(arguments: Iterable[str]) -> list[str]:
     """Return the specs that files, folders, globs and plans stand for, each once, in their order.
 
     Of a folder these are the TOML files below it that have a plan beside them or start with `format = 1`; hidden
-    folders and virtual environments are not looked into.
+    folders and virtual environments are not looked into, nor links that lead out of the folder.
 
     Raises:
         DiagnosticError: SH001 (exit code 2) where a folder or a glob has no spec.
@@ -38,12 +39,15 @@ def find_specs(arguments: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _below(folder: str) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
+def _below(top: str) -> Iterator[str]:
+    for where, folders, files in os.walk(top):
         folders[:] = sorted(name for name in folders if not _is_skipped(where, name))
         for name in sorted(files):
             path = os.path.normpath(os.path.join(where, name))
-            if name.endswith(".toml") and (os.path.exists(default_plan_path(path)) or _is_spec(path)):
+            # What cannot be read of a file is shown: a link may lead to what is nobody's business.
+            if not name.endswith(".toml") or not is_within(path, top):
+                continue
+            if os.path.exists(default_plan_path(path)) or _is_spec(path):
                 yield path
 
 

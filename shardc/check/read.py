@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import read_text
+from shardc.files import is_within, read_text
 from shardc.plan import Plan, default_plan_path, parse_plan
 from shardc.spec import LoadedSpec
 
@@ -26,6 +28,9 @@ def read_committed(loaded: LoadedSpec) -> tuple[str, Plan]:
         DiagnosticError: SH301 to SH303 (exit code 1), or why the file cannot be read (exit code 2).
     """
     path = plan_path(loaded)
+    if os.path.islink(path) and not is_within(path, os.path.dirname(os.path.realpath(loaded.path or ""))):
+        message = f"the plan {path} is a link that leads out of the spec's folder"
+        raise DiagnosticError(Diagnostic("SH002", message), exit_code=2)
     try:
         text = read_text(path, "plan")
     except DiagnosticError as error:

@@ -226,6 +226,8 @@ class _Recording:
 def _opened(file: _File, progress: Progress | None = None) -> Iterator[_Recording]:
     """Yield the recording in a file, which is unpacked for as long if it is gzip'd."""
     try:
+        if not os.path.isfile(file.path) and os.path.exists(file.path):
+            raise file.fault("it is no regular file", code="SH002", fix=None)
         packed = open(file.path, "rb")  # noqa: SIM115
     except OSError as error:
         raise file.failure(error) from None

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.files import read_bytes
 from shardc.judge import Judge
 from shardc.placers.episode import FEATURES, Scorer, Task, play
 from shardc.placers.feasible import repair
@@ -147,11 +148,13 @@ def load_weights(
         DiagnosticError: SH602 when the file is missing, damaged, altered, of another format or kind.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, "weights")
         arrays = safetensors.numpy.load(content)  # in random order
         weights = {name: arrays[name].astype(np.float64) for name in sorted(arrays)}
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except DiagnosticError as error:
+        raise _unusable(path, kind, error.diagnostics[0].message) from error
     except OSError as error:
         raise _unusable(path, kind, (error.strerror or "unreadable").lower()) from error
     except (safetensors.SafetensorError, ValueError) as error:

@@ -91,7 +91,8 @@ def by_hand(optimizer: str) -> Plan:
     tables = {}
     for name, (type, rows, dim, _) in TABLES.items():
         if type == "data_parallel":
-            tables[name] = {"sharding_type": type, "compute_kernel": "dense", "ranks": list(RANKS)}
+            replicas = {"sharding_type": type, "compute_kernel": "dense", "ranks": list(RANKS), "shape": [rows, dim]}
+            tables[name] = replicas
             continue
         devices = {"row_wise": len(RANKS), "table_row_wise": LOCAL, "grid_shard": LOCAL}.get(type, 1)
         block, pieces = -(-rows // devices), places[type][: dim // 4]

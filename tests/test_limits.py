@@ -1,0 +1,189 @@
+"""What comes from strangers takes bounded time and memory, shows nothing of other files, and runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shardc import files
+from shardc.check.find import find_specs
+from shardc.diagnostics import DiagnosticError
+from shardc.spec import MAX_TABLES, load_spec, parse_spec
+
+HEAD = """\
+format = 1
+[model]
+name = "m"
+module = "ebc"
+global_batch = 1024
+[cluster]
+device = "h100-80gb"
+devices_per_host = 2
+"""
+TABLE = '[[table]]\nname = "a"\nrows = 1000\ndim = 16\npooling = 2\n'
+IN_FILE = '[tables]\nfile = "{}"\n'
+SECRET = "token: hunter2"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder with a secret beside it."""
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    (tmp_path / "secret.csv").write_text(SECRET + "\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refused(run_command, *arguments: str, code: str) -> str:
+    done = run_command(*arguments)
+    assert done.code in (1, 2)
+    assert code in done.out + done.err
+    assert SECRET not in done.out + done.err
+    assert "SH901" not in done.err
+    return done.out + done.err
+
+
+# --- Size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["x = [" + "1," * 10 * 2**20 + "]", "#" * (17 * 2**20)])
+def test_a_spec_that_is_too_large_is_refused_before_it_is_parsed(run_command, text):
+    Path("model.toml").write_text(HEAD + text)
+    assert "larger than 16 MiB" in refused(run_command, "validate", "model.toml", code="SH002")
+
+
+def test_a_device_without_end_is_no_spec(run_command):
+    assert "larger than 16 MiB" in refused(run_command, "validate", "/dev/zero", code="SH002")
+    assert "larger than 64 MiB" in refused(run_command, "diff", "/dev/zero", "/dev/zero", code="SH002")
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused(run_command, monkeypatch):
+    monkeypatch.setattr(files, "_PATIENCE_S", 0.05)
+    os.mkfifo("model.toml")
+    assert "nobody writes to" in refused(run_command, "validate", "model.toml", code="SH002")
+
+
+def test_a_pipe_that_somebody_writes_to_is_read():
+    os.mkfifo("model.toml")
+
+    def write() -> None:
+        with open("model.toml", "w") as pipe:  # waits for the reader
+            for part in (HEAD, TABLE):
+                pipe.write(part)
+                pipe.flush()
+                time.sleep(0.1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert load_spec("model.toml").tables[0].name == "a"
+    writer.join()
+
+
+def test_more_tables_than_there_may_be_are_refused_at_once():
+    Path("model.toml").write_text(HEAD + IN_FILE.format("t.csv"))
+    Path("t.csv").write_text("name,rows,dim,pooling\n" + "a,x,-1,\n" * (MAX_TABLES + 1))
+    with pytest.raises(DiagnosticError, match="SH104 expected at most 131072 tables, found 131073") as raised:
+        load_spec("model.toml")
+    assert len(raised.value.diagnostics) == 1
+    with pytest.raises(DiagnosticError, match="SH104 expected at most 131072 tables, found 131073"):
+        parse_spec({"format": 1, "table": [{}] * (MAX_TABLES + 1)})
+
+
+def test_a_hundred_thousand_tables():
+    tables = [{"name": f"t{n}", "rows": 1000, "dim": 16, "pooling": 2} for n in range(100_000)]
+    model = {"name": "m", "module": "", "global_batch": 1}
+    cluster = {"device": "h100-80gb", "devices_per_host": 8}
+    assert len(parse_spec({"format": 1, "model": model, "cluster": cluster, "table": tables}).tables) == 100_000
+
+
+def test_many_tables_that_fit_nowhere_are_not_all_explained(run_command):
+    tables = "".join(TABLE.replace('"a"', f'"t{n}"').replace("1000", "1_000_000_000_000") for n in range(300))
+    Path("model.toml").write_text(HEAD + tables)
+    said = refused(run_command, "compile", "model.toml", code="SH201")
+    assert said.count("fits on no device") == 20
+    assert "SH201 280 more tables fit on no device" in said
+
+
+def test_weights_that_are_too_large_are_not_read(run_command):
+    Path("device").mkdir()
+    profile = Path(files.__file__).parent / "profiles" / "cpu-epyc" / "profile.json"
+    Path("device/profile.json").write_bytes(profile.read_bytes())
+    with open("device/weights.safetensors", "wb") as file:
+        file.truncate(10**12)
+    Path("model.toml").write_text(HEAD.replace("h100-80gb", "device") + TABLE)
+    assert "larger than 64 MiB" in refused(run_command, "compile", "model.toml", code="SH602")
+
+
+# --- Other files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../secret.csv", "link.csv", "folder/secret.csv", "/proc/self/environ", "/dev/zero"])
+def test_a_table_file_is_in_the_folder_of_its_spec(here, run_command, name):
+    Path("link.csv").symlink_to("../secret.csv")
+    Path("folder").symlink_to("..")
+    Path("model.toml").write_text(HEAD + IN_FILE.format(name))
+    assert "is not in the spec's folder" in refused(run_command, "validate", "model.toml", code="SH002")
+    os.chdir("..")
+    refused(run_command, "validate", "specs/model.toml", code="SH002")
+
+
+def test_a_table_file_below_the_folder_is_read():
+    Path("below").mkdir()
+    Path("below/t.csv").write_text("name,rows,dim,pooling\na,10,4,1\n")
+    Path("model.toml").write_text(HEAD + IN_FILE.format("below/../below/t.csv"))
+    assert [table.name for table in load_spec("model.toml").tables] == ["a"]
+
+
+def test_links_out_of_a_folder_are_no_specs_of_it(run_command):
+    Path("leak.toml").symlink_to("../secret.csv")
+    Path("leak.plan.json").write_text("{}")
+    with pytest.raises(DiagnosticError, match="SH001 there is no spec in"):
+        find_specs(["."])
+    Path("model.toml").write_text(HEAD + TABLE)
+    Path("model.plan.json").symlink_to("../secret.csv")
+    said = refused(run_command, "check", ".", "--frozen", code="SH002")
+    assert "model.plan.json is a link that leads out of the spec's folder" in said
+
+
+# --- Code -------------------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("name", ["lookups.pt", "device/profile.json", "device/weights.safetensors", "t.csv"])
+def test_no_file_runs_code(run_command, name):
+    if name == "lookups.pt":
+        pytest.importorskip("torch")
+    Path("device").mkdir()
+    Path(name).write_bytes(pickle.dumps(Evil()))
+    pickle.loads(Path(name).read_bytes())  # it would
+    os.rmdir("executed")
+    access = 'access = { indices = "lookups.pt" }\n' if name == "lookups.pt" else ""
+    device = "device" if "device" in name else "h100-80gb"
+    tables = IN_FILE.format("t.csv") if name == "t.csv" else TABLE + access
+    Path("model.toml").write_text(HEAD.replace("h100-80gb", device) + tables)
+    done = run_command("compile", "model.toml")
+    assert done.code in (1, 2)
+    assert "SH901" not in done.err
+    assert not Path("executed").exists()
+
+
+def test_init_says_that_it_runs_code(run_command):
+    assert "imports and runs that code" in " ".join(run_command("init", "--help").out.split())
+    Path("evil.py").write_text("import os\nos.mkdir('executed')\n")
+    sys.modules.pop("evil", None)
+    Path("model.toml").write_text(HEAD.replace('"m"', '"evil"').replace('"ebc"', '"evil"') + TABLE)
+    assert run_command("compile", "-q", "model.toml").code == 0
+    assert not Path("executed").exists()
