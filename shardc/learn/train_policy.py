@@ -7,8 +7,7 @@ gets stuck goes on without regard to memory, and is charged more than all others
 
 shardc's own policy has few weights and is used greedily, so exploring is better done in its weights than in its
 actions: each rollout is greedy by weights of its own, drawn around the present ones, and these move towards the weights
-that did better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). What each step learns is noisy, and the
-weights that are kept are an average over steps. With sampled actions (REINFORCE), the
+that did better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). With sampled actions (REINFORCE), the
 noise of eighty choices hides what one of them is worth; the two were not compared on one network and the same tasks.
 
 AutoShard's and DreamShard's policies (`shardc.placers.peers`), whose weights are a hundred times as many, learn by
@@ -86,8 +85,6 @@ class Kind:
         wide: whether it is trained on wide tasks, see `draw_tasks`.
         rollouts: of each task.
         groups: how many groups of tasks are played in a step.
-        kept: of the average of weights over steps, which is what is tried and written, the share that a step leaves;
-            at 0 it is the present weights.
     """
 
     initial: Callable[[np.random.Generator], dict[str, Floats]]
@@ -99,7 +96,6 @@ class Kind:
     wide: bool
     rollouts: int
     groups: int
-    kept: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +128,6 @@ class _State:
     Attributes:
         step: steps that are done.
         weights: of the policy.
-        average: of the weights over steps, see `Kind.kept`.
         memory: what the way of learning keeps from step to step.
         best: the weights that did best on validation tasks.
         best_cost: how they did, by what is minimised.
@@ -141,7 +136,6 @@ class _State:
 
     step: int
     weights: dict[str, Floats]
-    average: dict[str, Floats]
     memory: dict[str, Floats]
     best: dict[str, Floats]
     best_cost: float
@@ -196,16 +190,13 @@ def train_policy(
             fared = how.learn(how, state, [train[group] for group in which], settings, ranks)
             if not all(np.isfinite(array).all() for array in state.weights.values()):
                 raise DiagnosticError(_diverged(state.step), exit_code=2)
-            state.average = {
-                name: how.kept * state.average[name] + (1.0 - how.kept) * array for name, array in state.weights.items()
-            }
             if not ranks.first or (state.step % max(1, steps // _REPORTS) and state.step != steps):
                 continue
-            figures = evaluate(validation, bounds, how.scorer(state.average))
+            figures = evaluate(validation, bounds, how.scorer(state.weights))
             state.curve.append((state.step, *fared, *figures))
             cost = float(how.costs(np.array(1.0 + figures[1]), np.array(figures[2])))
             if cost < state.best_cost:
-                state.best, state.best_cost = state.average, cost
+                state.best, state.best_cost = dict(state.weights), cost
             _save(out, settings, state)
             progress(state.step, steps, f"{figures[1]:.2%} above the bound, balance {figures[2]:.3f}")
         return _finish(out, settings, state, hardware) if ranks.first else None
@@ -343,7 +334,6 @@ def kinds() -> dict[str, Kind]:
             wide=True,
             rollouts=20,
             groups=6,
-            kept=0.95,
         ),
         "autoshard": peer(
             peers.autoshard_initial,
@@ -586,7 +576,6 @@ def _share(state: _State, ranks: _Ranks) -> None:
     """Give all ranks the state of the first, which may have read it from a checkpoint that only its machine has."""
     state.step = int(ranks.of_first(np.array([float(state.step)]))[0])
     state.weights = {name: ranks.of_first(array) for name, array in state.weights.items()}
-    state.average = {name: ranks.of_first(array) for name, array in state.average.items()}
     state.memory = {name: ranks.of_first(array) for name, array in state.memory.items()}
 
 
@@ -619,7 +608,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
     memory = how.memory(sum(array.size for array in weights.values()))
     path = checkpoint_path(out)
     if not reads or not path.exists():
-        return _State(0, weights, weights, memory, weights, float("inf"), [])
+        return _State(0, weights, memory, dict(weights), float("inf"), [])
     fix = f"to start anew, delete {path}"
     try:
         arrays = safetensors.numpy.load(path.read_bytes())
@@ -629,7 +618,6 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
         state = _State(
             step=int(document["step"]),
             weights={name: arrays[f"weights/{name}"].reshape(array.shape) for name, array in weights.items()},
-            average={name: arrays[f"average/{name}"].reshape(array.shape) for name, array in weights.items()},
             memory={name: arrays[f"memory/{name}"].reshape(array.shape) for name, array in memory.items()},
             best={name: arrays[f"best/{name}"].reshape(array.shape) for name, array in weights.items()},
             best_cost=float(document["best_cost"]),
@@ -646,7 +634,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
 
 def _save(out: Path, settings: Settings, state: _State) -> None:
     """Write a checkpoint and the learning curve."""
-    parts = {"weights": state.weights, "average": state.average, "memory": state.memory, "best": state.best}
+    parts = {"weights": state.weights, "memory": state.memory, "best": state.best}
     arrays = {f"{part}/{name}": np.ascontiguousarray(array) for part, of in parts.items() for name, array in of.items()}
     document = {"settings": asdict(settings), "step": state.step, "best_cost": state.best_cost, "curve": state.curve}
     content = safetensors.numpy.save(arrays, {METADATA: json.dumps(document, sort_keys=True)})

@@ -277,7 +277,7 @@ def ablation() -> None:
         start = time.process_time()
         weights = how.initial(np.random.default_rng(0))
         memory = how.memory(sum(array.size for array in weights.values()))
-        state = training._State(0, weights, weights, memory, weights, np.inf, [])
+        state = training._State(0, weights, memory, weights, np.inf, [])
         settings = training.Settings("autoshard", (), (), ABLATION_STEPS, 0, 1, "")
         kind = replace(how, learn=partial(training.reinforce, partial(_blinded, peers, cost_features, what), 2e-3))
         kind = replace(kind, scorer=lambda w, what=what: _Blind(w, cost_features if what == "cost" else []))

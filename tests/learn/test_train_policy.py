@@ -71,7 +71,7 @@ def test_training_improves_what_it_is_trained_for(kind):
     tasks = [draw_tasks([0, g], HARDWARE, whole=True, count=4) for g in range(6)]
     first = how.initial(np.random.default_rng(0))
     memory = how.memory(sum(array.size for array in first.values()))
-    state = training._State(0, first, first, memory, first, np.inf, [])
+    state = training._State(0, first, memory, first, np.inf, [])
     settings = training.Settings(kind, (), (), 60, 0, 1, "")
 
     def cost(weights) -> float:
