@@ -59,6 +59,7 @@ bench-review: $(VENV)/.ready  ## how long checks of committed plans take
 schemas: $(VENV)/.ready
 	$(BIN)/shardc schema spec > schemas/spec.schema.json
 	$(BIN)/shardc schema plan > schemas/plan.schema.json
+	$(BIN)/shardc schema check > schemas/check.schema.json
 
 dist: $(VENV)/.ready  ## source and wheel, the same bytes every time; installed where nothing is, and tried
 	rm -rf dist build
