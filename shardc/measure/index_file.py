@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import stat
 import tempfile
 import warnings
 import zipfile
@@ -226,11 +227,12 @@ class _Recording:
 def _opened(file: _File, progress: Progress | None = None) -> Iterator[_Recording]:
     """Yield the recording in a file, which is unpacked for as long if it is gzip'd."""
     try:
-        if not os.path.isfile(file.path) and os.path.exists(file.path):
+        kind = os.stat(file.path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # a device or a pipe may give nothing, or no end
             raise file.fault("it is no regular file", code="SH002", fix=None)
         packed = open(file.path, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise file.failure(error) from None
+    except (OSError, ValueError) as error:
+        raise file.failure(error if isinstance(error, OSError) else OSError(str(error))) from None
     with packed:
         if packed.read(2) != b"\x1f\x8b":
             yield _recording(file, file.path)
