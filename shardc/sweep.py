@@ -194,14 +194,9 @@ def compile_all(
         if configuration.loaded is None:
             yield number, Point(configuration.varied, 0, {}, 0, reason=configuration.reason)
     todo = {number: each for number, each in enumerate(configurations) if each.loaded is not None}
-    workers = min(len(todo), workers or cores())
-    if workers <= 1:
-        for number, configuration in todo.items():
-            yield number, _compiled(configuration, effort, seed)
-        return
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     numbers, one = list(todo), partial(_compiled, effort=effort, seed=seed)
-    for position, point in as_done(one, list(todo.values()), workers, method):
+    for position, point in as_done(one, list(todo.values()), workers or cores(), method):
         yield numbers[position], point
 
 

@@ -28,13 +28,16 @@ def as_done(function: Callable[[T], R], items: Sequence[T], workers: int, method
     Args:
         function: what to call; it, the items and the results are sent to processes, so they have to be picklable.
         items: what to call it with.
-        workers: processes, at least 1.
+        workers: processes, as many as are of use; where that is one, it is this one.
         method: how processes start: "fork", "forkserver" or "spawn".
 
     Raises:
         Exception: what the function raised for some item.
         RuntimeError: a process was killed, for example for want of memory.
     """
+    if min(workers, len(items)) < 2:
+        yield from enumerate(map(function, items))
+        return
     context, todo = get_context(method), iter(enumerate(items))
     processes: list[BaseProcess] = []
     busy: dict[Connection, int] = {}
@@ -70,9 +73,8 @@ def as_done(function: Callable[[T], R], items: Sequence[T], workers: int, method
 
 def _serve(connection: Connection, function: Callable[[T], R]) -> None:
     """What a process does: it answers for as long as there is one that asks."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to all processes of a terminal; the first ends the others
+    # Ctrl-C goes to all processes of a terminal; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
     while wait([connection, parent.sentinel]) and connection.poll():

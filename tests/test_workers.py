@@ -58,7 +58,7 @@ def test_a_process_that_is_killed_is_told():
 
 @METHODS
 def test_leaving_early_ends_what_is_being_done(method):
-    results = as_done(linger, [0, bytes(1_000_000), bytes(1_000_000)], 1, method)
+    results = as_done(linger, [0, bytes(1_000_000), bytes(1_000_000)], 2, method)
     _, process = next(results)
     results.close()
     for _ in range(600):

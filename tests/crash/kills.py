@@ -89,6 +89,7 @@ def make_small() -> None:
     """Let training and profiling take a blink: what they compute does not matter here."""
     training._GROUPS, training._VALIDATION_GROUPS, training._TEST_GROUPS = 2, 1, 1
     training._CLUSTERS, training._MOST_TABLES, training._TOGETHER = ((4, 1),), 18, 1
+    training._LARGER = ()
     training.kinds = _few(training.kinds)  # type: ignore[assignment]
     benchmark.Bench = _Bench  # type: ignore[assignment,misc]
     fitting.fit_cost.__kwdefaults__["epochs"] = 1

@@ -20,7 +20,7 @@ def test_what_a_kill_or_a_full_disk_leaves_is_whole_and_goes_on():
     pytest.importorskip("fbgemm_gpu")
     root = str(Path(shardc.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, str(KILLS), "--kills", "20", "--full", "8"],
+        [sys.executable, str(KILLS), "--kills", "12", "--full", "6"],
         capture_output=True,
         text=True,
         check=False,

@@ -19,10 +19,11 @@ from unittest.mock import patch
 from fuzz_cases import Case
 from typer.main import get_command
 
-import shardc.cli.check
 import shardc.cli.run
 import shardc.sweep
+import shardc.workers
 from shardc import cli
+from shardc.cli.commands import app_for
 from shardc.diagnostics import CODES, DiagnosticError
 from shardc.hardware import devices_of
 from shardc.passes.lower import lower_cluster
@@ -62,13 +63,13 @@ class _TooLong(BaseException):
 @contextmanager
 def quick_commands() -> Iterator[None]:
     """Let commands be built once, search little and stay in one process: fuzzed is what they take and refuse."""
-    app, evaluations = shardc.cli.run.app, dict(EVALUATIONS)
+    app, evaluations = get_command(app_for([])), dict(EVALUATIONS)
     EVALUATIONS.update(dict.fromkeys(EVALUATIONS, _EVALUATIONS))
     try:
         with (
-            patch.object(shardc.cli.run, "app", get_command(app)),
-            patch.object(shardc.sweep, "_cores", lambda: 1),
-            patch.object(shardc.cli.check, "_cores", lambda: 1),
+            patch.object(shardc.cli.run, "app_for", lambda arguments: app),
+            patch.object(shardc.sweep, "cores", lambda: 1),
+            patch.object(shardc.workers, "cores", lambda: 1),
         ):
             yield
     finally:
