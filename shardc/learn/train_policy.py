@@ -8,7 +8,8 @@ gets stuck goes on without regard to memory, and is charged more than all others
 shardc's own policy has few weights and is used greedily, so exploring is better done in its weights than in its
 actions: each rollout is greedy by weights of its own, drawn around the present ones, and these move towards the weights
 that did better (an evolution strategy: separable CMA-ES, Ros and Hansen 2008). With sampled actions (REINFORCE), the
-noise of eighty choices hides what one of them is worth; the two were not compared on one network and the same tasks.
+noise of eighty choices hides what one of them is worth. On this network, the same tasks and 80 seconds of one core, in
+one try, the gap of validation tasks fell from 7.4 % to 6.4 %; by REINFORCE to 6.8 %, at the better of two rates.
 
 AutoShard's and DreamShard's policies (`shardc.placers.peers`), whose weights are a hundred times as many, learn by
 REINFORCE. AutoShard's own algorithm is IMPALA, actors and a learner apart, with V-trace for the lag between them: with
