@@ -229,8 +229,9 @@ def _propose(judge: Judge, options: Options, policy: Policy | None, bound: Lower
     """Every rung of the ladder below local search."""
     for name in HEURISTICS:
         yield _judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name))
-    yield _by_cost(judge, options, bound)
-    yield _by_policy(judge, options, policy, bound)
+    by_policy = _by_policy(judge, options, policy, bound)
+    yield _by_cost(judge, options, bound, by_policy.step_time_ms)
+    yield by_policy
 
 
 def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
@@ -259,10 +260,13 @@ def _places(problem: Problem) -> int:
     return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
 
 
-def _by_cost(judge: Judge, options: Options, bound: LowerBound | None) -> Proposal:
-    """Cost-greedy with the bound's options; where that is far above the bound, also with what is costly in pieces."""
+def _by_cost(judge: Judge, options: Options, bound: LowerBound | None, policy_ms: float) -> Proposal:
+    """Cost-greedy with the bound's options; also with what is costly in pieces, where that may be the best start.
+
+    It may be where the first is far above the bound, and the policy no better than it.
+    """
     found = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
-    if bound is None or found.step_time_ms <= _FAR * bound.step_time_ms:
+    if bound is None or found.step_time_ms <= _FAR * bound.step_time_ms or policy_ms < found.step_time_ms:
         return found
     capped = (_no_costlier(judge, share * bound.step_time_ms) for share in _CAPS)
     others = [_judged(judge, _COST_GREEDY, cost_greedy(judge, choice)) for choice in capped]
