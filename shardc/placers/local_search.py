@@ -30,6 +30,7 @@ _PARTNERS = 32  # devices that one tries to trade with, and devices that try, be
 _COSTLIEST = 8  # devices whose blocks are tried first
 _LIGHTEST, _LIGHTEST_HOSTS = 16, 3  # devices, or hosts, that it looks at beyond as many as it has units
 _REBUILDS, _REBUILT = 64, 4  # tries to take blocks out and put them back, and the most blocks of one
+_MOST_LEFT = 8  # blocks of a type that are all sharded in another way at once
 _REBUILT_AT_ONCE = 8192  # devices that are scored for a block of each try
 _MOST_COSTLY = 2  # devices whose blocks every other try chooses from
 _TRIES = 4  # steps that look at such options before those of all devices are looked at
@@ -73,12 +74,12 @@ def improve(
         done = 1.0 - search.budget / max(evaluations, 1)
         return search.budget > 0 and best_ms > enough_ms and (watch is None or watch(done, best_ms))
 
-    def descend(aim: Floats | None, least_budget: float = 0.0) -> None:
+    def descend(aim: Floats | None, least_budget: float | None = None) -> None:
         nonlocal best, best_ms, idle_kicks
-        for _ in search.descend(aim):
+        for _ in search.descend(aim, leave=least_budget is None):
             if search.step_ms < best_ms:
                 best, best_ms, idle_kicks = search.state(), search.step_ms, 0
-            if search.budget <= least_budget or not goes_on():
+            if search.budget <= (least_budget or 0.0) or not goes_on():
                 break
 
     try:
@@ -161,6 +162,7 @@ class _Search:
         self._latents = np.append(judge.latents, np.zeros((len(judge.latents), 1, judge.latents.shape[2])), axis=1)
         self._unit_memory = np.append(problem.unit_memory, np.zeros((len(problem.unit_memory), 1), np.int64), axis=1)
         self._free = np.append(problem.option_site[problem.unit_option] == Site.DEVICE, False)
+        self._type = np.unique(np.array(problem.option_type), return_inverse=True)[1]  # of each option
         # Units of an option are of two kinds at most: columns in pieces differ by one vector.
         counts = np.zeros((len(problem.option_block), 2), dtype=np.int64)
         counts[:, 0] = problem.unit_count[problem.first_unit]
@@ -208,17 +210,20 @@ class _Search:
             places.append(tuple(map(int, held[np.argsort(of_place[held], kind="stable")])))
         return Placement(tuple(map(int, self._option)), tuple(places))
 
-    def descend(self, targets: Floats | None = None) -> Iterator[None]:
+    def descend(self, targets: Floats | None = None, *, leave: bool = True) -> Iterator[None]:
         """Take improvements, yielding after each, until none is left or the budget is used up.
 
         Args:
             targets: see `shardc.judge.Changes`.
+            leave: whether types that few blocks have are left too.
         """
         self._changes = Changes.of(self._judge, self._changes.z, targets)
         self._tried = self._tried_for[int(targets is None)]
         ways = [self._exchange_some, self._change_option, self._rebuild_some]
         if self._devices > _ALL_LOOKED_AT:
             ways = [self._change_option, self._exchange_some, self._rebuild_some]
+        if leave:
+            ways.append(self._leave_type)
         while self.budget > 0 and any(way() for way in ways):
             self.step_ms = float(self._judge.step_ms(self._changes.z))
             yield
@@ -226,7 +231,9 @@ class _Search:
     def kick(self) -> bool:
         """Leave a local optimum: some blocks rebuilt, another option for one, or random moves. False if nothing can."""
         dice = self._rng.random()
-        kicked = (dice < 0.5 and self._rebuild(1, np.inf)) or (dice < 0.75 and self._kick_option())
+        kicked = (dice < 0.5 and self._rebuild(self._sets_to_rebuild(1), np.inf)) or (
+            dice < 0.75 and self._kick_option()
+        )
         kicked = kicked or self._kick_units() or self._kick_option()
         self.step_ms = float(self._judge.step_ms(self._changes.z))
         self.budget -= 1
@@ -411,23 +418,40 @@ class _Search:
         """Rebuild a few blocks, in the best of several tries, if that helps."""
         options = len(self._problem.option_block) / len(self._option)
         tries = max(1, min(_REBUILDS, int(_REBUILT_AT_ONCE / (self._devices * options))))
-        return self._rebuild(tries, self._changes.guide - _LEAST_GAIN)
+        return self._rebuild(self._sets_to_rebuild(tries), self._changes.guide - _LEAST_GAIN)
 
-    def _rebuild(self, tries: int, below: float) -> bool:
+    def _leave_type(self) -> bool:
+        """Shard all blocks of one type in other ways, if there are few and that helps.
+
+        Phases that no block takes part in cost nothing, but each block by itself is better off in one that is there.
+        """
+        problem, types = self._problem, self._type[self._option]
+        work = self._judge.single_ms[problem.first_unit[self._option]]
+        for left in map(int, np.unique(types)):
+            blocks = np.flatnonzero(types == left)
+            others = np.bincount(problem.option_block[self._type != left], minlength=len(types))
+            if len(blocks) > _MOST_LEFT or not others[blocks].all():
+                continue
+            blocks = blocks[np.argsort(-work[blocks], kind="stable")]
+            if self._rebuild(blocks[None], self._changes.guide - _LEAST_GAIN, left):
+                return True
+        return False
+
+    def _rebuild(self, blocks: Ints, below: float, left: int = -1) -> bool:
         """Take a few blocks out and put them back one after the other, where each is cheapest then.
 
         That changes several blocks at once where changing one alone does not help.
 
         Args:
-            tries: how many sets of blocks are tried.
+            blocks: int[R, M], sets of blocks that are tried.
             below: what the guide has to be less than.
+            left: a type that they may not have afterwards.
 
         Returns:
             Whether it is in the best of the tries, which then is taken.
         """
         problem, changes, kinds = self._problem, self._changes, self._host_kind
-        count = int(self._rng.integers(2, _REBUILT + 1))
-        blocks = np.stack([self._some_to_rebuild(count) for _ in range(tries)])  # [R, M]
+        tries = len(blocks)
         old = self._unit[blocks]  # [R, M, D]
         z = changes.z - self._latents[kinds, old].sum(axis=1)
         memory = self._memory[:, None] - self._unit_memory[:, old].sum(axis=2)  # of each kind, [R, D]
@@ -437,6 +461,9 @@ class _Search:
             start = problem.first_option[blocks[:, step]]
             each = self._options_of_block[blocks[:, step]]
             attempt, option = np.repeat(np.arange(tries), each), ranges(start, each)
+            other = self._type[option] != left
+            attempt, option = attempt[other], option[other]
+            each = np.bincount(attempt, minlength=tries)
             largest = problem.first_unit[option][:, None]
             block = blocks[attempt, step]
             fits = problem.allowed[block]
@@ -462,6 +489,11 @@ class _Search:
         for option, put in zip(options[winner], units[winner], strict=True):
             self._set_option(int(option), np.arange(self._devices), put)
         return True
+
+    def _sets_to_rebuild(self, tries: int) -> Ints:
+        """Sets of some blocks, int[R, M]."""
+        count = int(self._rng.integers(2, _REBUILT + 1))
+        return np.stack([self._some_to_rebuild(count) for _ in range(tries)])
 
     def _some_to_rebuild(self, count: int) -> Ints:
         """Some blocks, every other time of those that the costliest devices hold."""
