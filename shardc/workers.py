@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -48,11 +49,15 @@ def as_done(function: Callable[[T], R], items: Sequence[T], workers: int, method
             busy[connection] = number
             return
 
+    if method != "fork":
+        resource_tracker.ensure_running()  # which ends what `_no_interrupts` has begun
     try:
         for _ in range(min(workers, len(items))):
             ours, theirs = context.Pipe()
-            processes.append(context.Process(target=_serve, args=(theirs, function), daemon=True))  # type: ignore[attr-defined]
-            processes[-1].start()
+            process = context.Process(target=_serve, args=(theirs, function), daemon=True)  # type: ignore[attr-defined]
+            with _no_interrupts():
+                process.start()
+                processes.append(process)
             theirs.close()
             ask(ours)
         while busy:
@@ -71,15 +76,29 @@ def as_done(function: Callable[[T], R], items: Sequence[T], workers: int, method
             process.kill()
 
 
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal: those that start here never see it, and the first one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, function: Callable[[T], R]) -> None:
     """What a process does: it answers for as long as there is one that asks."""
-    # Ctrl-C goes to all processes of a terminal; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be kept from this process
     parent = parent_process()
     assert parent is not None
-    while wait([connection, parent.sentinel]) and connection.poll():
-        try:
-            answer: tuple[bool, object] = (True, function(connection.recv()))
-        except Exception as error:
-            answer = (False, error)
-        connection.send(answer)
+    with suppress(EOFError, ConnectionError):  # nobody asks any more
+        while wait([connection, parent.sentinel]) and connection.poll():
+            item = connection.recv()
+            try:
+                answer: tuple[bool, object] = (True, function(item))
+            except Exception as error:
+                answer = (False, error)
+            connection.send(answer)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 import pytest
 
 from shardc import cli
+
+# What a shell runs in the background ignores Ctrl-C, and so does what it starts: tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
