@@ -51,7 +51,7 @@ def table(*columns: tuple[str, str]) -> Table:
     """A table without lines, from the header and the justification ("left" or "right") of each column."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name, justify in columns:
-        made.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True, overflow="crop")
+        made.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True, overflow="ellipsis")
     return made
 
 
