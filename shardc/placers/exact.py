@@ -617,8 +617,6 @@ class _Highs:
         if info.primal_solution_status == _FEASIBLE:
             values = np.array(highs.getSolution().col_value)
             placement, phase_ms = p.placement(values), values[p.t] * p.unit_ms
-        elif self._incumbent is not None:  # where HiGHS keeps an exception of a callback to itself, from 1.16 on
-            placement = p.placement(self._incumbent)
         bound = info.mip_dual_bound * p.unit_ms
         return _Solved(status, max(0, info.mip_node_count), bound if np.isfinite(bound) else 0.0, placement, phase_ms)
 
