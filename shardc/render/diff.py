@@ -254,9 +254,8 @@ def _times(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
             continue
         more = "" if not (device.old_ms and device.more_ms) else _signed(device.more_ms / device.old_ms)
         style = "" if device.more_ms is None else "red" if device.more_ms > 0 else "green"
-        because = (
-            _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs)
-            or ("" if device.more_ms is None else "its tables are the same: what they cost is not")
+        because = _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs) or (
+            "" if device.more_ms is None else "its tables are the same: what they cost is not"
         )
         rows.add_row(str(device.rank), _from_to_ms(device, glyphs.arrow), Text(more, style), because)
     return rows
