@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -23,7 +24,7 @@ from shardc.hardware import Hardware
 from shardc.memory import device_bytes_for, host_bytes, rounded_up
 from shardc.passes.lower import lower
 from shardc.placers.feasible import Fit, fit
-from shardc.problem import Bools, Cluster, Floats, Ints, Kernel, Memory, Problem, ShardingType, Site
+from shardc.problem import Bools, Cluster, Floats, Ints, Kernel, Memory, Problem, ShardingType, Site, distinct
 from shardc.spec import MAX_DEVICES, Bins, ClusterSpec, LoadedSpec, Table, parse_size
 from shardc.units import format_bytes
 
@@ -155,8 +156,8 @@ def _weighings(problem: Problem, limits: Ints) -> Iterator[tuple[str, Floats | I
             else "pieces cannot be packed onto {where}, whatever goes with which"
         )
         yield message, _by_parts(memory, most, parts), _by_parts(limits, most, parts)
-    sizes = np.unique(memory[memory * 2 <= most])
-    for which in np.unique(np.linspace(0, len(sizes) - 1, _LEAST_SIZES).astype(int)) if len(sizes) else ():
+    sizes = distinct(memory[memory * 2 <= most])
+    for which in distinct(np.linspace(0, len(sizes) - 1, _LEAST_SIZES).astype(int)) if len(sizes) else ():
         small = int(sizes[which])
         message = f"pieces of {format_bytes(small)} and more cannot be packed onto {{where}}, whatever goes with which"
         yield message, _by_large(memory, most, small), _by_large(limits, most, small)
@@ -199,7 +200,7 @@ def _by_large(size: Ints, most: int, small: int) -> Floats:
 def _rank_sets(problem: Problem) -> Iterator[Bools]:
     """All devices, and every set that some block is pinned to; bool[D]."""
     yield np.ones(problem.cluster.devices, dtype=bool)
-    for allowed in np.unique(problem.allowed, axis=0):
+    for allowed in distinct(problem.allowed, axis=0):
         if not allowed.all():
             yield allowed
 
@@ -285,9 +286,9 @@ def changes(problem: Problem, cause: Cause, best: Fit | None, origin: Origin, se
     """
     trial = _Trial(problem, origin, seed)
     ways: tuple[Callable[[], Change | None], ...] = (
-        lambda: trial.first(_without_pin(problem, cause, origin)),
+        lambda: _without_pin(problem, cause, origin, trial),
         lambda: trial.first(_not_apart(problem, cause, origin)),
-        lambda: trial.first(_split(problem, cause, origin)),
+        lambda: _split(problem, cause, origin, trial),
         lambda: _cached(problem, cause, origin, trial),
         lambda: _with_host_memory(problem, best, origin, trial),
         lambda: trial.first(_like_others(origin)),
@@ -328,6 +329,19 @@ class _Trial:
     def first(self, changes: Iterable[Change]) -> Change | None:
         """The first change that works."""
         return next(filter(self.works, changes), None)
+
+    def few(self, ways: Iterable[tuple[Sequence[Table], Callable[[Sequence[Table]], Change]]]) -> Change | None:
+        """The first change of some tables that works, of no more of them than it takes."""
+        for tables, changed in ways:
+            if self.works(best := changed(tables)):
+                break
+        else:
+            return None
+        for table in tables[: len(tables) if len(tables) > 1 else 0]:
+            fewer = [other for other in tables if other is not table]
+            if fewer and self.works(change := changed(fewer)):
+                best, tables = change, fewer
+        return best
 
     def least(
         self, changed: Callable[[int], Change], amounts: Iterable[int], *, low: int, beside: int = 0, share: float = 0.0
@@ -380,13 +394,17 @@ def _size(size: int) -> str:
     return f"{-(-size // 1024)}KiB"
 
 
-def _without_pin(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
+def _without_pin(problem: Problem, cause: Cause, origin: Origin, trial: _Trial) -> Change | None:
+    """No pin for one of the tables at fault, or for some of them."""
     pinned = [table for table in _at_fault(problem, cause, origin) if table.pin is not None]
-    for table in pinned[:_NAMED]:
-        yield Change(f'remove the pin of table "{table.name}"', _with_tables(origin, replace(table, pin=None)))
-    for count in range(2, min(_SEVERAL, len(pinned)) + 1):
-        what = f"remove the pins of tables {_quoted(pinned[:count])}"
-        yield Change(what, _with_tables(origin, *(replace(table, pin=None) for table in pinned[:count])))
+
+    def changed(tables: Sequence[Table]) -> Change:
+        what = "the pin of table" if len(tables) == 1 else "the pins of tables"
+        free = [replace(table, pin=None) for table in tables]
+        return Change(f"remove {what} {_quoted(tables)}", _with_tables(origin, *free))
+
+    several = (pinned[:count] for count in range(2, min(_SEVERAL, len(pinned)) + 1))
+    return trial.few((tables, changed) for tables in (*([table] for table in pinned[:_NAMED]), *several))
 
 
 def _not_apart(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
@@ -395,18 +413,25 @@ def _not_apart(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Chang
         yield Change(what, _with_tables(origin, replace(table, apart=None)))
 
 
-def _split(problem: Problem, cause: Cause, origin: Origin) -> Iterator[Change]:
+def _split(problem: Problem, cause: Cause, origin: Origin, trial: _Trial) -> Change | None:
     """Another sharding type for one of the tables at fault, or for some of them."""
     types = (ShardingType.COLUMN_WISE, ShardingType.ROW_WISE)
     tables = {
         type: [t for t in _at_fault(problem, cause, origin) if t.group is None and type not in t.sharding]
         for type in types
     }
-    for count in range(1, _SEVERAL + 1):
-        for type in types:
-            if count <= len(tables[type]):
-                some = [replace(table, sharding=(*table.sharding, str(type))) for table in tables[type][:count]]
-                yield Change(f"allow {type} for {_quoted(some)}", _with_tables(origin, *some))
+
+    def allowed(type: ShardingType, tables: Sequence[Table]) -> Change:
+        some = [replace(table, sharding=(*table.sharding, str(type))) for table in tables]
+        return Change(f"allow {type} for {_quoted(some)}", _with_tables(origin, *some))
+
+    counts = range(1, _SEVERAL + 1)
+    return trial.few(
+        (tables[type][:count], partial(allowed, type))
+        for count in counts
+        for type in types
+        if count <= len(tables[type])
+    )
 
 
 def _cached(problem: Problem, cause: Cause, origin: Origin, trial: _Trial) -> Change | None:

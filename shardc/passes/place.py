@@ -34,6 +34,8 @@ EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
+_NEAR = 1.03  # times the lower bound: what starts nearer may reach it soon, without the policy
+_SOON = 16  # a part of the effort
 _FAR = 1.2  # times the lower bound
 _CAPS = (0.5, 0.7)  # of the lower bound: what a unit may cost a device by itself, in turn
 _HUGE_MS = 1e12
@@ -58,6 +60,7 @@ class Why(StrEnum):
     SEARCH_BETTER = "search_better"
     EXACT_BETTER = "exact_better"
     NEAR_BASE = "near_base"
+    BOUND_REACHED = "bound_reached"
     INTERRUPTED = "interrupted"
 
 
@@ -191,11 +194,31 @@ def _ladder(
     # Many tables have more to look at; few have deep local optima, and are scored faster.
     blocks = len(problem.blocks)
     evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(2.0, 100 / blocks)) ** 0.5)
+    enough_ms = bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0
+
+    def searched(start: Placement, evaluations: int) -> Placement:
+        targets = bound.phase_ms if bound else None
+        return improve(
+            judge, start, evaluations=evaluations, seed=seed, targets=targets, enough_ms=enough_ms, watch=watch
+        )
+
     choices = _sharding_choices(problem, bound)
-    proposals: list[Proposal] = []
-    for proposal in _propose(judge, choices[0], policy, bound):
-        yield proposal
-        proposals.append(proposal)
+    options = choices[0]
+    proposals = []
+    for name in HEURISTICS:
+        proposals.append(_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)))
+        yield proposals[-1]
+    by_cost = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
+    start = min([*proposals, by_cost], key=lambda p: p.step_time_ms)
+    if bound and start.placement and start.step_time_ms <= _NEAR * bound.step_time_ms:
+        found = searched(start.placement, evaluations // _SOON)
+        soon = _judged(judge, f"{start.strategy}+search", found)
+        if soon.step_time_ms <= enough_ms:
+            yield from (by_cost, soon)
+            return
+    by_policy = _by_policy(judge, options, policy, bound)
+    proposals += [_in_pieces_too(judge, by_cost, bound, by_policy.step_time_ms), by_policy]
+    yield from proposals[-2:]
     if not any(p.placement for p in proposals):
         found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
         if found_fit is None or not found_fit.fits:
@@ -210,28 +233,11 @@ def _ladder(
     start = min(proposals, key=lambda p: p.step_time_ms)
     if start.placement is None:
         raise ValueError("the placement that fits does not keep the constraints")
-    found = improve(
-        judge,
-        start.placement,
-        evaluations=evaluations,
-        seed=seed,
-        targets=bound.phase_ms if bound else None,
-        enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
-        watch=watch,
-    )
-    searched = _judged(judge, f"{start.strategy}+search", found)
-    yield searched
-    if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES and watch(1.0, searched.step_time_ms):
+    found = searched(start.placement, evaluations)
+    best = _judged(judge, f"{start.strategy}+search", found)
+    yield best
+    if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES and watch(1.0, best.step_time_ms):
         yield _exact(judge, found, bound, seed, watch)
-
-
-def _propose(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> Iterator[Proposal]:
-    """Every rung of the ladder below local search."""
-    for name in HEURISTICS:
-        yield _judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name))
-    by_policy = _by_policy(judge, options, policy, bound)
-    yield _by_cost(judge, options, bound, by_policy.step_time_ms)
-    yield by_policy
 
 
 def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
@@ -260,12 +266,11 @@ def _places(problem: Problem) -> int:
     return int((problem.cluster.devices // problem.site_size)[problem.option_site[problem.unit_option]].sum())
 
 
-def _by_cost(judge: Judge, options: Options, bound: LowerBound | None, policy_ms: float) -> Proposal:
-    """Cost-greedy with the bound's options; also with what is costly in pieces, where that may be the best start.
+def _in_pieces_too(judge: Judge, found: Proposal, bound: LowerBound | None, policy_ms: float) -> Proposal:
+    """What cost-greedy found, or finds with what is costly in pieces, where that may be the best start.
 
     It may be where the first is far above the bound, and the policy no better than it.
     """
-    found = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
     if bound is None or found.step_time_ms <= _FAR * bound.step_time_ms or policy_ms < found.step_time_ms:
         return found
     capped = (_no_costlier(judge, share * bound.step_time_ms) for share in _CAPS)
@@ -342,7 +347,8 @@ def _choose(judge: Judge, proposals: list[Proposal], policy: Policy | None, boun
     elif best.strategy == _EXACT:
         why = Why.EXACT_BETTER
     elif _POLICY not in outcomes:
-        why = Why.INTERRUPTED
+        near = bound is not None and best.step_time_ms <= bound.step_time_ms * (1.0 + _CLOSE)
+        why = Why.BOUND_REACHED if near else Why.INTERRUPTED
     elif outcomes[_POLICY] is Outcome.NO_POLICY:
         why = Why.NO_POLICY
     elif outcomes[_POLICY] is Outcome.INFEASIBLE:

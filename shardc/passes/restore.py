@@ -7,7 +7,7 @@ import numpy as np
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.moves import tables_of
 from shardc.plan import Plan, TablePlan
-from shardc.problem import Placement, Problem, Site
+from shardc.problem import Placement, Problem, Site, distinct
 
 _STATED = 1e-5  # relative: plans state six digits
 
@@ -74,7 +74,7 @@ def _way(members: list[TablePlan | None], problem: Problem, block: int) -> tuple
         devices = np.concatenate([np.arange(place * size, (place + 1) * size) for place in places])
         stays = problem.option_site[option] == Site.CLUSTER or set(devices.tolist()) == set(first.ranks)
         if stays and devices.max() < problem.cluster.devices and problem.allowed[block, devices].all():
-            hosts = np.unique(devices // problem.cluster.devices_per_host)
+            hosts = distinct(devices // problem.cluster.devices_per_host)
             if len(hosts) == 1 or not problem.option_one_host[option]:
                 return option, places
     return None

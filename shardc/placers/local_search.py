@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shardc.judge import LIKELY, Changes, Judge
-from shardc.problem import Bools, Floats, Ints, Placement, Site, ranges
+from shardc.problem import Bools, Floats, Ints, Placement, Site, distinct, ranges
 
 _LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
@@ -427,7 +427,7 @@ class _Search:
         """
         problem, types = self._problem, self._type[self._option]
         work = self._judge.single_ms[problem.first_unit[self._option]]
-        for left in map(int, np.unique(types)):
+        for left in map(int, distinct(types)):
             blocks = np.flatnonzero(types == left)
             others = np.bincount(problem.option_block[self._type != left], minlength=len(types))
             if len(blocks) > _MOST_LEFT or not others[blocks].all():

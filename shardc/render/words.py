@@ -18,6 +18,7 @@ WHY = {
     Why.SEARCH_BETTER: "the RL policy alone did no better than local search",
     Why.EXACT_BETTER: "HiGHS found a better placement than local search",
     Why.NEAR_BASE: "of what is near the base, it is worth the bytes that move",
+    Why.BOUND_REACHED: "it reaches the lower bound, without the RL policy",
     Why.INTERRUPTED: "placing was interrupted before the RL policy had its turn",
 }
 """Reasons for a choice, in plain words."""

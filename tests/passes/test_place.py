@@ -24,6 +24,8 @@ from shardc.problem import Site
 from shardc.spec import SHARDING_TYPES, parse_size, parse_spec
 
 HARDWARE = load_hardware("a100-40gb")
+UNEVEN = [{"sharding": ["table_wise"]}] * 5
+"""Tables that no placement on four devices brings near the lower bound."""
 
 
 def spec_of(*tables: dict, devices: int = 4, batch: int = 20_000, **cluster) -> dict:
@@ -291,7 +293,7 @@ def test_without_a_policy_the_ladder_goes_on_and_says_why():
 
 
 def test_a_policy_that_finds_the_best_is_named_and_one_that_does_not_is_not():
-    judge = judge_of(spec_of(*[{"rows": 1000 * i, "pooling": float(i)} for i in range(1, 9)]))
+    judge = judge_of(spec_of(*UNEVEN))
     for seed in range(4):
         choice = place(judge.problem, judge.cost, policy=random_policy(seed), effort="fast")
         rl = next(p for p, _ in choice.candidates if p.strategy == "rl_policy")
@@ -303,9 +305,17 @@ def test_a_policy_that_finds_the_best_is_named_and_one_that_does_not_is_not():
             assert choice.why is better
 
 
+def test_where_the_lower_bound_is_reached_soon_the_policy_is_not_asked(monkeypatch):
+    monkeypatch.setattr("shardc.passes.place.place_by_policy", lambda *given: pytest.fail("it was asked"))
+    judge = judge_of(spec_of(*UNEVEN[:4]))
+    choice = place(judge.problem, judge.cost, policy=random_policy())
+    assert choice.why is Why.BOUND_REACHED
+    assert choice.judgement.step_time_ms <= choice.bound.step_time_ms * 1.0001
+
+
 def test_a_policy_that_places_nothing_is_said_to_be_infeasible(monkeypatch):
     monkeypatch.setattr("shardc.passes.place.place_by_policy", lambda judge, options, policy: None)
-    judge = judge_of(spec_of({}, {}))
+    judge = judge_of(spec_of(*UNEVEN))
     choice = place(judge.problem, judge.cost, policy=random_policy(), effort="fast")
     outcomes = {p.strategy: outcome for p, outcome in choice.candidates}
     assert (choice.why, outcomes["rl_policy"]) == (Why.POLICY_INFEASIBLE, Outcome.INFEASIBLE)

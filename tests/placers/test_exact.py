@@ -15,7 +15,7 @@ from shardc.diagnostics import DiagnosticError
 from shardc.hardware import load_hardware
 from shardc.judge import Judge
 from shardc.passes.lower import lower
-from shardc.passes.place import EVALUATIONS, Outcome, Proposal, Why, place
+from shardc.passes.place import EVALUATIONS, Outcome, Why, place
 from shardc.pipeline import devices_of
 from shardc.placers.exact import Status, fits, solve
 from shardc.placers.greedy import cost_greedy
@@ -164,7 +164,8 @@ def test_a_benchmark_runs_it_where_it_is_named():
 
 def test_what_no_search_places_the_exact_solver_does(monkeypatch):
     monkeypatch.setattr("shardc.passes.place.fit", lambda *given, **more: None)
-    monkeypatch.setattr("shardc.passes.place._propose", lambda *given: [Proposal("rl_policy", None, np.inf)])
+    for greedy in ("heuristic_greedy", "cost_greedy"):
+        monkeypatch.setattr(f"shardc.passes.place.{greedy}", lambda *given: None)
     judge = judge_of(*some_tables(6))
     choice = place(judge.problem, judge.cost, policy=None, effort="fast")
     assert broken(judge.problem, choice.placement) == []
