@@ -299,7 +299,7 @@ def _rl_policy(case: Case) -> Placement | None:
 
 def _rl_policy_16(case: Case) -> Placement | None:
     policy = (case.policy or load_policy(Path(pipeline.POLICY))).varied(_ROLLOUTS, case.seed)
-    return place_by_policy(case.judge(), [[option] for option in case.whole], policy, rollouts=_ROLLOUTS)
+    return place_by_policy(case.judge(), [[[option] for option in case.whole]], policy, rollouts=_ROLLOUTS)[0]
 
 
 def _peer(kind: str, case: Case) -> Placement | None:
@@ -307,7 +307,7 @@ def _peer(kind: str, case: Case) -> Placement | None:
 
 
 def _placed_by(case: Case, policy: Scorer) -> Placement | None:
-    return place_by_policy(case.judge(), [[option] for option in case.whole], policy)
+    return place_by_policy(case.judge(), [[[option] for option in case.whole]], policy)[0]
 
 
 def _heuristic(name: str, case: Case) -> Placement | None:

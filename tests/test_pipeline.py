@@ -62,6 +62,12 @@ def two(tmp_path) -> str:
     return write(tmp_path, table("a"), table("b", rows="200_000"))
 
 
+@pytest.fixture
+def five(tmp_path) -> str:
+    """Tables that no placement brings near the lower bound."""
+    return write(tmp_path, *(table(name, sharding='["table_wise"]') for name in "abcde"))
+
+
 def codes(compiled: pipeline.Compiled) -> list[str]:
     return [warning.code for warning in compiled.warnings]
 
@@ -222,9 +228,9 @@ def test_measuring_has_nothing_to_correct_in_torchrecs_estimates(two):
 # --- The policy -------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_policys_weights_there_is_a_plan_a_warning_and_a_reason(two, tmp_path, monkeypatch):
+def test_without_the_policys_weights_there_is_a_plan_a_warning_and_a_reason(five, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "POLICY", tmp_path / "none.safetensors")
-    compiled = pipeline.run(pipeline.load(two))
+    compiled = pipeline.run(pipeline.load(five))
     found = {w.code: w for w in compiled.warnings}["SH602"]
     assert found.severity == "warning"
     assert "none.safetensors" in found.message
@@ -234,10 +240,10 @@ def test_without_the_policys_weights_there_is_a_plan_a_warning_and_a_reason(two,
     assert {c.strategy: c.step_time_ms for c in compiled.plan.candidates}["rl_policy"] is None
 
 
-def test_damaged_weights_are_as_good_as_none(two, tmp_path, monkeypatch):
+def test_damaged_weights_are_as_good_as_none(five, tmp_path, monkeypatch):
     (tmp_path / "policy.safetensors").write_bytes(b"not safetensors")
     monkeypatch.setattr(pipeline, "POLICY", tmp_path / "policy.safetensors")
-    compiled = pipeline.run(pipeline.load(two))
+    compiled = pipeline.run(pipeline.load(five))
     assert "SH602" in codes(compiled)
     assert compiled.choice.why is Why.NO_POLICY
 
@@ -265,12 +271,12 @@ def test_a_policy_in_the_profiles_folder_is_used_if_it_was_trained_for_it(two, t
     assert [(w.code, w.severity) for w in warnings] == [("SH602", "warning")]
 
 
-def test_altered_weights_are_as_good_as_none(two, tmp_path, monkeypatch):
+def test_altered_weights_are_as_good_as_none(five, tmp_path, monkeypatch):
     content = bytearray(pipeline.POLICY.read_bytes())
     content[-2] ^= 1
     (tmp_path / "policy.safetensors").write_bytes(content)
     monkeypatch.setattr(pipeline, "POLICY", tmp_path / "policy.safetensors")
-    compiled = pipeline.run(pipeline.load(two))
+    compiled = pipeline.run(pipeline.load(five))
     assert "SH602" in codes(compiled)
     assert compiled.choice.why is Why.NO_POLICY
     assert compiled.plan.digests.policy is None

@@ -23,7 +23,7 @@ from shardc.placers.feasible import fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Ended, Watch, improve
 from shardc.placers.policy import Policy, place_by_policy
-from shardc.problem import Placement, Problem
+from shardc.problem import Placement, Problem, Site
 
 Options = tuple[int, ...]
 """An option for each block."""
@@ -40,6 +40,7 @@ _FAR = 1.2  # times the lower bound
 _CAPS = (0.5, 0.7)  # of the lower bound: what a unit may cost a device by itself, in turn
 _HUGE_MS = 1e12
 _MANY = 64  # devices: where there are more, the bound's mix of options tells little of what can be placed
+_FEW = 4  # tables a device
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
@@ -216,7 +217,7 @@ def _ladder(
         if soon.step_time_ms <= enough_ms:
             yield from (by_cost, soon)
             return
-    by_policy = _by_policy(judge, options, policy, bound)
+    by_policy = _by_policy(judge, options, policy)
     proposals += [_in_pieces_too(judge, by_cost, bound, by_policy.step_time_ms), by_policy]
     yield from proposals[-2:]
     if not any(p.placement for p in proposals):
@@ -286,20 +287,26 @@ def _no_costlier(judge: Judge, most_ms: float) -> Options:
     return tuple(min(problem.options_of(b), key=lambda o: (float(dislike[o]), o)) for b in range(len(problem.blocks)))
 
 
-def _by_policy(judge: Judge, options: Options, policy: Policy | None, bound: LowerBound | None) -> Proposal:
+def _by_policy(judge: Judge, options: Options, policy: Policy | None) -> Proposal:
     """The policy with the bound's options, or with its own where these are clearly better.
 
-    Local search ends better from the bound's options, unless its start is much worse (see `_CLEARLY`).
+    Local search ends better from the bound's options, unless its start is much worse (see `_CLEARLY`). Among many
+    devices it is. Where these hold few tables each, a collective of all devices for some of them is a large part of
+    the step, and whether it pays shows at the end only: so the policy also plays without.
     """
     if policy is None:
         return Proposal(_POLICY, None, float("inf"))
-    free = offered_options(judge.problem)
-    if judge.problem.cluster.devices > _MANY:
-        return _judged(judge, _POLICY, place_by_policy(judge, free, policy))
-    given = _judged(judge, _POLICY, place_by_policy(judge, [[option] for option in options], policy))
-    if bound is not None and bound.step_time_ms >= _CLEARLY * given.step_time_ms:
-        return given  # nothing is clearly better
-    own = _judged(judge, _POLICY, place_by_policy(judge, free, policy))
+    problem, free = judge.problem, offered_options(judge.problem)
+    many = problem.cluster.devices > _MANY
+    offers = [free] if many else [free, [[option] for option in options]]
+    if many and len(problem.blocks) < _FEW * problem.cluster.devices:
+        types = np.array(problem.option_type)
+        for type in sorted(set(types[problem.option_site == Site.CLUSTER])):
+            offers.append([[o for o in of_block if types[o] != type] or of_block for of_block in free])
+    found = [_judged(judge, _POLICY, placement) for placement in place_by_policy(judge, offers, policy)]
+    if many:
+        return min(found, key=lambda proposal: proposal.step_time_ms)
+    own, given = found
     return own if own.step_time_ms < _CLEARLY * given.step_time_ms else given
 
 

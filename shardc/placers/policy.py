@@ -104,29 +104,31 @@ class Policy:
 
 
 def place_by_policy(
-    judge: Judge, options: Sequence[Sequence[int]], policy: Scorer, *, rollouts: int = 1
-) -> Placement | None:
-    """The policy's own placement: of a greedy rollout, or the best of several by weights that differ.
+    judge: Judge, offers: Sequence[Sequence[Sequence[int]]], policy: Scorer, *, rollouts: int = 1
+) -> list[Placement | None]:
+    """The policy's own placements: of a greedy rollout each, or the best of several by weights that differ.
 
     Where memory is so tight that a rollout runs out of room, it goes on regardless, and what it ends with is changed
     until it fits.
 
     Args:
         judge: the problem and its costs.
-        options: for each block the options to choose from.
+        offers: for each placement, for each block, the options to choose from. Several are played at once.
         policy: what chooses.
         rollouts: of a policy that has weights for so many, see `Policy.varied`.
 
     Returns:
-        The placement; None if none was found that fits, or pins and exclusions leave no place.
+        A placement for each offer; None if none was found that fits, or pins and exclusions leave no place.
     """
-    played = play([Task.of(judge, options)], policy, rollouts=rollouts)
-    step_ms = np.where(played.stuck[0], np.inf, judge.step_ms(played.z[0]))
-    best = int(step_ms.argmin())
-    placement = played.placement(0, best)
-    if placement is None or not played.stuck[0, best]:
-        return placement
-    return repair(judge.problem, placement, evaluations=_REPAIRS, seed=0)
+    played = play([Task.of(judge, options) for options in offers], policy, rollouts=rollouts)
+    found = []
+    for task, stuck in enumerate(played.stuck):
+        best = int(np.where(stuck, np.inf, judge.step_ms(played.z[task])).argmin())
+        placement = played.placement(task, best)
+        if placement is not None and stuck[best]:
+            placement = repair(judge.problem, placement, evaluations=_REPAIRS, seed=0)
+        found.append(placement)
+    return found
 
 
 def load_policy(path: Path) -> Policy:

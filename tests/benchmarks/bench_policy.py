@@ -177,7 +177,7 @@ def search() -> None:
                 judge = judged(parse_spec(one))
                 bound = lower_bound(judge.problem, judge.cost, judge.latents)
                 usual = cost_greedy(judge, [int(option) for option in judge.problem.first_option])
-                learned = place_by_policy(judge, offered_options(judge.problem), policy)
+                (learned,) = place_by_policy(judge, [offered_options(judge.problem)], policy)
                 runs = [list(_progress(judge, start, bound)) for start in (usual, learned)]
                 best = runs[0][-1][1]
                 at = next((done for done, ms in runs[0] if ms <= best * (1 + 1e-4)), 1.0)

@@ -173,7 +173,7 @@ def test_every_placer_keeps_every_constraint(seed, count, devices):
     options = [int(rng.choice(list(problem.options_of(block)))) for block in range(len(problem.blocks))]
     offered = offered_options(problem)
     placed = [heuristic_greedy(judge, options, name) for name in HEURISTICS]
-    by_policy = [place_by_policy(judge, choice, random_policy(seed)) for choice in ([[o] for o in options], offered)]
+    by_policy = place_by_policy(judge, [[[o] for o in options], offered], random_policy(seed))
     assert all(placement is None or judge.judge(placement).feasible for placement in by_policy)
     placed += [cost_greedy(judge, options), *by_policy]
     for placement in placed:
@@ -314,7 +314,7 @@ def test_where_the_lower_bound_is_reached_soon_the_policy_is_not_asked(monkeypat
 
 
 def test_a_policy_that_places_nothing_is_said_to_be_infeasible(monkeypatch):
-    monkeypatch.setattr("shardc.passes.place.place_by_policy", lambda judge, options, policy: None)
+    monkeypatch.setattr("shardc.passes.place.place_by_policy", lambda judge, offers, policy: [None] * len(offers))
     judge = judge_of(spec_of(*UNEVEN))
     choice = place(judge.problem, judge.cost, policy=random_policy(), effort="fast")
     outcomes = {p.strategy: outcome for p, outcome in choice.candidates}

@@ -59,7 +59,7 @@ def test_the_shipped_weights_are_small_and_better_than_random(kind, tasks):
     ratios = []
     for task in tasks:
         options = [int(option) for option in task.judge.problem.first_option]
-        found = place_by_policy(task.judge, [[option] for option in options], peer)
+        (found,) = place_by_policy(task.judge, [[[option] for option in options]], peer)
         other = place_at_random(task.judge, options, 0)
         ratios.append(task.judge.judge(found).step_time_ms / task.judge.judge(other).step_time_ms)
     assert np.mean(ratios) < 1
@@ -73,7 +73,8 @@ def test_they_place_tables_of_any_kind_on_any_number_of_devices(kind, suite, num
     hardware = pipeline.devices_of(loaded)
     problem = lower(loaded, hardware)
     judge = Judge(problem, profile(problem, hardware, loaded).cost)
-    placement = place_by_policy(judge, [[int(option)] for option in problem.first_option], load_peer(PEERS[kind], kind))
+    whole = [[int(option)] for option in problem.first_option]
+    (placement,) = place_by_policy(judge, [whole], load_peer(PEERS[kind], kind))
     assert placement is None or judge.judge(placement).feasible
 
 

@@ -46,7 +46,7 @@ def test_alone_it_is_better_than_the_papers_heuristics():
         judge = judge_of(spec)
         options = [int(option) for option in judge.problem.first_option]
         others = [heuristic_greedy(judge, options, name) for name in HEURISTICS] + [place_at_random(judge, options, 0)]
-        mine = place_by_policy(judge, [[option] for option in options], policy)
+        (mine,) = place_by_policy(judge, [[[option] for option in options]], policy)
         best = min(judge.judge(placement).step_time_ms for placement in others)
         assert judge.judge(mine).step_time_ms < best
 
@@ -62,8 +62,8 @@ def test_it_chooses_how_to_shard():
     }
     judge = judge_of(spec)
     policy = load_policy(POLICY)
-    whole = place_by_policy(judge, [[int(option)] for option in judge.problem.first_option], policy)
-    free = place_by_policy(judge, offered_options(judge.problem), policy)
+    as_whole = [[int(option)] for option in judge.problem.first_option]
+    whole, free = place_by_policy(judge, [as_whole, offered_options(judge.problem)], policy)
     assert judge.judge(free).step_time_ms < 0.6 * judge.judge(whole).step_time_ms
 
 
@@ -72,7 +72,7 @@ def test_it_finds_room_where_there_is_hardly_any(fill, mixed):
     for seed in range(3):
         spec, _ = packed("p", np.random.default_rng(seed), fill, mixed=mixed)
         judge = judge_of(spec)
-        placement = place_by_policy(judge, offered_options(judge.problem), load_policy(POLICY))
+        (placement,) = place_by_policy(judge, [offered_options(judge.problem)], load_policy(POLICY))
         assert placement is not None
         assert judge.judge(placement).feasible
         assert broken(judge.problem, placement) == []
@@ -84,7 +84,7 @@ def test_the_order_in_which_tables_are_listed_has_no_influence():
     found = []
     for one in (spec, turned):
         judge = judge_of(one)
-        found.append(place_by_policy(judge, offered_options(judge.problem), load_policy(POLICY)))
+        found += place_by_policy(judge, [offered_options(judge.problem)], load_policy(POLICY))
     assert found[0] == found[1]
 
 
@@ -93,8 +93,9 @@ def test_the_best_of_several_rollouts_is_no_worse_than_the_greedy_one():
     for spec in problems("metasyn", count=3):
         judge = judge_of(spec)
         options = [[int(option)] for option in judge.problem.first_option]
-        one = judge.judge(place_by_policy(judge, options, policy)).step_time_ms
-        best = judge.judge(place_by_policy(judge, options, policy.varied(16, seed=0), rollouts=16)).step_time_ms
+        (once,) = place_by_policy(judge, [options], policy)
+        (often,) = place_by_policy(judge, [options], policy.varied(16, seed=0), rollouts=16)
+        one, best = (judge.judge(placement).step_time_ms for placement in (once, often))
         assert best <= one
         better += best < one
     assert better
