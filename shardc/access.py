@@ -136,6 +136,6 @@ def _poisson_cdf(mean: Floats, count: float) -> Floats:
         return total
     freedom = count + 1.0
     spread = 1.0 / (9.0 * freedom)
-    score = ((mean / freedom) ** (1.0 / 3.0) - (1.0 - spread)) / np.sqrt(spread)
+    score = (np.cbrt(mean / freedom) - (1.0 - spread)) / np.sqrt(spread)
     # Normal tail by its tanh approximation (absolute error below 4e-4).
-    return np.asarray(0.5 * (1.0 - np.tanh(np.sqrt(2.0 / np.pi) * (score + 0.044715 * score**3))))
+    return np.asarray(0.5 * (1.0 - np.tanh(np.sqrt(2.0 / np.pi) * score * (1.0 + 0.044715 * score * score))))
