@@ -6,7 +6,8 @@ The plan records what each rung reached and, when the RL policy did not win, why
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -18,7 +19,7 @@ from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge, Judgement
 from shardc.passes.infeasible import Origin, explain, find_cause, starts
 from shardc.placers.episode import offered_options
-from shardc.placers.exact import Exact, Status, fits, require_highs, solve
+from shardc.placers.exact import Status, fits, require_highs, solve
 from shardc.placers.feasible import fit
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.local_search import Ended, Watch, improve
@@ -214,22 +215,14 @@ def _ladder(
     if bound and start.placement and start.step_time_ms <= _NEAR * bound.step_time_ms:
         found = searched(start.placement, evaluations // _SOON)
         soon = _judged(judge, f"{start.strategy}+search", found)
-        if soon.step_time_ms <= enough_ms:
+        if soon.step_time_ms <= enough_ms or not watch(0.0, soon.step_time_ms):
             yield from (by_cost, soon)
             return
     by_policy = _by_policy(judge, options, policy)
     proposals += [_in_pieces_too(judge, by_cost, bound, by_policy.step_time_ms), by_policy]
     yield from proposals[-2:]
     if not any(p.placement for p in proposals):
-        found_fit = fit(problem, choices, evaluations=evaluations, seed=seed)
-        if found_fit is None or not found_fit.fits:
-            solved = _any_placement(problem, seed)
-            if solved is None or solved.placement is None:
-                proven = solved is not None and solved.status is Status.INFEASIBLE
-                raise DiagnosticError(explain(problem, None, found_fit, origin, seed=seed, proven=proven))
-            proposals.append(_judged(judge, _EXACT, solved.placement))
-        else:
-            proposals.append(_judged(judge, _MEMORY, found_fit.placement))
+        proposals.append(_anything(judge, choices, evaluations, seed, origin))
         yield proposals[-1]
     start = min(proposals, key=lambda p: p.step_time_ms)
     if start.placement is None:
@@ -252,14 +245,20 @@ def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: 
     return _judged(judge, _EXACT, solved.placement)
 
 
-def _any_placement(problem: Problem, seed: int) -> Exact | None:
-    """What the exact solver makes of a small problem that nothing else found a placement for; None if it cannot."""
-    if _places(problem) > _FIT_PLACES:
-        return None
-    try:
-        return fits(problem, nodes=_FIT_NODES, seed=seed)
-    except DiagnosticError:
-        return None
+def _anything(judge: Judge, choices: Sequence[Options], evaluations: int, seed: int, origin: Origin | None) -> Proposal:
+    """Any placement that fits: a search's, or of a small problem the exact solver's."""
+    problem = judge.problem
+    found = fit(problem, choices, evaluations=evaluations, seed=seed)
+    if found is not None and found.fits:
+        return _judged(judge, _MEMORY, found.placement)
+    solved = None
+    if _places(problem) <= _FIT_PLACES:
+        with suppress(DiagnosticError):
+            solved = fits(problem, nodes=_FIT_NODES, seed=seed)
+    if solved is None or solved.placement is None:
+        proven = solved is not None and solved.status is Status.INFEASIBLE
+        raise DiagnosticError(explain(problem, None, found, origin, seed=seed, proven=proven))
+    return _judged(judge, _EXACT, solved.placement)
 
 
 def _places(problem: Problem) -> int:
