@@ -24,6 +24,9 @@ _one_line = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False
 _SIGNIFICANT_DIGITS = 6
 _MAX_ERRORS = 10
 
+PLAN_SUFFIX = ".plan.json"
+"""How the name of a spec's plan ends."""
+
 PROFILE_CHANGED = "the hardware profile has changed since the plan was compiled"
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -295,13 +298,13 @@ class Plan(_Member):
 
 def default_plan_path(spec: str | os.PathLike[str]) -> str:
     """Where the plan of a spec is kept: model.plan.json beside model.toml."""
-    return os.path.splitext(os.fspath(spec))[0] + ".plan.json"
+    return os.path.splitext(os.fspath(spec))[0] + PLAN_SUFFIX
 
 
 def default_spec_path(plan: str | os.PathLike[str]) -> str | None:
     """Which spec a plan is kept beside: model.toml for model.plan.json; None for a plan of another name."""
     name = os.fspath(plan)
-    stem = name.removesuffix(".plan.json")
+    stem = name.removesuffix(PLAN_SUFFIX)
     return f"{stem}.toml" if stem != name else None
 
 
@@ -352,6 +355,11 @@ def parse_plan(file: str, text: str) -> Plan:
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise _not_a_plan(file, *(_member(detail["loc"], detail["msg"]) for detail in details)) from None
+
+
+def may_be_plan(content: bytes) -> bool:
+    """Say whether a file is a plan, be it truncated or one that could not be merged."""
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"<<<<<<<")) and b'"digests"' in content
 
 
 def is_as_written(text: str) -> bool | None:

@@ -394,6 +394,67 @@ def test_a_plan_does_not_replace_recorded_lookups(shardc_):
     assert Path("b.pt").read_bytes() == b"x"
 
 
+OUTPUTS = {
+    "compile -q model.toml -o": "out.json",
+    "sweep -q model.toml --devices 1,2 --picture": "out.svg",
+    "bench -q model.toml --strategy lookup_greedy --picture": "out.svg",
+    "report -q model.plan.json -o": "out.html",
+}
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_replaces_its_own_kind_and_nothing_else_unless_forced(shardc_, command):
+    shardc_("compile", "-q", "model.toml")
+    arguments, target = command.split(), Path(OUTPUTS[command])
+    for theirs in ('{"a": 1}', SPEC, "name,rows\n", "<p>a page</p>"):
+        target.write_text(theirs)
+        done = shardc_(*arguments, str(target))
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(
+            f"SH004 cannot write {target}: it is there already, and is no file of that kind\nhelp:"
+        )
+        assert target.read_text() == theirs
+    assert shardc_(*arguments, str(target), "--force").code == 0
+    for older in (target.read_bytes() + b"\n\n", b""):  # or an empty file, as of mktemp
+        target.write_bytes(older)
+        assert shardc_(*arguments, str(target)).code == 0
+        assert target.read_bytes().strip() and target.read_bytes() != older
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_that_cannot_be_a_file_is_refused_before_anything_is_computed(shardc_, command, monkeypatch):
+    shardc_("compile", "-q", "model.toml")
+    Path("folder.svg").mkdir()
+    monkeypatch.setattr("shardc.pipeline.place", None)
+    done = shardc_(*command.split(), "folder.svg")
+    assert (done.code, done.err) == (
+        2,
+        "SH004 cannot write folder.svg: is a directory\nhelp: name a file in it: folder.svg/NAME\n\n",
+    )
+    done = shardc_(*command.split(), "nowhere/out.svg")
+    assert (done.code, done.err) == (2, "SH004 cannot write nowhere/out.svg: no such folder\n\n")
+
+
+def test_a_plan_that_is_no_plan_any_more_is_compiled_anew(shardc_):
+    shardc_("compile", "-q", "model.toml")
+    good = Path("model.plan.json").read_bytes()
+    for broken in (b"not a plan", good[: len(good) // 2]):
+        for target in ("model.plan.json", "other.json"):
+            Path(target).write_bytes(good[: len(good) // 2] if target == "other.json" else broken)
+            assert shardc_("compile", "-q", "model.toml", "-o", target).code == 0
+            assert Path(target).read_bytes() == good
+
+
+@pytest.mark.parametrize("command", ["sweep model.toml --devices 1,2", "bench model.toml --strategy lookup_greedy"])
+@pytest.mark.parametrize("name", ["model.plan.json", "out.png", "out", "-"])
+def test_a_picture_is_svg_by_name(shardc_, command, name):
+    shardc_("compile", "-q", "model.toml")
+    plan = Path("model.plan.json").read_bytes()
+    done = shardc_(*command.split(), "--picture", name)
+    assert (done.code, done.err.split("\n")[0]) == (2, f"SH902 {name} cannot be the picture: it is SVG")
+    assert Path("model.plan.json").read_bytes() == plan
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
 
 

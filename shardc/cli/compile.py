@@ -12,6 +12,7 @@ import typer
 
 from shardc.cli.console import (
     EffortOption,
+    ForceOption,
     MeasureOption,
     QuietOption,
     SetOption,
@@ -21,6 +22,7 @@ from shardc.cli.console import (
     echo,
     in_color,
     in_unicode,
+    may_write,
     measuring,
     not_an_input,
     tell,
@@ -80,6 +82,7 @@ def compile(
             " percent of the bytes for a percent of step time.",
         ),
     ] = None,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compile a spec to a sharding plan.
@@ -90,7 +93,7 @@ def compile(
     from shardc.passes.replan import Budget
     from shardc.pipeline import run
     from shardc.placers.local_search import Ended
-    from shardc.plan import default_plan_path, plan_bytes
+    from shardc.plan import PLAN_SUFFIX, default_plan_path, may_be_plan, plan_bytes
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
@@ -98,6 +101,8 @@ def compile(
     target = str(output) if output else default_plan_path(spec)
     what_if = bool(settings) and output is None
     not_an_input(target, "plan", loaded)
+    if not what_if:
+        may_write(target, force=force or target.endswith(PLAN_SUFFIX), own=may_be_plan)
     budget = _budget(max_moved, base) if max_moved is not None else Budget()
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, echo, new_file, tell
+from shardc.cli.console import QuietOption, configure, echo, may_write, tell
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def export(
     if output.exists() and os.path.samefile(output, plan):
         message = f"{output} is the plan itself: the {to} form would replace it"
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
-    new_file(output, force=force)
+    may_write(output, force=force)
     write_atomic(output, text.encode())
 
 

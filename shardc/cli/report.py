@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, echo, new_file, tell
+from shardc.cli.console import ForceOption, QuietOption, configure, echo, may_write, tell
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def report(
     base: Annotated[
         Path | None, typer.Option(metavar="OLD", help="A plan to show the difference to, such as the one before.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is not a report.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a page about a plan, to look at in a browser: one HTML file that needs nothing else.
@@ -104,11 +104,4 @@ def _may_write(target: Path, plan: Path, base: Path | None, force: bool) -> None
             raise DiagnosticError(
                 Diagnostic("SH902", f"{target} is the {what} itself: the report would replace it"), exit_code=2
             )
-    older = False
-    if target.is_file():
-        try:
-            with target.open("rb") as file:
-                older = MARK in file.read(_HEAD)
-        except OSError:
-            older = False
-    new_file(target, force=force or older)
+    may_write(target, force=force, own=lambda content: MARK in content[:_HEAD])
