@@ -19,7 +19,7 @@ import tomli
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from shardc.diagnostics import Diagnostic, DiagnosticError, Location, quoted_tables
+from shardc.diagnostics import CODES, Diagnostic, DiagnosticError, Location, quoted_tables
 from shardc.files import MAX_SPEC_BYTES, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
@@ -520,6 +520,7 @@ class SeveritySpec(_Section):
     SH407: Grade = Field(default="error", description="Too much would have to move (moved).")
     SH408: Grade = Field(default="error", description="A device's time changes too much (device_time).")
     SH409: Grade = Field(default="error", description="A device's memory changes too much (device_memory).")
+    SH410: Grade = Field(default="warning", description="There is no older plan to check moved or device_* against.")
 
 
 class BudgetSpec(_Section):
@@ -978,6 +979,9 @@ class _Reader:
             options = list(_model_at(tuple(parent)).model_fields)
             message = f"unknown key {_quoted(unknown)} in {self._section(tuple(parent))}"
             code, advice = "SH101", _suggestion(unknown, options) or f"known keys: {', '.join(options)}"
+            if unknown in CODES and tuple(parent) == ("budget", "severity"):
+                message = f"the severity of {unknown} cannot be set: it is not about a budget"
+                advice = f"codes whose severity can be set: {', '.join(options)}"
         elif kind == "missing":
             *parent, missing = path
             message = f'missing key "{missing}" in {self._section(tuple(parent))}'
