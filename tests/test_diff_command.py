@@ -82,6 +82,40 @@ def test_json_and_markdown_go_to_stdout(shardc_):
     assert shardc_("diff", "old.plan.json", "new.plan.json", "--format", "markdown").out.startswith("**`m`**: 1 moved;")
 
 
+LONG = [f"the_embedding_table_of_a_feature_with_a_name_that_is_long_{i}" for i in range(30)]
+
+
+def test_nothing_is_cut_where_the_output_is_a_file_or_a_pipe(shardc_, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    for name, start in (("old", 0), ("new", 1)):
+        tables = {table: whole((start + i) % 4, rows=10**6 * (i + 1)) for i, table in enumerate(LONG)}
+        Path(f"{name}.plan.json").write_bytes(plan_bytes(plan(tables, ms=[start + 1.0 + rank for rank in range(4)])))
+    done = shardc_("diff", "old.plan.json", "new.plan.json")
+    assert sum(name in done.out for name in LONG) >= 20
+    assert done.out.count("…") == 1 and "… 10 more" in done.out
+    assert max(len(line) for line in done.out.splitlines() if "█" in line) <= 120
+    monkeypatch.setenv("COLUMNS", "80")
+    limited = shardc_("diff", "old.plan.json", "new.plan.json").out
+    assert max(map(len, limited.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "50")
+    prose = shardc_("diff", "old.plan.json", "new.plan.json").out.split("\n\n")[0]
+    assert max(map(len, prose.splitlines())) <= 50
+
+
+def test_what_is_cut_is_marked_in_ascii_too(shardc_):
+    for name, start in (("old", 0), ("new", 1)):
+        tables = {table: whole((start + i) % 4, rows=10**6 * (i + 1)) for i, table in enumerate(LONG)}
+        Path(f"{name}.plan.json").write_bytes(plan_bytes(plan(tables)))
+    Path("bad.toml").write_text(SPEC.replace('name = "m"', f"name = 1 # {'x' * 200}"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "72", "PYTHONPATH": str(ROOT)}
+    for arguments in (["diff", "old.plan.json", "new.plan.json"], ["validate", "bad.toml"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "shardc", *arguments], capture_output=True, text=True, env=environment, check=False
+        )
+        assert "\\u" not in done.stdout
+        assert re.search(r"\.\.\.|~", done.stdout)
+
+
 def test_a_plan_of_a_revision(repository):
     done = repository("diff", "HEAD:old.plan.json", "new.plan.json")
     assert (done.code, done.err) == (0, "")

@@ -162,7 +162,7 @@ def _compared(plan: Plan, present: Plan | None, path: str) -> str:
 def _summarise(compiled: Compiled, previous: Plan | None, stream: TextIO) -> None:
     from shardc.render.summary import summary
 
-    echo(summary(compiled, previous, width=width(), color=in_color(stream), unicode=in_unicode(stream)), stream)
+    echo(summary(compiled, previous, width=width(stream), color=in_color(stream), unicode=in_unicode(stream)), stream)
 
 
 def _say_what_moves(compiled: Compiled, stream: TextIO) -> None:
@@ -171,7 +171,7 @@ def _say_what_moves(compiled: Compiled, stream: TextIO) -> None:
     if compiled.migration is None:
         echo("\nnothing has changed since the base was compiled: the plan is the base", stream)
         return
-    text = front_text(compiled.migration, width=width(), color=in_color(stream), unicode=in_unicode(stream))
+    text = front_text(compiled.migration, width=width(stream), color=in_color(stream), unicode=in_unicode(stream))
     echo("\n" + text, stream)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from shardc.passes.profile import Measure
     from shardc.spec import LoadedSpec
 
-_MIN_WIDTH, _MAX_WIDTH = 72, 120
+_NARROW, _ENDLESS = 40, 10_000  # columns
+_CUT = "…"  # where text is cut: as wide as what takes its place in ASCII
 _HEAD = 4096  # bytes of a file in which an SVG says what it is
 _MAX_SEED = 2**32 - 1  # as in a spec, which is not imported for an option
 
@@ -74,6 +74,8 @@ def echo(text: str, stream: TextIO | None = None) -> None:
         DiagnosticError: SH903, exit code 2, when stdout cannot be written. What stderr cannot take is lost.
     """
     stream = stream or sys.stdout
+    if not in_unicode(stream):
+        text = text.replace(_CUT, "~")
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:
@@ -192,9 +194,18 @@ def in_unicode(stream: TextIO) -> bool:
     return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def width() -> int:
-    """Return the columns to fill: the terminal's, within limits."""
-    return min(max(shutil.get_terminal_size().columns, _MIN_WIDTH), _MAX_WIDTH)
+def width(stream: TextIO | None = None) -> int:
+    """Return the columns of stdout or another stream: of COLUMNS, or of its terminal; a file or pipe cuts nothing."""
+    stream = stream or sys.stdout
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return max(int(given), _NARROW)
+    if not stream.isatty():
+        return _ENDLESS
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, _NARROW)
+    except OSError:
+        return _NARROW
 
 
 def count(number: int, what: str) -> str:

@@ -14,6 +14,8 @@ import typer
 from shardc.cli.console import configure, echo, width
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
+_PROSE = 120  # columns
+
 if TYPE_CHECKING:
     from shardc.rules import Rule
 
@@ -83,8 +85,9 @@ def _listed(rules: Iterable[Rule], markdown: bool) -> str:
 
 
 def _text(rule: Rule) -> Iterable[str]:
+    columns = min(width(), _PROSE)
     yield f"{rule.code}: {rule.title}"
-    yield textwrap.fill(rule.meaning, width(), break_on_hyphens=False)
+    yield textwrap.fill(rule.meaning, columns, break_on_hyphens=False)
     if rule.example:
         yield "Example:\n" + textwrap.indent(rule.example.text, "    ")
-    yield textwrap.fill(f"Fix: {rule.fix}", width(), break_on_hyphens=False)
+    yield textwrap.fill(f"Fix: {rule.fix}", columns, break_on_hyphens=False)

@@ -6,14 +6,25 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardc.passes.verify import extent
 from shardc.plan import TablePlan, canonical_json
 from shardc.plan_diff import STATED, Change, DeviceChange, PlanDiff, Share, TableChange
-from shardc.render.layout import Glyphs, extremes, glyphs_of, printable, rendered, table
+from shardc.render.layout import (
+    MOST,
+    Glyphs,
+    extremes,
+    filled,
+    glyphs_of,
+    printable,
+    rendered,
+    shortened,
+    table,
+    tabular,
+)
 from shardc.units import compact, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
@@ -47,11 +58,11 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
     Args:
         diff: the difference.
         names: what the plans are called.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
-    glyphs = glyphs_of(unicode)
+    glyphs, wide = glyphs_of(unicode), tabular(width)
     sections: list[RenderableType] = [
         Text(f"{names[0]} {glyphs.arrow} {names[1]}", "dim"),
         Text(summary_line(diff, glyphs.arrow), "bold"),
@@ -64,14 +75,14 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
         sections += ["", rows]
     sections += [Text(note, "yellow") for note in _notes(diff)]
     if diff.tables:
-        sections += ["", _tables(diff, glyphs, width)]
+        sections += ["", _tables(diff, glyphs, wide)]
     if diff.flows:
         sections += ["", _flows(diff, glyphs, width)]
-    for rows in (_times(diff, glyphs, width), _memory(diff, glyphs, width)):
+    for rows in (_times(diff, glyphs, wide), _memory(diff, glyphs, wide)):
         rows.columns[-1].no_wrap = False  # names give way, figures do not
         if rows.row_count:
             sections += ["", rows]
-    return rendered(Group(*sections), width=width, color=color)
+    return rendered(sections, width=width, color=color)
 
 
 def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
@@ -215,20 +226,21 @@ def _tables(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
         ("", "left"), ("table", "left"), ("change", "left"), ("from", "left"), ("to", "left"), ("moves", "right")
     )
     changed = _by_bytes(diff)
-    names = [
-        _shortened(printable(entry.name), _NAME if width >= _WIDE else _SHORT_NAME, glyphs)
-        for entry in changed[:_TABLES]
-    ]
+    longest = width if width > MOST else _NAME if width >= _WIDE else _SHORT_NAME
+    names = [shortened(printable(entry.name), longest, glyphs) for entry in changed[:_TABLES]]
     how = [", ".join(entry.changes) for entry in changed[:_TABLES]]
-    room = (width - _BESIDE - max(5, *map(len, names)) - max(6, *map(len, how))) // 2
+    hidden = len(changed) - _TABLES
+    rest = f"{glyphs.more} {hidden} more" if hidden > 0 else ""
+    widest = max(map(len, ["table", rest, *names])) + max(map(len, ["change", *how]))
+    room = min((width - _BESIDE - widest) // 2, MOST)
     for entry, name, words in zip(changed, names, how, strict=False):
         first = entry.changes[0]
-        old, new = (_shortened(text, room, glyphs) for text in _from_to(entry))
+        old, new = (shortened(text, room, glyphs) for text in _from_to(entry))
         moves = format_bytes(entry.moved_bytes) if entry.moved_bytes else ""
         rows.add_row(_SIGNS.get(first, "~"), name, words, old, new, moves, style=_STYLES.get(first))
-    if (more := len(changed) - _TABLES) > 0:
+    if rest:
         moved = sum(entry.moved_bytes for entry in changed[_TABLES:])
-        rows.add_row("", f"{glyphs.more} {more} more", "", "", "", format_bytes(moved) if moved else "")
+        rows.add_row("", rest, "", "", "", format_bytes(moved) if moved else "")
     return rows
 
 
@@ -237,7 +249,7 @@ def _flows(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
     rows = table(("from", "right"), ("to", "right"), ("bytes", "right"), ("", "left"))
     most = diff.flows[0].bytes
     for source, target, bytes in diff.flows[:_FLOWS]:
-        length = max(1, round((width - 34) * bytes / max(most, 1)))
+        length = max(1, round((filled(width) - 34) * bytes / max(most, 1)))
         rows.add_row(str(source), str(target), format_bytes(bytes), Text(glyphs.forward * length, "cyan"))
     if rest := diff.flows[_FLOWS:]:
         total = sum(flow.bytes for flow in rest)
@@ -312,7 +324,7 @@ def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
     """As many of the tables that explain a change as there is room for beside its figures, the first cut if need be."""
     room = width - _FIGURES
     first, *others = tables.split(", ")
-    shown = _shortened(first, room, glyphs)
+    shown = shortened(first, room, glyphs)
     for other in others:
         if len(f"{shown}, {other}") > room:
             break
@@ -371,10 +383,6 @@ def _code(text: str) -> str:
     """Text that markdown and HTML leave alone, in a table too."""
     plain = "".join(" " if not c.isprintable() else c for c in text)
     return "`" + plain.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _shortened(text: str, length: int, glyphs: Glyphs) -> str:
-    return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more
 
 
 def _count(number: int, what: str) -> str:
