@@ -45,6 +45,8 @@ def summary_line(diff: PlanDiff, arrow: str = "->") -> str:
     parts = []
     if not diff.shared and diff.tables:
         parts.append("the plans share no table")
+    elif diff.old.model.module != diff.new.model.module:
+        parts.append("the module is renamed")
     parts.append(", ".join(counts) if counts else "every table stays where it is")
     if diff.moved_bytes:
         parts.append(f"{format_bytes(diff.moved_bytes)} ({_percent(diff.moved_share)} of the model) between devices")
@@ -121,6 +123,7 @@ def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
                     "old_memory_bytes": device.old_bytes,
                     "new_memory_bytes": device.new_bytes,
                     "time_explained_by": [share._asdict() for share in device.of_time],
+                    "time_explained_by_spec": device.of_spec,
                     "memory_explained_by": [share._asdict() for share in device.of_memory],
                 }
                 for device in diff.devices
@@ -160,7 +163,7 @@ def diff_markdown(diff: PlanDiff, names: tuple[str, str]) -> str:
             (
                 str(device.rank),
                 _from_to_ms(device, arrow),
-                _because(device.of_time, device.more_ms or 0.0, code=True),
+                _of_spec(diff) if device.of_spec else _because(device.of_time, device.more_ms or 0.0, code=True),
                 _from_to_bytes(device, arrow),
                 _because(device.of_memory, device.more_bytes, code=True),
             )
@@ -266,9 +269,9 @@ def _times(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
             continue
         more = "" if not (device.old_ms and device.more_ms) else _signed(device.more_ms / device.old_ms)
         style = "" if device.more_ms is None else "red" if device.more_ms > 0 else "green"
-        because = _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs) or (
-            "" if device.more_ms is None else "its tables are the same: what they cost is not"
-        )
+        because = _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs)
+        if device.more_ms is not None and not because:
+            because = _of_spec(diff) if device.of_spec else "its tables are the same: what they cost is not"
         rows.add_row(str(device.rank), _from_to_ms(device, glyphs.arrow), Text(more, style), because)
     return rows
 
@@ -318,6 +321,12 @@ def _because(shares: Sequence[Share], more: float, *, code: bool = False) -> str
     """The tables that explain a change: what came or grew is +, what went or shrank is -."""
     sign = "+" if more > 0 else "-"
     return ", ".join(f"{sign} {_code(share.table) if code else printable(share.table)}" for share in shares)
+
+
+def _of_spec(diff: PlanDiff) -> str:
+    """That a time has changed with the spec, rather than with what a device holds."""
+    known = ", ".join(setting.what for setting in diff.recosted)
+    return f"the spec: {known}" if known else "the spec"
 
 
 def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
