@@ -458,6 +458,13 @@ def test_a_picture_is_svg_by_name(shardc_, command, name):
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["check", "compile model.toml", "report model.plan.json"])
+def test_a_forgotten_base_is_not_the_next_option(shardc_, command):
+    done = shardc_(*command.split(), "--base", "--quiet")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("SH902 Invalid value for '--base': expected a value, found the option --quiet\n")
+
+
 def test_check(shardc_):
     shardc_("compile", "-q", "model.toml")
     done = shardc_("check", "model.toml")

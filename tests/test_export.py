@@ -199,7 +199,7 @@ def endless(document: dict) -> None:
 @pytest.mark.parametrize("form", ["torchrec", "hugectr", "pytorch", "csv"])
 def test_a_damaged_plan_is_refused_in_every_form(shardc_, form, change, says):
     done = shardc_("export", str(edited(change)), "--to", form)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert done.err.startswith(says)
 
 

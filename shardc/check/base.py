@@ -8,8 +8,8 @@ import subprocess
 
 from shardc.check.context import Base
 from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.files import read_text
 from shardc.given_plan import sound
-from shardc.plan import parse_plan, read_plan
 
 
 def read_base(base: str, path: str) -> Base:
@@ -21,14 +21,14 @@ def read_base(base: str, path: str) -> Base:
         path: the plan that is compared with it.
 
     Raises:
-        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense (exit code 1),
-            SH410 when `base` is neither file, folder nor revision (exit code 2).
+        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense, SH410 when `base`
+            is neither file, folder nor revision; exit code 2.
     """
     if os.path.isfile(base):
-        return Base(base, sound(base, read_plan(base)), base)
+        return Base(base, sound(base, read_text(base, "plan")), base)
     if os.path.isdir(base):
         file = os.path.join(base, os.path.relpath(path))
-        return Base(file, sound(file, read_plan(file)) if os.path.exists(file) else None, file)
+        return Base(file, sound(file, read_text(file, "plan")) if os.path.exists(file) else None, file)
     folder, name = os.path.split(os.path.abspath(path))
     if base.startswith("-") or _git(folder, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
         message = f"nothing to compare with: {base} is no file, folder or git revision here"
@@ -38,7 +38,7 @@ def read_base(base: str, path: str) -> Base:
         raise DiagnosticError(Diagnostic("SH410", message, help=fix), exit_code=2)
     content = _git(folder, "show", f"{base}:./{name}")
     label = f"{name} at {base}"
-    plan = None if content is None else sound(label, parse_plan(label, content.decode(errors="replace")))
+    plan = None if content is None else sound(label, content.decode(errors="replace"))
     return Base(label, plan, f"{base}:./{os.path.relpath(path)}")
 
 

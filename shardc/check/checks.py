@@ -50,7 +50,8 @@ def check(
     try:
         text, plan = read_committed(loaded)
         compiled = run(loaded, measure=measure)
-        if faults := misfits(plan, loaded, compiled):
+        faults = misfits(plan, loaded, compiled)
+        if any(fault.code != "SH310" for fault in faults):
             raise DiagnosticError(*faults)
         today = restate(plan, loaded, compiled)
     except DiagnosticError as error:
@@ -63,7 +64,7 @@ def check(
         note = "the plan was compiled with --measure: it fits the spec, and its times are checked only with --measure"
         return CheckReport(path, (), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
     anew, notes = _anew(compiled, loaded, base)
-    context = Context(loaded, path, text, plan, today, today.digests, anew or today, base)
+    context = Context(loaded, path, text, plan, today, today.digests, anew or today, base, tuple(faults))
     report = _report(context)
     report = replace(report, notes=report.notes + notes)
     if not update:

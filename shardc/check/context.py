@@ -41,6 +41,7 @@ class Context:
         digests: of what a plan would be compiled from today.
         compiled: the spec compiled anew, within the budget of bytes that move; None if nothing is computed.
         base: what to compare with; None if nothing was named.
+        faults: SH310 where stated figures are not those of the plan's shards.
     """
 
     loaded: LoadedSpec
@@ -51,6 +52,7 @@ class Context:
     digests: Digests
     compiled: Plan | None = None
     base: Base | None = None
+    faults: tuple[Diagnostic, ...] = ()
 
     @property
     def frozen(self) -> bool:

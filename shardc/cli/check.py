@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import MeasureOption, QuietOption, configure, count, echo, measuring, report
+from shardc.cli.console import MeasureOption, QuietOption, a_value, configure, count, echo, measuring, report
 from shardc.diagnostics import Diagnostic, DiagnosticError, concise
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def check(
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option(metavar="REV|PATH", help="Compare with the plan at a git revision, in a file or in a folder."),
+        typer.Option(
+            metavar="REV|PATH",
+            callback=a_value,
+            help="Compare with the plan at a git revision, in a file or in a folder.",
+        ),
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Write a new plan where it is missing, wrong or could be better.")

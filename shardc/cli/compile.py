@@ -18,6 +18,7 @@ from shardc.cli.console import (
     SetOption,
     SpecArgument,
     SpecSeedOption,
+    a_value,
     configure,
     echo,
     in_color,
@@ -70,6 +71,7 @@ def compile(
         str | None,
         typer.Option(
             metavar="PLAN",
+            callback=a_value,
             help="Stay close to this plan: a file, - for stdin, or REV:PATH for a file of a git revision. Unless"
             " something has changed, the plan is the same, byte for byte.",
         ),

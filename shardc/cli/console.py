@@ -54,6 +54,19 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Instead of what the spec says: cluster.hosts=2, table.t_1.dim=64."
     ),
 ]
+
+
+def a_value(value: str | None) -> str | None:
+    """Refuse an option as the value of an option: the value was forgotten.
+
+    Raises:
+        BadParameter: for "--help" and the like.
+    """
+    if value is not None and value.startswith("--"):
+        raise typer.BadParameter(f"expected a value, found the option {value}")
+    return value
+
+
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file of another kind.")]
 

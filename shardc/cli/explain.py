@@ -75,7 +75,8 @@ def _read(path: Path, spec: Path | None, settings: list[str] | None) -> tuple[Pl
     Raises:
         DiagnosticError: SH332, exit code 2, where nobody knows which spec the plan is of.
     """
-    from shardc.plan import default_plan_path, default_spec_path, read_plan
+    from shardc.given_plan import read_given
+    from shardc.plan import default_plan_path, default_spec_path
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
@@ -83,8 +84,8 @@ def _read(path: Path, spec: Path | None, settings: list[str] | None) -> tuple[Pl
     if path.suffix.lower() == ".toml" and spec is None:
         loaded = load_spec(path, changed)
         beside = default_plan_path(path)
-        return (read_plan(beside) if os.path.exists(beside) else None), loaded
-    read = read_plan(path)
+        return (read_given(beside) if os.path.exists(beside) else None), loaded
+    read = read_given(str(path))
     of_plan = str(spec) if spec else default_spec_path(path)
     if of_plan is None or not (spec or os.path.exists(of_plan)):
         missing = f"there is no {of_plan}" if of_plan else "it is not named after its spec"

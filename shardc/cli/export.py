@@ -47,10 +47,9 @@ def export(
     What the framework cannot run is refused, with what to allow instead.
     """
     from shardc.files import write_atomic
-    from shardc.given_plan import sound
-    from shardc.plan import read_plan
+    from shardc.given_plan import read_given
 
-    text, warnings = _written(sound(str(plan), read_plan(plan)), to)
+    text, warnings = _written(read_given(str(plan)), to)
     if not quiet:
         tell(warnings)
     if output is None or str(output) == "-":
