@@ -301,8 +301,8 @@ def test_a_plan_that_breaks_the_spec_of_today_is_explained_and_says_so(committed
         (["{plan}", "--set", "cluster.host"], 2, ["SH330"]),
         (["{renamed}"], 2, ["SH332", "not named after its spec", "--spec"]),
         (["{orphan}"], 2, ["SH332", "there is no", "--spec"]),
-        (["{broken}"], 1, ["SH302"]),
-        (["{spec}", "--spec", "{spec}"], 1, ["SH302"]),
+        (["{broken}"], 2, ["SH302"]),
+        (["{spec}", "--spec", "{spec}"], 2, ["SH302"]),
     ],
 )
 def test_what_cannot_be_explained_is_told(committed, run_command, tmp_path, arguments, code, words):
