@@ -63,6 +63,9 @@ _INT64_MAX = 2**63 - 1
 _MAX_ELEMENTS = 2**58
 _NAME_LENGTH = 200
 
+CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |\r?$)", re.MULTILINE)
+"""A mark of git's where a merge needs somebody to decide."""
+
 ShardingType = Literal[
     "table_wise", "column_wise", "table_column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"
 ]
@@ -812,9 +815,18 @@ def parse_spec(data: Mapping[str, Any]) -> LoadedSpec:
 
 
 def _parse_toml(source: Source) -> dict[str, Any]:
+    if not source.text.strip():
+        fix = "it needs format, [model], [cluster] and tables: shardc init writes a spec of a model"
+        raise DiagnosticError(Diagnostic("SH102", f"the spec {source.file} is empty", help=fix))
     try:
         return tomli.loads(source.text)
     except tomli.TOMLDecodeError as error:
+        if mark := CONFLICT.search(source.text):
+            line = source.text.count("\n", 0, mark.start()) + 1
+            at = source.line(line, 1, len(mark[0].rstrip()))
+            raise DiagnosticError(
+                Diagnostic("SH100", "the spec has conflicts of a merge", at, "resolve them")
+            ) from None
         # tomli stops behind a key that is given twice; what it means is the whole statement.
         at = source.line(error.lineno, error.colno)
         if error.msg.startswith("Cannot"):

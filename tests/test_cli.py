@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -643,6 +644,51 @@ def test_findings_of_a_file_whose_name_is_not_text(tmp_path, format):
     assert (done.returncode, done.stderr) == (1, b"1 spec checked, 1 with findings\n")
     assert b"SH101" in done.stdout
     done.stdout.decode()
+
+
+@pytest.mark.parametrize("command", ["check", "validate"])
+@pytest.mark.parametrize("format", ["json", "sarif", "junit"])
+def test_where_there_is_no_spec_machines_get_a_document_all_the_same(shardc_, command, format):
+    Path("empty").mkdir()
+    done = shardc_(command, "empty", "--format", format)
+    assert (done.code, done.err) == (2, "SH001 there is no spec in empty\n\n")
+    match format:
+        case "json":
+            assert json.loads(done.out) == {"format": 1, "exit_code": 2, "specs": []}
+        case "sarif":
+            (run,) = json.loads(done.out)["runs"]
+            assert (run["results"], run["invocations"][0]["exitCode"]) == ([], 2)
+        case "junit":
+            assert list(ElementTree.fromstring(done.out)) == []
+
+
+def test_validate_takes_folders_and_leaves_other_files_alone(shardc_):
+    Path("pyproject.toml").write_text("[project]\nname = 1\n")
+    Path("bad.toml").write_text("format = 1\n[modle]\n")
+    done = shardc_("validate", "--format", "concise")
+    assert done.code == 1
+    assert "ok model.toml" in done.out and "bad.toml:2:2: SH101" in done.out and "pyproject" not in done.out
+
+
+def test_what_a_merge_or_an_editor_left_behind_is_told_as_that(shardc_):
+    Path("empty.toml").write_text("\n")
+    assert shardc_("validate", "empty.toml").out.startswith("SH102 the spec empty.toml is empty\nhelp: ")
+    Path("merged.toml").write_text(f"{SPEC}<<<<<<< HEAD\nrows = 1\n=======\nrows = 2\n>>>>>>> other\n")
+    done = shardc_("validate", "merged.toml", "--format", "concise")
+    line = SPEC.count("\n") + 1
+    assert done.out.startswith(f"merged.toml:{line}:1: SH100 the spec has conflicts of a merge\n")
+    shardc_("compile", "-q", "model.toml")
+    plan = Path("model.plan.json").read_text().split("\n")
+    Path("model.plan.json").write_text("\n".join([*plan[:5], "<<<<<<< HEAD", *plan[5:7], "=======", *plan[5:]]))
+    done = shardc_("check", "--frozen", "--format", "concise")
+    assert "model.plan.json:6:1: SH302 the plan has conflicts of a merge\n" in done.out
+
+
+def test_which_severities_can_be_set_is_told(shardc_):
+    Path("model.toml").write_text(SPEC + '[budget]\nseverity = { SH101 = "off" }\n')
+    done = shardc_("validate", "model.toml")
+    assert done.out.startswith("SH101 the severity of SH101 cannot be set: it is not about a budget\n")
+    assert "help: codes whose severity can be set: SH311, SH401, " in done.out
 
 
 def test_jobs_change_nothing_but_the_time(shardc_):

@@ -38,7 +38,6 @@ class Effort(StrEnum):
 
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file (TOML).")]
-SpecArguments = Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Spec files (TOML).")]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice.")]
 SpecSeedOption = Annotated[
     int | None,
