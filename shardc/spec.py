@@ -959,7 +959,8 @@ class _Reader:
                 names = [entry.raw.get("name") for entry in self.entries.values() if isinstance(entry.raw, dict)]
                 if any(setting.names(name) for name in names):
                     continue  # a later setting is of the same key
-                advice = _suggestion(setting.keys[1], [name for name in names if isinstance(name, str)])
+                known = [name for name in names if isinstance(name, str)]
+                advice = _suggestion(setting.keys[1], known) or f"it has {quoted_tables(known)}"
                 message = f"{setting.option}: the spec has no table {_quoted(setting.keys[1])}"
                 self.findings.append(Diagnostic("SH331", message, setting.at(1), advice))
 

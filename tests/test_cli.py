@@ -732,6 +732,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("shardc check mod", []),
         ("shardc compile mod", []),
         ("shardc validate mod", []),
+        ("shardc rule SH90", ["SH901", "SH902", "SH903"]),
+        ("shardc rule sh31", ["SH310", "SH311", "SH312"]),
     ],
 )
 def test_completion_in_bash(tmp_path, line, offered):

@@ -295,6 +295,7 @@ def test_a_plan_that_breaks_the_spec_of_today_is_explained_and_says_so(committed
     ("arguments", "code", "words"),
     [
         (["{plan}", "bgi"], 2, ["SH333", 'did you mean "big"?']),
+        (["{plan}", "zzzz"], 2, ["SH333", "there are: "]),
         (["{folder}/none.plan.json"], 2, ["SH001"]),
         (["{folder}/none.toml"], 2, ["SH001"]),
         (["{spec}", "big", "--format", "yaml"], 2, ["SH902"]),

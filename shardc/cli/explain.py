@@ -56,8 +56,8 @@ def explain(
             raise typer.Exit(1) from None
         raise
     explained = explain_table(situation, table) if table is not None else explain_plan(situation)
-    if not quiet:
-        tell(situation.warnings)
+    # That it is about another spec than the plan's own is part of what is said.
+    tell([warning for warning in situation.warnings if not quiet or warning.code == "SH334"])
     configure(sys.stdout, encoding=None if format is Format.TEXT else "utf-8")
     match format:
         case Format.JSON:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardc.cli.console import configure, echo, width
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import CODES, Diagnostic, DiagnosticError
 
 _PROSE = 120  # columns
 
@@ -30,7 +30,12 @@ class Format(StrEnum):
 
 def rule(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A diagnostic code: SH101; all unless given.")
+        str | None,
+        typer.Argument(
+            metavar="CODE",
+            autocompletion=lambda incomplete: [code for code in CODES if code.startswith(incomplete.upper())],
+            help="A diagnostic code: SH101; all unless given.",
+        ),
     ] = None,
     format: Annotated[Format, typer.Option(help="How it is shown.")] = Format.TEXT,
 ) -> None:

@@ -37,7 +37,7 @@ def sweep_table(sweep: Sweep, *, width: int, color: bool, unicode: bool) -> str:
     glyphs = glyphs_of(unicode)
     scaling = "global batch grows with devices" if sweep.weak else "global batch stays"
     done = f"{len(sweep.ranked)} of {sweep.planned}" if len(sweep.ranked) < sweep.planned else str(sweep.planned)
-    head = Text.assemble((sweep.title, "bold"), f"  {done} configurations; {scaling}")
+    head = Text.assemble((sweep.title, "bold"), f"  {done} configuration{'s' * (sweep.planned != 1)}; {scaling}")
     sections: list[RenderableType] = [head]
     if any(each.point.samples_per_s for each in sweep.ranked):
         sections += ["", _table(sweep), "", _chart(sweep, glyphs, filled(width))]
