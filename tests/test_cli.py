@@ -733,7 +733,6 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("shardc compile mod", []),
         ("shardc validate mod", []),
         ("shardc rule SH90", ["SH901", "SH902", "SH903"]),
-        ("shardc rule sh31", ["SH310", "SH311", "SH312"]),
     ],
 )
 def test_completion_in_bash(tmp_path, line, offered):

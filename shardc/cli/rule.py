@@ -33,7 +33,7 @@ def rule(
         str | None,
         typer.Argument(
             metavar="CODE",
-            autocompletion=lambda incomplete: [code for code in CODES if code.startswith(incomplete.upper())],
+            autocompletion=lambda incomplete: [code for code in CODES if code.startswith(incomplete)],
             help="A diagnostic code: SH101; all unless given.",
         ),
     ] = None,
