@@ -55,9 +55,6 @@ _EXPECTED = {
 }
 """What a member has to be, by how the type of pydantic's error begins."""
 
-PLAN_SUFFIX = ".plan.json"
-"""How the name of a spec's plan ends."""
-
 PROFILE_CHANGED = "the hardware profile has changed since the plan was compiled"
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -329,13 +326,13 @@ class Plan(_Member):
 
 def default_plan_path(spec: str | os.PathLike[str]) -> str:
     """Where the plan of a spec is kept: model.plan.json beside model.toml."""
-    return os.path.splitext(os.fspath(spec))[0] + PLAN_SUFFIX
+    return os.path.splitext(os.fspath(spec))[0] + ".plan.json"
 
 
 def default_spec_path(plan: str | os.PathLike[str]) -> str | None:
     """Which spec a plan is kept beside: model.toml for model.plan.json; None for a plan of another name."""
     name = os.fspath(plan)
-    stem = name.removesuffix(PLAN_SUFFIX)
+    stem = name.removesuffix(".plan.json")
     return f"{stem}.toml" if stem != name else None
 
 

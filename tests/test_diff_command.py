@@ -261,6 +261,13 @@ def test_moves_as_csv_and_json_are_the_same(shardc_):
     assert (document["moved_bytes"], document["new_bytes"]) == (68_000, 0)
 
 
+def test_names_in_csv_are_no_commands_for_a_terminal(shardc_):
+    for name, rank in (("old", 0), ("new", 1)):
+        Path(f"{name}.plan.json").write_bytes(plan_bytes(plan({"a\x1b[2J": whole(rank)})))
+    done = shardc_("migrate", "old.plan.json", "new.plan.json", "--format", "csv")
+    assert "a?[2J" in done.out and "\x1b" not in done.out
+
+
 def test_where_nothing_moves_that_is_said(shardc_):
     assert shardc_("migrate", "old.plan.json", "old.plan.json").out == "nothing moves\n"
 

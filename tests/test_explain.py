@@ -273,6 +273,8 @@ def test_a_plan_of_another_spec_is_explained_by_todays_with_a_warning(committed,
     assert done.code == 0
     assert "SH334 warning: the spec has changed since its plan was compiled" in done.err
     assert "pooling 80" in done.out
+    quiet = run_command("explain", str(plan), "big", "-q").err
+    assert "SH334" in quiet and "SH501" not in quiet
     spec.write_text(TEXT.replace("pin = [0]", "pin = [0]").replace('name = "third"', 'name = "new"'))
     assert "SH304" in run_command("explain", str(plan)).err
     same = run_command("explain", str(plan), "--set", "table.new.name=third", "-q")

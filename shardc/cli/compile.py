@@ -95,7 +95,7 @@ def compile(
     from shardc.passes.replan import Budget
     from shardc.pipeline import run
     from shardc.placers.local_search import Ended
-    from shardc.plan import PLAN_SUFFIX, default_plan_path, may_be_plan, plan_bytes
+    from shardc.plan import default_plan_path, may_be_plan, plan_bytes
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
@@ -104,7 +104,8 @@ def compile(
     what_if = bool(settings) and output is None
     not_an_input(target, "plan", loaded)
     if not what_if:
-        may_write(target, force=force or target.endswith(PLAN_SUFFIX), own=may_be_plan)
+        own_place = os.path.abspath(target) == os.path.abspath(default_plan_path(spec))
+        may_write(target, force=force or own_place, own=may_be_plan)
     budget = _budget(max_moved, base) if max_moved is not None else Budget()
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)

@@ -130,7 +130,7 @@ def may_write(*targets: Path | str, force: bool, own: Callable[[bytes], bool] | 
         if not target.parent.is_dir():
             reason = "no such folder"
         elif target.is_dir():
-            reason, fix = "is a directory", f"name a file in it: {target / 'NAME'}"
+            reason, fix = "is a directory", f"name a file in it: {os.path.join(target, 'NAME')}"
         elif target.is_file() and not force and not _is_own(target, own):
             reason = "it is there already" if own is None else "it is there already, and is no file of that kind"
             fix = "--force replaces it"
