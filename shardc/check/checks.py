@@ -62,7 +62,9 @@ def check(
     same_costs = plan.digests.cost == today.digests.cost
     if same_costs and plan.digests.measurements and not today.digests.measurements:
         note = "the plan was compiled with --measure: it fits the spec, and its times are checked only with --measure"
-        return CheckReport(path, (), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
+        return CheckReport(
+            path, tuple(faults), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None
+        )
     anew, notes = _anew(compiled, loaded, base)
     context = Context(loaded, path, text, plan, today, today.digests, anew or today, base, tuple(faults))
     report = _report(context)
