@@ -332,7 +332,9 @@ def explain_table(situation: Situation, name: str) -> TableExplained:
         from difflib import get_close_matches
 
         close = get_close_matches(name, [table.name for table in problem.tables], n=1)
-        fix = f'did you mean "{close[0]}"?' if close else None
+        some = ", ".join(f'"{table.name}"' for table in problem.tables[:_NAMED])
+        more = f" and {len(problem.tables) - _NAMED} more" * (len(problem.tables) > _NAMED)
+        fix = f'did you mean "{close[0]}"?' if close else f"there are: {some}{more}"
         raise DiagnosticError(Diagnostic("SH333", f'the plan has no table "{name}"', help=fix), exit_code=2)
     block = next(b for b, members in enumerate(problem.blocks) if index in members)
     others = _Others(situation, block)

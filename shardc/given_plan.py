@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import MAX_BYTES
+from shardc.files import MAX_BYTES, read_text
 from shardc.passes.verify import verify_alone
-from shardc.plan import Plan, parse_plan, read_plan
+from shardc.plan import Plan, parse_plan
 
 STDIN = "-"
 
@@ -23,41 +23,57 @@ def read_given(name: str) -> Plan:
             where it starts with "./". A file of such a name comes first.
 
     Raises:
-        DiagnosticError: as of `shardc.plan.read_plan`; SH320 when git has no such file (exit code 2); SH305 or SH306
-            when shards do not make up tables.
+        DiagnosticError: as of `shardc.plan.read_plan`; SH320 when git has no such file; SH305 or SH306 when shards do
+            not make up tables; always with exit code 2, as nothing is found where nothing could be looked at.
     """
     if name == STDIN:
-        plan = parse_plan("stdin", _text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
-    elif ":" in name and not name.startswith("-") and not os.path.exists(name):
-        plan = parse_plan(name, _text(name, _show(name)))
-    else:
-        plan = read_plan(name)
-    return sound(name, plan)
+        return sound("stdin", _text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
+    if is_file(name):
+        return sound(name, read_text(name, "plan"))
+    return sound(name, _text(name, _show(name)))
 
 
-def sound(name: str, plan: Plan) -> Plan:
-    """Return a plan whose shards make sense.
+def is_file(name: str) -> bool:
+    """Say whether a plan is named by its path, not as "-" or REV:PATH."""
+    return name != STDIN and (":" not in name or name.startswith("-") or os.path.exists(name))
+
+
+def sound(name: str, text: str) -> Plan:
+    """Return the plan that a text is, whose shards make sense.
 
     Args:
         name: what to call it in messages.
-        plan: the plan as it was read.
+        text: the document.
 
     Raises:
-        DiagnosticError: SH305 or SH306 when its shards do not make up tables that TorchRec runs.
+        DiagnosticError: SH302 or SH303 when it is no plan, SH305 or SH306 when its shards do not make up tables that
+            TorchRec runs; exit code 2.
     """
+    try:
+        plan = parse_plan(name, text)
+    except DiagnosticError as error:
+        raise DiagnosticError(*error.diagnostics, exit_code=2) from None
     if faults := verify_alone(plan):
-        raise DiagnosticError(*(replace(fault, message=f"{name}: {fault.message}") for fault in faults))
+        renamed = (replace(fault, message=f"{name}: {fault.message}") for fault in faults)
+        raise DiagnosticError(*renamed, exit_code=2)
     return plan
 
 
 def _show(name: str) -> bytes:
-    """What git shows of REV:PATH."""
+    """The content of REV:PATH."""
     try:
-        done = subprocess.run(["git", "show", name], capture_output=True, check=False)
+        done = _git("cat-file", "blob", name)
     except OSError as error:
         message = f"cannot read {name}: there is no such file, and git cannot be run: {error.strerror}"
         raise DiagnosticError(Diagnostic("SH320", message), exit_code=2) from None
     if done.returncode:
+        if _git("cat-file", "-t", name).stdout.strip() == b"tree":
+            message, fix = (
+                f"cannot read {name}: it is a folder",
+                f"name a file in it: {name.rstrip('/')}/model.plan.json",
+            )
+            raise DiagnosticError(Diagnostic("SH320", message, help=fix.replace(":/", ":")), exit_code=2)
+        done = _git("show", name)  # whose words are for people
         reason, *hints = done.stderr.decode(errors="replace").strip().split("\n") or [""]
         message = f"cannot read {name}: there is no such file, and git says: {reason.removeprefix('fatal: ')}"
         fix = (
@@ -67,6 +83,10 @@ def _show(name: str) -> bytes:
         )
         raise DiagnosticError(Diagnostic("SH320", message, help=fix), exit_code=2)
     return done.stdout
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", *arguments], capture_output=True, check=False)
 
 
 def _text(name: str, data: bytes) -> str:

@@ -127,10 +127,11 @@ class Judge:
     def judge(self, placement: Placement) -> Judgement:
         """Weigh a placement."""
         z, memory = self.loads(placement)
-        feasible = bool((memory <= self.problem.cluster.memory_limit).all()) and self._keeps_constraints(placement)
+        feasible = bool((memory <= self.problem.cluster.memory_limit).all()) and self.keeps_constraints(placement)
         return Judgement(float(self.step_ms(z)), feasible, z, memory)
 
-    def _keeps_constraints(self, placement: Placement) -> bool:
+    def keeps_constraints(self, placement: Placement) -> bool:
+        """Say whether every block is where it may be, on one host if it has to, and apart from others if it has to."""
         problem, local = self.problem, self.problem.cluster.devices_per_host
         holdings = problem.holdings(placement)
         block, unit, device = holdings

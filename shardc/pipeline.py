@@ -65,15 +65,19 @@ class Compiled:
         plan: the verified plan.
         choice: the outcome of the placement pass.
         warnings: how far to trust it.
-        pessimistic: the cost model of the times that nine of ten devices stay below, if the profile tells.
+        prepared: what it was placed from.
         migration: how it came out of its base; None without one, or where nothing has changed since.
     """
 
     plan: Plan
     choice: Choice
     warnings: tuple[Diagnostic, ...]
-    pessimistic: CostModel | None = None
+    prepared: Prepared
     migration: Migration | None = None
+
+
+def _never_ends(done: float, step_ms: float) -> bool:
+    return True
 
 
 def compile(spec: SpecLike, cost: CostModel | None = None, seed: int | None = None) -> Plan:
@@ -110,7 +114,7 @@ def run(
     measure: Measure | None = None,
     base: Plan | None = None,
     budget: Budget = Budget(),  # noqa: B008 - frozen
-    watch: Watch = lambda done, step_ms: True,
+    watch: Watch = _never_ends,
 ) -> Compiled:
     """The five passes, and what may stay of a base.
 
@@ -171,7 +175,27 @@ def _finished(
         raise DiagnosticError(Diagnostic("SH901", "the emitted plan does not verify"), *faults, exit_code=2)
     doubts = (*prepared.warnings, *wide_caches(plan, loaded, cluster), *missing)
     doubts += migration.warnings if migration else ()
-    return Compiled(plan, choice, doubts, prepared.pessimistic, migration)
+    return Compiled(plan, choice, doubts, prepared, migration)
+
+
+def near(compiled: Compiled, loaded: LoadedSpec, base: Plan, budget: Budget) -> Compiled:
+    """A compiled spec, compiled near a base: what `run` gives with one, without placing tables once more.
+
+    Args:
+        compiled: the spec compiled without a base, with the seed and the effort that it says.
+        loaded: the spec.
+        base: a plan to stay close to.
+        budget: what of it may move.
+
+    Raises:
+        DiagnosticError: SH305 or SH306 for a base that makes no sense, SH321 when nothing was found within the budget.
+    """
+    if faults := base_faults(base):
+        raise DiagnosticError(*faults)
+    prepared, how = compiled.prepared, loaded.spec.compile
+    if base.digests == prepared.digests and (same := _unchanged(base, loaded, prepared)):
+        return same
+    return _finished(loaded, prepared, compiled.choice, base, budget, how.effort, how.seed, _never_ends, ())
 
 
 def is_cost_model(value: object) -> bool:
@@ -223,7 +247,7 @@ def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled |
     kept = ("chosen", "candidates", "bound", "migration", "plan")  # of equal columns those of `restore` are in order
     again = again.model_copy(update={name: getattr(base, name) for name in kept})
     doubts = (*prepared.warnings, *wide_caches(base, loaded, judge.problem.cluster))
-    return Compiled(base, choice, doubts, prepared.pessimistic) if plan_bytes(again) == plan_bytes(base) else None
+    return Compiled(base, choice, doubts, prepared) if plan_bytes(again) == plan_bytes(base) else None
 
 
 def _pessimistic_ms(prepared: Prepared, choice: Choice) -> float | None:

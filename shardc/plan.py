@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic_core import ErrorDetails
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
-from shardc.spec import Precision, ShardingType
+from shardc.spec import CONFLICT, Precision, ShardingType
 
 # Bump it only when a reader of the old format would misread the new one. Readers ignore members that they do not know,
 # so adding a member is no reason; they reject a document whose format is greater than theirs.
@@ -23,6 +24,36 @@ _WIDTH = 120
 _one_line = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False).encode
 _SIGNIFICANT_DIGITS = 6
 _MAX_ERRORS = 10
+_LIMITS = {
+    "greater_than_equal": "ge",
+    "greater_than": "gt",
+    "less_than_equal": "le",
+    "less_than": "lt",
+    "too_short": "min_length",
+    "too_long": "max_length",
+}
+_BOUNDS = {
+    "greater_than_equal": "at least",
+    "greater_than": "more than",
+    "less_than_equal": "at most",
+    "less_than": "less than",
+    "too_short": "a length of",
+    "too_long": "a length of",
+}
+_EXPECTED = {
+    "json": "JSON of valid Unicode",
+    "model": "an object",
+    "dict": "an object",
+    "list": "an array",
+    "tuple": "an array",
+    "string_pattern": "rank:R/cuda:L or rank:R/cpu",
+    "string": "text",
+    "int": "an integer",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+}
+"""What a member has to be, by how the type of pydantic's error begins."""
 
 PROFILE_CHANGED = "the hardware profile has changed since the plan was compiled"
 
@@ -350,8 +381,13 @@ def parse_plan(file: str, text: str) -> Plan:
     try:
         return Plan.model_validate_json(text, strict=True)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        raise _not_a_plan(file, *(_member(detail["loc"], detail["msg"]) for detail in details)) from None
+        details = error.errors(include_url=False, include_input=False)
+        raise _not_a_plan(file, *(_member(detail["loc"], _complaint(detail)) for detail in details)) from None
+
+
+def may_be_plan(content: bytes) -> bool:
+    """Say whether a file is a plan, be it truncated or one that could not be merged."""
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"<<<<<<<")) and b'"digests"' in content
 
 
 def is_as_written(text: str) -> bool | None:
@@ -429,6 +465,8 @@ def _rounded(value: Any) -> Any:
 
 def _parse(file: str, text: str) -> Any:
     """Parse JSON, without what JSON leaves open (duplicate keys) or does not have (NaN)."""
+    if not text.strip():
+        raise _not_a_plan(file, "it is empty")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
@@ -444,6 +482,12 @@ def _parse(file: str, text: str) -> Any:
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except json.JSONDecodeError as error:
         lines = text.split("\n")
+        if found := CONFLICT.search(text):
+            line = text.count("\n", 0, found.start())
+            mark = lines[line].rstrip("\r")
+            fix = "take either side, and compile the spec again"
+            at = Location(file, line + 1, 1, len(mark), mark)
+            raise DiagnosticError(Diagnostic("SH302", "the plan has conflicts of a merge", at, fix)) from None
         location = Location(file, error.lineno, error.colno, 1, lines[error.lineno - 1].rstrip("\r"))
         raise DiagnosticError(Diagnostic("SH302", f"not JSON: {error.msg}", location)) from None
     except RecursionError:
@@ -453,10 +497,23 @@ def _parse(file: str, text: str) -> Any:
 
 
 def _not_a_plan(file: str, *reasons: str) -> DiagnosticError:
-    findings = [Diagnostic("SH302", f"{file} is not a plan: {reason}") for reason in reasons[:_MAX_ERRORS]]
-    return DiagnosticError(*findings)
+    first, *others = dict.fromkeys(reasons)
+    notes = others[:_MAX_ERRORS] + [f"and {len(others) - _MAX_ERRORS} more"] * (len(others) > _MAX_ERRORS)
+    return DiagnosticError(Diagnostic("SH302", f"{file} is not a plan: {first}", notes=tuple(notes)))
 
 
-def _member(path: Iterable[str | int], message: str) -> str:
+def _member(path: Iterable[str | int], complaint: str) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-    return f"{where}: {message[:1].lower()}{message[1:]}" if where else message
+    return f"{where}: {complaint}" if where else complaint
+
+
+def _complaint(detail: ErrorDetails) -> str:
+    """Say what pydantic found wrong with a member."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "missing":
+        return "missing"
+    if kind == "literal_error":
+        return f"expected {context['expected']}"
+    if kind in _BOUNDS:
+        return f"expected {_BOUNDS[kind]} {context[_LIMITS[kind]]}"
+    return next((f"expected {words}" for start, words in _EXPECTED.items() if kind.startswith(start)), "malformed")

@@ -16,12 +16,13 @@ import numpy as np
 from shardc.moves import Pieces, Transfers, Weighing, additions, pieces_of, tables_of, transfers
 from shardc.passes.verify import extent
 from shardc.plan import DeviceScore, Plan, TablePlan
-from shardc.problem import Floats, Ints
+from shardc.problem import Bools, Floats, Ints
 
 STATED = 1e-5
 """Relative: plans state six digits, and what differs by less is equal."""
 
 _EXPLAINING = 3  # tables that a device names
+_MOSTLY = 0.5  # of a change of time: less than that is left for tables to explain
 _LEAST_MS = 1e-6
 _NO_COLUMN = 1e-9
 _NOWHERE = Pieces(np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64), False)
@@ -91,6 +92,7 @@ class DeviceChange:
         new_bytes: the same in the new plan.
         of_time: tables that explain the time, those that change most first.
         of_memory: tables that explain the memory.
+        of_spec: whether the time has changed because the spec makes the same tables cost otherwise.
     """
 
     rank: int
@@ -100,6 +102,7 @@ class DeviceChange:
     new_bytes: int | None
     of_time: tuple[Share, ...]
     of_memory: tuple[Share, ...]
+    of_spec: bool = False
 
     @property
     def more_ms(self) -> float | None:
@@ -137,6 +140,7 @@ class PlanDiff:
         devices: the devices of either plan, by rank.
         settings: changes of model, cluster and digests.
         comparable: whether both state times by the same costs.
+        recosted: settings of the model that make every table cost otherwise.
     """
 
     old: Plan
@@ -151,6 +155,7 @@ class PlanDiff:
     devices: tuple[DeviceChange, ...]
     settings: tuple[Setting, ...]
     comparable: bool
+    recosted: tuple[Setting, ...]
 
     @property
     def moved_share(self) -> float:
@@ -209,6 +214,7 @@ def diff(old: Plan, new: Plan) -> PlanDiff:
         devices=_devices(old, new, differing, weighing),
         settings=tuple(_settings(old, new)),
         comparable=old.digests.cost == new.digests.cost and old.digests.profile == new.digests.profile,
+        recosted=tuple(_recosted(old, new)),
     )
 
 
@@ -315,6 +321,8 @@ def _devices(old: Plan, new: Plan, differing: Mapping[str, _Both], weighing: Wei
     columns, bytes = _held([both.now for both in differing.values()], weighing, count)
     less_columns, less_bytes = _held([both.was for both in differing.values()], weighing, count)
     columns, bytes = columns - less_columns, bytes - less_bytes
+    touched = ((np.abs(columns) > _NO_COLUMN) | (bytes != 0)).any(axis=0)
+    respecified = _respecified(old, new, differing, touched)
     names, devices = list(differing), []
     for rank in sorted(before.keys() | after.keys()):
         was, now = before.get(rank), after.get(rank)
@@ -326,10 +334,45 @@ def _devices(old: Plan, new: Plan, differing: Mapping[str, _Both], weighing: Wei
         old_ms, new_ms = (None if device is None else _compute_ms(device) for device in (was, now))
         old_bytes, new_bytes = (None if device is None else device.memory_bytes for device in (was, now))
         more_ms = 0.0 if old_ms is None or new_ms is None else new_ms - old_ms
-        of_time = _explaining(shares, [share.columns for share in shares], more_ms if abs(more_ms) > _LEAST_MS else 0.0)
+        of_spec = rank in respecified and abs(more_ms) > _LEAST_MS
+        to_explain = 0.0 if of_spec or abs(more_ms) <= _LEAST_MS else more_ms
+        of_time = _explaining(shares, [share.columns for share in shares], to_explain)
         of_memory = _explaining(shares, [share.bytes for share in shares], (new_bytes or 0) - (old_bytes or 0))
-        devices.append(DeviceChange(rank, old_ms, new_ms, old_bytes, new_bytes, of_time, of_memory))
+        devices.append(DeviceChange(rank, old_ms, new_ms, old_bytes, new_bytes, of_time, of_memory, of_spec))
     return tuple(devices)
+
+
+def _respecified(old: Plan, new: Plan, differing: Mapping[str, _Both], touched: Bools) -> set[int]:
+    """The ranks whose time has changed because another spec makes their tables cost otherwise.
+
+    Plans do not say what tables cost. Where both have the same tables, all of them together cost as much more as all
+    devices take longer; else as those take whose tables are the same. What is mostly that is not for any table.
+
+    Args:
+        old: the plan before.
+        new: the plan after.
+        differing: tables that differ.
+        touched: bool[D], whether a device has other tables than before, or other parts of them.
+    """
+    if old.digests.spec == new.digests.spec:
+        return set()
+    times = np.zeros((len(touched), 2))
+    for which, plan in enumerate((old, new)):
+        for device in plan.score.devices:
+            if device.rank < len(times):
+                times[device.rank, which] = _compute_ms(device) or 0.0
+    times[(times == 0.0).any(axis=1)] = 0.0  # of devices that only one plan has
+    more = times[:, 1] - times[:, 0]
+    if any(_recosted(old, new)):
+        return set(np.flatnonzero(more).tolist())
+    ratio = 1.0
+    same = all(both.old and both.new and both.was.extent == both.now.extent for both in differing.values())
+    if same and old.cluster.devices == new.cluster.devices:
+        ratio = float(times[:, 1].sum() / max(times[:, 0].sum(), _LEAST_MS))
+    elif (alike := ~touched & times.all(axis=1)).any():
+        ratio = float(np.median(times[alike, 1] / times[alike, 0]))
+    rest = np.abs(times[:, 1] - ratio * times[:, 0])
+    return set(np.flatnonzero((more != 0) & (~touched | (rest < _MOSTLY * np.abs(more)))).tolist())
 
 
 def _explaining(shares: Sequence[Share], amounts: Sequence[float], more: float) -> tuple[Share, ...]:
@@ -369,13 +412,22 @@ def _compute_ms(device: DeviceScore) -> float | None:
 # --- What plans are for -----------------------------------------------------------------------------------------------
 
 
+def _recosted(old: Plan, new: Plan) -> Iterator[Setting]:
+    """The settings of the model that make every table cost otherwise."""
+    for name in ("global_batch", "optimizer", "weights", "outputs"):
+        before, after = (getattr(plan.model, name) for plan in (old, new))
+        if before != after:
+            yield Setting(name.replace("_", " "), str(before), str(after))
+
+
 def _settings(old: Plan, new: Plan) -> list[Setting]:
     """Changes of what plans are for and made from."""
     found = []
-    for name in ("name", "module", "global_batch", "optimizer", "weights", "outputs"):
+    for name, what in (("name", "model"), ("module", "module")):
         before, after = (getattr(plan.model, name) for plan in (old, new))
         if before != after:
-            found.append(Setting("model" if name == "name" else name.replace("_", " "), str(before), str(after)))
+            found.append(Setting(what, str(before), str(after)))
+    found += _recosted(old, new)
     if old.cluster != new.cluster:
         found.append(Setting("cluster", *(_cluster(plan) for plan in (old, new))))
     for name in ("spec", "profile", "measurements", "cost", "policy"):

@@ -19,7 +19,7 @@ import tomli
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from shardc.diagnostics import Diagnostic, DiagnosticError, Location, quoted_tables
+from shardc.diagnostics import CODES, Diagnostic, DiagnosticError, Location, quoted_tables
 from shardc.files import MAX_SPEC_BYTES, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
@@ -62,6 +62,9 @@ _BINS_TOLERANCE = 1e-3
 _INT64_MAX = 2**63 - 1
 _MAX_ELEMENTS = 2**58
 _NAME_LENGTH = 200
+
+CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |\r?$)", re.MULTILINE)
+"""A mark of git's where a merge needs somebody to decide."""
 
 ShardingType = Literal[
     "table_wise", "column_wise", "table_column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"
@@ -520,6 +523,7 @@ class SeveritySpec(_Section):
     SH407: Grade = Field(default="error", description="Too much would have to move (moved).")
     SH408: Grade = Field(default="error", description="A device's time changes too much (device_time).")
     SH409: Grade = Field(default="error", description="A device's memory changes too much (device_memory).")
+    SH410: Grade = Field(default="warning", description="There is no older plan to check moved or device_* against.")
 
 
 class BudgetSpec(_Section):
@@ -811,9 +815,18 @@ def parse_spec(data: Mapping[str, Any]) -> LoadedSpec:
 
 
 def _parse_toml(source: Source) -> dict[str, Any]:
+    if not source.text.strip():
+        fix = "it needs format, [model], [cluster] and tables: shardc init writes a spec of a model"
+        raise DiagnosticError(Diagnostic("SH102", f"the spec {source.file} is empty", help=fix))
     try:
         return tomli.loads(source.text)
     except tomli.TOMLDecodeError as error:
+        if mark := CONFLICT.search(source.text):
+            line = source.text.count("\n", 0, mark.start()) + 1
+            at = source.line(line, 1, len(mark[0].rstrip()))
+            raise DiagnosticError(
+                Diagnostic("SH100", "the spec has conflicts of a merge", at, "resolve them")
+            ) from None
         # tomli stops behind a key that is given twice; what it means is the whole statement.
         at = source.line(error.lineno, error.colno)
         if error.msg.startswith("Cannot"):
@@ -946,7 +959,8 @@ class _Reader:
                 names = [entry.raw.get("name") for entry in self.entries.values() if isinstance(entry.raw, dict)]
                 if any(setting.names(name) for name in names):
                     continue  # a later setting is of the same key
-                advice = _suggestion(setting.keys[1], [name for name in names if isinstance(name, str)])
+                known = [name for name in names if isinstance(name, str)]
+                advice = _suggestion(setting.keys[1], known) or f"it has {quoted_tables(known)}"
                 message = f"{setting.option}: the spec has no table {_quoted(setting.keys[1])}"
                 self.findings.append(Diagnostic("SH331", message, setting.at(1), advice))
 
@@ -978,6 +992,9 @@ class _Reader:
             options = list(_model_at(tuple(parent)).model_fields)
             message = f"unknown key {_quoted(unknown)} in {self._section(tuple(parent))}"
             code, advice = "SH101", _suggestion(unknown, options) or f"known keys: {', '.join(options)}"
+            if unknown in CODES and tuple(parent) == ("budget", "severity"):
+                message = f"the severity of {unknown} cannot be set: it is not about a budget"
+                advice = f"codes whose severity can be set: {', '.join(options)}"
         elif kind == "missing":
             *parent, missing = path
             message = f'missing key "{missing}" in {self._section(tuple(parent))}'

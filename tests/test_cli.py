@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -394,7 +395,75 @@ def test_a_plan_does_not_replace_recorded_lookups(shardc_):
     assert Path("b.pt").read_bytes() == b"x"
 
 
+OUTPUTS = {
+    "compile -q model.toml -o": "out.json",
+    "sweep -q model.toml --devices 1,2 --picture": "out.svg",
+    "bench -q model.toml --strategy lookup_greedy --picture": "out.svg",
+    "report -q model.plan.json -o": "out.html",
+}
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_replaces_its_own_kind_and_nothing_else_unless_forced(shardc_, command):
+    shardc_("compile", "-q", "model.toml")
+    arguments, target = command.split(), Path(OUTPUTS[command])
+    for theirs in ('{"a": 1}', SPEC, "name,rows\n", "<p>a page</p>"):
+        target.write_text(theirs)
+        done = shardc_(*arguments, str(target))
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(
+            f"SH004 cannot write {target}: it is there already, and is no file of that kind\nhelp:"
+        )
+        assert target.read_text() == theirs
+    assert shardc_(*arguments, str(target), "--force").code == 0
+    for older in (target.read_bytes() + b"\n\n", b""):  # or an empty file, as of mktemp
+        target.write_bytes(older)
+        assert shardc_(*arguments, str(target)).code == 0
+        assert target.read_bytes().strip() and target.read_bytes() != older
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_that_cannot_be_a_file_is_refused_before_anything_is_computed(shardc_, command, monkeypatch):
+    shardc_("compile", "-q", "model.toml")
+    Path("folder.svg").mkdir()
+    monkeypatch.setattr("shardc.pipeline.place", None)
+    done = shardc_(*command.split(), "folder.svg")
+    assert (done.code, done.err) == (
+        2,
+        "SH004 cannot write folder.svg: is a directory\nhelp: name a file in it: folder.svg/NAME\n\n",
+    )
+    done = shardc_(*command.split(), "nowhere/out.svg")
+    assert (done.code, done.err) == (2, "SH004 cannot write nowhere/out.svg: no such folder\n\n")
+
+
+def test_a_plan_that_is_no_plan_any_more_is_compiled_anew(shardc_):
+    shardc_("compile", "-q", "model.toml")
+    good = Path("model.plan.json").read_bytes()
+    for broken in (b"not a plan", good[: len(good) // 2]):
+        for target in ("model.plan.json", "other.json"):
+            Path(target).write_bytes(good[: len(good) // 2] if target == "other.json" else broken)
+            assert shardc_("compile", "-q", "model.toml", "-o", target).code == 0
+            assert Path(target).read_bytes() == good
+
+
+@pytest.mark.parametrize("command", ["sweep model.toml --devices 1,2", "bench model.toml --strategy lookup_greedy"])
+@pytest.mark.parametrize("name", ["model.plan.json", "out.png", "out", "-"])
+def test_a_picture_is_svg_by_name(shardc_, command, name):
+    shardc_("compile", "-q", "model.toml")
+    plan = Path("model.plan.json").read_bytes()
+    done = shardc_(*command.split(), "--picture", name)
+    assert (done.code, done.err.split("\n")[0]) == (2, f"SH902 {name} cannot be the picture: it is SVG")
+    assert Path("model.plan.json").read_bytes() == plan
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["check", "compile model.toml", "report model.plan.json"])
+def test_a_forgotten_base_is_not_the_next_option(shardc_, command):
+    done = shardc_(*command.split(), "--base", "--quiet")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("SH902 Invalid value for '--base': expected a value, found the option --quiet\n")
 
 
 def test_check(shardc_):
@@ -577,6 +646,51 @@ def test_findings_of_a_file_whose_name_is_not_text(tmp_path, format):
     done.stdout.decode()
 
 
+@pytest.mark.parametrize("command", ["check", "validate"])
+@pytest.mark.parametrize("format", ["json", "sarif", "junit"])
+def test_where_there_is_no_spec_machines_get_a_document_all_the_same(shardc_, command, format):
+    Path("empty").mkdir()
+    done = shardc_(command, "empty", "--format", format)
+    assert (done.code, done.err) == (2, "SH001 there is no spec in empty\n\n")
+    match format:
+        case "json":
+            assert json.loads(done.out) == {"format": 1, "exit_code": 2, "specs": []}
+        case "sarif":
+            (run,) = json.loads(done.out)["runs"]
+            assert (run["results"], run["invocations"][0]["exitCode"]) == ([], 2)
+        case "junit":
+            assert list(ElementTree.fromstring(done.out)) == []
+
+
+def test_validate_takes_folders_and_leaves_other_files_alone(shardc_):
+    Path("pyproject.toml").write_text("[project]\nname = 1\n")
+    Path("bad.toml").write_text("format = 1\n[modle]\n")
+    done = shardc_("validate", "--format", "concise")
+    assert done.code == 1
+    assert "ok model.toml" in done.out and "bad.toml:2:2: SH101" in done.out and "pyproject" not in done.out
+
+
+def test_what_a_merge_or_an_editor_left_behind_is_told_as_that(shardc_):
+    Path("empty.toml").write_text("\n")
+    assert shardc_("validate", "empty.toml").out.startswith("SH102 the spec empty.toml is empty\nhelp: ")
+    Path("merged.toml").write_text(f"{SPEC}<<<<<<< HEAD\nrows = 1\n=======\nrows = 2\n>>>>>>> other\n")
+    done = shardc_("validate", "merged.toml", "--format", "concise")
+    line = SPEC.count("\n") + 1
+    assert done.out.startswith(f"merged.toml:{line}:1: SH100 the spec has conflicts of a merge\n")
+    shardc_("compile", "-q", "model.toml")
+    plan = Path("model.plan.json").read_text().split("\n")
+    Path("model.plan.json").write_text("\n".join([*plan[:5], "<<<<<<< HEAD", *plan[5:7], "=======", *plan[5:]]))
+    done = shardc_("check", "--frozen", "--format", "concise")
+    assert "model.plan.json:6:1: SH302 the plan has conflicts of a merge\n" in done.out
+
+
+def test_which_severities_can_be_set_is_told(shardc_):
+    Path("model.toml").write_text(SPEC + '[budget]\nseverity = { SH101 = "off" }\n')
+    done = shardc_("validate", "model.toml")
+    assert done.out.startswith("SH101 the severity of SH101 cannot be set: it is not about a budget\n")
+    assert "help: codes whose severity can be set: SH311, SH401, " in done.out
+
+
 def test_jobs_change_nothing_but_the_time(shardc_):
     names = [f"m{index}.toml" for index in range(5)]
     for name in names:
@@ -618,6 +732,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("shardc check mod", []),
         ("shardc compile mod", []),
         ("shardc validate mod", []),
+        ("shardc rule SH90", ["SH901", "SH902", "SH903"]),
     ],
 )
 def test_completion_in_bash(tmp_path, line, offered):

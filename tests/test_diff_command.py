@@ -82,6 +82,40 @@ def test_json_and_markdown_go_to_stdout(shardc_):
     assert shardc_("diff", "old.plan.json", "new.plan.json", "--format", "markdown").out.startswith("**`m`**: 1 moved;")
 
 
+LONG = [f"the_embedding_table_of_a_feature_with_a_name_that_is_long_{i}" for i in range(30)]
+
+
+def test_nothing_is_cut_where_the_output_is_a_file_or_a_pipe(shardc_, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    for name, start in (("old", 0), ("new", 1)):
+        tables = {table: whole((start + i) % 4, rows=10**6 * (i + 1)) for i, table in enumerate(LONG)}
+        Path(f"{name}.plan.json").write_bytes(plan_bytes(plan(tables, ms=[start + 1.0 + rank for rank in range(4)])))
+    done = shardc_("diff", "old.plan.json", "new.plan.json")
+    assert sum(name in done.out for name in LONG) >= 20
+    assert done.out.count("…") == 1 and "… 10 more" in done.out
+    assert max(len(line) for line in done.out.splitlines() if "█" in line) <= 120
+    monkeypatch.setenv("COLUMNS", "80")
+    limited = shardc_("diff", "old.plan.json", "new.plan.json").out
+    assert max(map(len, limited.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "50")
+    prose = shardc_("diff", "old.plan.json", "new.plan.json").out.split("\n\n")[0]
+    assert max(map(len, prose.splitlines())) <= 50
+
+
+def test_what_is_cut_is_marked_in_ascii_too(shardc_):
+    for name, start in (("old", 0), ("new", 1)):
+        tables = {table: whole((start + i) % 4, rows=10**6 * (i + 1)) for i, table in enumerate(LONG)}
+        Path(f"{name}.plan.json").write_bytes(plan_bytes(plan(tables)))
+    Path("bad.toml").write_text(SPEC.replace('name = "m"', f"name = 1 # {'x' * 200}"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "72", "PYTHONPATH": str(ROOT)}
+    for arguments in (["diff", "old.plan.json", "new.plan.json"], ["validate", "bad.toml"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "shardc", *arguments], capture_output=True, text=True, env=environment, check=False
+        )
+        assert "\\u" not in done.stdout
+        assert re.search(r"\.\.\.|~", done.stdout)
+
+
 def test_a_plan_of_a_revision(repository):
     done = repository("diff", "HEAD:old.plan.json", "new.plan.json")
     assert (done.code, done.err) == (0, "")
@@ -110,6 +144,17 @@ def test_what_git_does_not_have_is_told_in_its_words(repository, name, said):
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "inside"), [("HEAD:", "HEAD:"), ("HEAD:sub", "HEAD:sub/"), ("HEAD:sub/", "HEAD:sub/")]
+)
+def test_a_folder_of_a_revision_is_no_plan(repository, name, inside):
+    done = repository("diff", name, "new.plan.json")
+    assert (done.code, done.err) == (
+        2,
+        f"SH320 cannot read {name}: it is a folder\nhelp: name a file in it: {inside}model.plan.json\n\n",
+    )
+
+
 def test_without_git_a_revision_cannot_be_read(shardc_, monkeypatch):
     monkeypatch.setenv("PATH", "")
     done = shardc_("diff", "HEAD:old.plan.json", "new.plan.json")
@@ -130,7 +175,7 @@ def test_a_plan_from_stdin():
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"the plans are the same" in done.stdout
     broken = subprocess.run(command, input=data[:1000], capture_output=True, env=environment, check=False)
-    assert broken.returncode == 1
+    assert broken.returncode == 2
     assert re.match(rb"SH302 not JSON: .*\n *--> stdin:", broken.stderr)
     latin = subprocess.run(command, input=b"\xff{}", capture_output=True, env=environment, check=False)
     assert (latin.returncode, latin.stderr.split()[0]) == (2, b"SH003")
@@ -147,10 +192,10 @@ def test_stdin_cannot_be_both(shardc_):
     ("content", "code", "exit_code"),
     [
         (None, "SH001", 2),
-        ("", "SH302", 1),
-        ("{}", "SH302", 1),
-        ('{"format": 99}', "SH303", 1),
-        ("[1, 2]", "SH302", 1),
+        ("", "SH302", 2),
+        ("{}", "SH302", 2),
+        ('{"format": 99}', "SH303", 2),
+        ("[1, 2]", "SH302", 2),
     ],
 )
 def test_what_is_no_plan_is_refused(shardc_, command, content, code, exit_code):
@@ -165,7 +210,7 @@ def test_a_plan_edited_so_that_shards_make_up_no_table_is_refused(shardc_):
     gap = sharded("column_wise", [(0, 0, 0, 1000, 8), (1, 0, 12, 1000, 4)])
     Path("bad.json").write_bytes(plan_bytes(plan({"a": gap})))
     done = shardc_("diff", "old.plan.json", "bad.json")
-    assert done.code == 1
+    assert done.code == 2
     assert 'SH305 bad.json: table "a": its shards leave a gap' in done.err
 
 
@@ -214,6 +259,13 @@ def test_moves_as_csv_and_json_are_the_same(shardc_):
         }
     ]
     assert (document["moved_bytes"], document["new_bytes"]) == (68_000, 0)
+
+
+def test_names_in_csv_are_no_commands_for_a_terminal(shardc_):
+    for name, rank in (("old", 0), ("new", 1)):
+        Path(f"{name}.plan.json").write_bytes(plan_bytes(plan({"a\x1b[2J": whole(rank)})))
+    done = shardc_("migrate", "old.plan.json", "new.plan.json", "--format", "csv")
+    assert "a?[2J" in done.out and "\x1b" not in done.out
 
 
 def test_where_nothing_moves_that_is_said(shardc_):
@@ -289,7 +341,7 @@ def test_a_budget_needs_a_base(shardc_):
 
 @pytest.mark.parametrize(
     ("content", "code", "exit_code"),
-    [(None, "SH001", 2), ("{", "SH302", 1), ('{"format": 2}', "SH303", 1), (SPEC, "SH302", 1)],
+    [(None, "SH001", 2), ("{", "SH302", 2), ('{"format": 2}', "SH303", 2), (SPEC, "SH302", 2)],
 )
 def test_a_base_that_is_no_plan_leaves_the_old_plan_as_it_is(shardc_, content, code, exit_code):
     Path("model.plan.json").write_text("as it was")
@@ -317,3 +369,21 @@ def test_a_base_from_a_revision(repository):
     Path("model.plan.json").unlink()
     assert repository("compile", "model.toml", "--base", "HEAD:model.plan.json", "-q").code == 0
     assert Path("model.plan.json").read_bytes() == before
+
+
+# --- report of what diff takes ----------------------------------------------------------------------------------------
+
+
+def test_a_report_of_revisions_and_stdin(repository):
+    done = repository("report", "HEAD:old.plan.json", "--base", "HEAD:sub/model.plan.json", "-q")
+    assert (done.code, done.err) == (0, "")
+    assert Path("old.report.html").read_text().startswith("<!doctype html>")
+    assert "moved" in Path("old.report.html").read_text()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "shardc", "report", "-", "-q"]
+    text = Path("old.plan.json").read_bytes()
+    piped = subprocess.run(command, input=text, capture_output=True, env=environment, check=True)
+    assert piped.stdout.startswith(b"<!doctype html>")
+    broken = subprocess.run(command, input=text[:99], capture_output=True, env=environment, check=False)
+    assert (broken.returncode, broken.stdout) == (2, b"")
+    assert repository("report", "-", "--base", "-").code == 2

@@ -273,6 +273,8 @@ def test_a_plan_of_another_spec_is_explained_by_todays_with_a_warning(committed,
     assert done.code == 0
     assert "SH334 warning: the spec has changed since its plan was compiled" in done.err
     assert "pooling 80" in done.out
+    quiet = run_command("explain", str(plan), "big", "-q").err
+    assert "SH334" in quiet and "SH501" not in quiet
     spec.write_text(TEXT.replace("pin = [0]", "pin = [0]").replace('name = "third"', 'name = "new"'))
     assert "SH304" in run_command("explain", str(plan)).err
     same = run_command("explain", str(plan), "--set", "table.new.name=third", "-q")
@@ -295,14 +297,15 @@ def test_a_plan_that_breaks_the_spec_of_today_is_explained_and_says_so(committed
     ("arguments", "code", "words"),
     [
         (["{plan}", "bgi"], 2, ["SH333", 'did you mean "big"?']),
+        (["{plan}", "zzzz"], 2, ["SH333", "there are: "]),
         (["{folder}/none.plan.json"], 2, ["SH001"]),
         (["{folder}/none.toml"], 2, ["SH001"]),
         (["{spec}", "big", "--format", "yaml"], 2, ["SH902"]),
         (["{plan}", "--set", "cluster.host"], 2, ["SH330"]),
         (["{renamed}"], 2, ["SH332", "not named after its spec", "--spec"]),
         (["{orphan}"], 2, ["SH332", "there is no", "--spec"]),
-        (["{broken}"], 1, ["SH302"]),
-        (["{spec}", "--spec", "{spec}"], 1, ["SH302"]),
+        (["{broken}"], 2, ["SH302"]),
+        (["{spec}", "--spec", "{spec}"], 2, ["SH302"]),
     ],
 )
 def test_what_cannot_be_explained_is_told(committed, run_command, tmp_path, arguments, code, words):

@@ -207,12 +207,12 @@ def test_a_newer_format(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not JSON"),
+        (b"", "is not a plan: it is empty"),
         (b"{", "not JSON"),
-        (b"<<<<<<< HEAD\n{}", "not JSON"),
+        (b"<<<<<<< HEAD\n{}", "the plan has conflicts of a merge"),
         (b"[]", "a plan is a JSON object"),
         (b'"plan"', "a plan is a JSON object"),
-        (b"{}", "field required"),
+        (b"{}", "is not a plan: format: missing"),
         (b'{"format": 0}', "format"),
         (b'{"format": "1"}', "format"),
         (b'{"format": NaN}', "NaN"),
@@ -271,7 +271,11 @@ def test_a_wrong_member_is_named(path: Path, content: dict, where: str) -> None:
 
 
 def test_of_many_wrong_members_only_some_are_listed(path: Path) -> None:
-    assert len(findings(path, edited("plan", value={str(i): 0 for i in range(1000)}))) == 10
+    with pytest.raises(DiagnosticError) as raised:
+        read(path, json.dumps(edited("plan", value={str(i): 0 for i in range(1000)})).encode())
+    (finding,) = raised.value.diagnostics
+    assert finding.message == f"{path} is not a plan: plan.0: expected an object"
+    assert (len(finding.notes), finding.notes[-1]) == (11, "and 989 more")
 
 
 def test_schema_accepts_plans_and_refuses_others() -> None:

@@ -128,6 +128,37 @@ def test_bytes_are_those_that_owners_of_single_rows_tell(seed):
     }
 
 
+TABLES = {name: whole(rank, rows) for rank, (name, rows) in enumerate([("a", 5000), ("b", 4000), ("c", 6000)])}
+OTHER_SPEC = {"digests__spec": "sha256:another"}
+
+
+def causes(old, new) -> list[tuple[list[str], bool]]:
+    return [([share.table for share in device.of_time], device.of_spec) for device in diff(old, new).devices]
+
+
+@pytest.mark.parametrize(("name", "value"), [("global_batch", 640), ("weights", "fp16"), ("optimizer", "sgd")])
+def test_small_tables_are_not_blamed_for_what_the_spec_makes_every_table_cost(name, value):
+    member = {f"model__{name}": value}
+    old = plan({**TABLES, "small": whole(0, 10)}, ms=[1.0, 1.1, 0.9, 0.8])
+    new = plan({**TABLES, "small": whole(1, 10)}, ms=[1.3, 1.4, 1.2, 1.1], **OTHER_SPEC, **member)
+    assert causes(old, new) == [([], True)] * 4
+    assert [setting.what.replace(" ", "_") for setting in diff(old, new).recosted] == [name]
+
+
+def test_what_all_devices_take_longer_alike_is_for_the_spec():
+    old = plan({**TABLES, "small": whole(0, 10)}, ms=[1.0, 1.1, 0.9, 0.8])
+    new = plan({**TABLES, "small": whole(1, 10)}, ms=[1.18, 1.30, 1.06, 0.94], **OTHER_SPEC)
+    assert causes(old, new) == [([], True)] * 4
+
+
+def test_tables_that_move_or_are_new_explain_times_though_the_spec_is_another():
+    old = plan(TABLES, ms=[1.0, 1.0, 1.0, 0.5])
+    moved = plan({**TABLES, "c": whole(3, 6000)}, ms=[1.0, 1.0, 0.5, 1.0], **OTHER_SPEC)
+    assert causes(old, moved) == [([], False), ([], False), (["c"], False), (["c"], False)]
+    added = plan({**TABLES, "new": whole(3)}, ms=[1.2, 1.2, 1.2, 1.1], **OTHER_SPEC)
+    assert causes(old, added) == [([], True), ([], True), ([], True), (["new"], False)]
+
+
 def test_devices_are_explained_by_the_tables_that_came_and_went():
     old = plan({"wide": whole(0, 10, 128), "long": whole(1, 100_000, 16), "stays": whole(2)}, ms=(0.9, 0.3, 0.5, 0.1))
     new = plan(

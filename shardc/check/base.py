@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 
 from shardc.check.context import Base
 from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.files import read_text
 from shardc.given_plan import sound
-from shardc.plan import parse_plan, read_plan
 
 
-def read_base(base: str, path: str) -> Base | None:
-    """Return the older plan; None where there is none of that name, as for a new spec.
+def read_base(base: str, path: str) -> Base:
+    """Return the older plan, without one where there is none of that name, as for a new spec.
 
     Args:
         base: a plan file; a folder, in which the plan has the path that it has in the working directory; or a git
@@ -20,24 +21,25 @@ def read_base(base: str, path: str) -> Base | None:
         path: the plan that is compared with it.
 
     Raises:
-        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense (exit code 1),
-            SH410 when `base` is neither file, folder nor revision (exit code 2).
+        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense, SH410 when `base`
+            is neither file, folder nor revision; exit code 2.
     """
     if os.path.isfile(base):
-        return Base(base, sound(base, read_plan(base)))
+        return Base(base, sound(base, read_text(base, "plan")), base)
     if os.path.isdir(base):
         file = os.path.join(base, os.path.relpath(path))
-        return Base(file, sound(file, read_plan(file))) if os.path.exists(file) else None
+        return Base(file, sound(file, read_text(file, "plan")) if os.path.exists(file) else None, file)
     folder, name = os.path.split(os.path.abspath(path))
     if base.startswith("-") or _git(folder, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
         message = f"nothing to compare with: {base} is no file, folder or git revision here"
         fix = "git fetch it first; for actions/checkout, set fetch-depth: 0"
+        if shutil.which("git") is None:
+            message, fix = f"nothing to compare with: {base} is no file or folder, and there is no git", "install git"
         raise DiagnosticError(Diagnostic("SH410", message, help=fix), exit_code=2)
     content = _git(folder, "show", f"{base}:./{name}")
-    if content is None:
-        return None
     label = f"{name} at {base}"
-    return Base(label, sound(label, parse_plan(label, content.decode(errors="replace"))))
+    plan = None if content is None else sound(label, content.decode(errors="replace"))
+    return Base(label, plan, f"{base}:./{os.path.relpath(path)}")
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:

@@ -18,8 +18,9 @@ from shardc.files import write_atomic
 from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.profile import Measure
+from shardc.passes.replan import Budget
 from shardc.passes.restore import placement_of
-from shardc.pipeline import Compiled, run
+from shardc.pipeline import Compiled, near, run
 from shardc.plan import PROFILE_CHANGED, Plan, is_as_written, parse_plan, plan_bytes
 from shardc.spec import LoadedSpec
 from shardc.units import format_ms
@@ -49,7 +50,8 @@ def check(
     try:
         text, plan = read_committed(loaded)
         compiled = run(loaded, measure=measure)
-        if faults := misfits(plan, loaded, compiled):
+        faults = misfits(plan, loaded, compiled)
+        if any(fault.code != "SH310" for fault in faults):
             raise DiagnosticError(*faults)
         today = restate(plan, loaded, compiled)
     except DiagnosticError as error:
@@ -60,15 +62,20 @@ def check(
     same_costs = plan.digests.cost == today.digests.cost
     if same_costs and plan.digests.measurements and not today.digests.measurements:
         note = "the plan was compiled with --measure: it fits the spec, and its times are checked only with --measure"
-        return CheckReport(path, (), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None)
-    context = Context(loaded, path, text, plan, today, today.digests, compiled.plan, base)
+        return CheckReport(
+            path, tuple(faults), (note,), plan.score.step_time_ms, plan.bound.gap if plan.bound else None
+        )
+    anew, notes = _anew(compiled, loaded, base)
+    context = Context(loaded, path, text, plan, today, today.digests, anew or today, base, tuple(faults))
     report = _report(context)
+    report = replace(report, notes=report.notes + notes)
     if not update:
         return report
-    if any(better_plan(context)):
-        was, now = today.score.step_time_ms, compiled.plan.score.step_time_ms
-        why = f"a step takes {format_ms(now)} instead of {format_ms(was)}"
-        return _write(context, compiled.plan, why)
+    if anew and any(better_plan(context)):
+        was, now = today.score.step_time_ms, anew.score.step_time_ms
+        return _write(context, anew, f"a step takes {format_ms(now)} instead of {format_ms(was)}")
+    if anew and (over := [found for found in report.findings if found.code == "SH407"]):
+        return _write(context, anew, f"{over[0].code} {over[0].message}")
     changed = plan.digests != today.digests or is_as_written(text) is not True
     if changed or _CURED & {f.code for f in report.findings}:
         return _write(context, today, "its placement stays, with today's figures")
@@ -82,9 +89,28 @@ def _compile_instead(
     first = report.findings[0]
     if not all(finding.code in _REPLACED for finding in report.findings):
         return report
-    plan = run(loaded, measure=measure).plan
+    plan, notes = _anew(run(loaded, measure=measure), loaded, base)
+    if plan is None:
+        return replace(report, notes=report.notes + notes)
     context = Context(loaded, report.path, "", plan, plan, plan.digests, plan, base)
     return _write(context, plan, f"{first.code} {first.message}")
+
+
+def _anew(compiled: Compiled, loaded: LoadedSpec, base: Base | None) -> tuple[Plan | None, tuple[str, ...]]:
+    """The plan that compiling gives, from the base and within the budget of moved bytes if there are both.
+
+    None, and a note, where nothing was found within that budget.
+    """
+    share = loaded.spec.budget.limit("moved")
+    if share is None or base is None or base.plan is None:
+        return compiled.plan, ()
+    try:
+        return near(compiled, loaded, base.plan, Budget(share=share)).plan, ()
+    except DiagnosticError as error:
+        (finding,) = error.diagnostics
+        if finding.code != "SH321":
+            raise
+        return None, (f"{finding.message}; the budget allows to move {loaded.spec.budget.moved} from {base.name}",)
 
 
 def _write(context: Context, plan: Plan, why: str) -> CheckReport:
@@ -118,7 +144,7 @@ def restate(plan: Plan, loaded: LoadedSpec, compiled: Compiled) -> Plan:
     judge, tool = compiled.choice.judge, compiled.plan.tool
     placement = placement_of(plan, judge.problem)
     choice = replace(compiled.choice, placement=placement, judgement=judge.judge(placement))
-    pessimistic = compiled.pessimistic
+    pessimistic = compiled.prepared.pessimistic
     p90_ms = Judge(judge.problem, pessimistic).judge(placement).step_time_ms if pessimistic else None
     digests = compiled.plan.digests.model_copy(update={"policy": plan.digests.policy})
     today = emit(loaded, choice, digests=digests, seed=tool.seed, p90_ms=p90_ms)

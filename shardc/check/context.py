@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from shardc.diagnostics import Diagnostic, Location
@@ -18,11 +19,13 @@ class Base:
 
     Attributes:
         name: what to call it: a file, or a file at a git revision.
-        plan: the older plan.
+        plan: the older plan; None where there is no such file.
+        argument: what `shardc compile --base` reads it from.
     """
 
     name: str
-    plan: Plan
+    plan: Plan | None
+    argument: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,9 @@ class Context:
         plan: the same, read.
         figures: the plan with the figures that count: today's, or those that it states if nothing is computed.
         digests: of what a plan would be compiled from today.
-        compiled: the spec compiled anew; None if nothing is computed.
-        base: an older plan to compare with; None if there is none.
+        compiled: the spec compiled anew, within the budget of bytes that move; None if nothing is computed.
+        base: what to compare with; None if nothing was named.
+        faults: SH310 where stated figures are not those of the plan's shards.
     """
 
     loaded: LoadedSpec
@@ -48,6 +52,7 @@ class Context:
     digests: Digests
     compiled: Plan | None = None
     base: Base | None = None
+    faults: tuple[Diagnostic, ...] = ()
 
     @property
     def frozen(self) -> bool:
@@ -56,8 +61,21 @@ class Context:
 
     @property
     def recompile(self) -> str:
-        """The advice to compile the spec again."""
-        return f"run shardc compile {self.loaded.path} and review the diff"
+        """The advice to compile the spec again, near the base if the budget wants that."""
+        near = ""
+        if self.before and self.limit("moved") is not None and self.base:
+            near = f" --base {shlex.quote(self.base.argument)} --max-moved {self.allowed('moved')}"
+        return f"run shardc compile {self.loaded.path}{near} and review the diff"
+
+    @property
+    def before(self) -> Plan | None:
+        """The older plan to compare with; None if there is none."""
+        return self.base.plan if self.base else None
+
+    @property
+    def base_name(self) -> str:
+        """What to call the base."""
+        return self.base.name if self.base else "the base"
 
     def limit(self, name: str) -> float | None:
         """A limit of the budget as a fraction; None where there is none."""

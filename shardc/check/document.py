@@ -62,9 +62,9 @@ class CheckDocument:
     specs: tuple[CheckedSpec, ...]
 
 
-def check_document(outcomes: Sequence[Outcome]) -> CheckDocument:
-    """Return the document about some specs."""
-    exit_code = max((outcome.exit_code for outcome in outcomes), default=0)
+def check_document(outcomes: Sequence[Outcome], least: int = 0) -> CheckDocument:
+    """Return the document about some specs; about none it has this exit code."""
+    exit_code = max((outcome.exit_code for outcome in outcomes), default=least)
     return CheckDocument(1, exit_code, tuple(map(_checked, outcomes)))
 
 

@@ -12,6 +12,7 @@ from shardc.files import is_within
 from shardc.plan import default_plan_path, default_spec_path
 
 _SPEC = re.compile(rb"^(?:\xef\xbb\xbf)?format[ \t]*=[ \t]*1[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_SECTION = re.compile(rb"^[ \t]*\[", re.MULTILINE)
 _HEAD = 4096
 _SKIPPED = {"node_modules", "__pycache__"}
 
@@ -19,13 +20,13 @@ _SKIPPED = {"node_modules", "__pycache__"}
 def find_specs(arguments: Iterable[str]) -> list[str]:
     """Return the specs that files, folders, globs and plans stand for, each once, in their order.
 
-    Of a folder these are the TOML files below it that have a plan beside them or start with `format = 1`; hidden
-    folders and virtual environments are not looked into, nor links that lead out of the folder.
+    Of a folder these are the TOML files below it that have a plan beside them or say `format = 1` above their first
+    section; hidden folders and virtual environments are not looked into, nor links that lead out of the folder.
 
     Raises:
         DiagnosticError: SH001 (exit code 2) where a folder or a glob has no spec.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for argument in arguments:
         if os.path.isdir(argument):
             names = list(_below(argument))
@@ -35,8 +36,10 @@ def find_specs(arguments: Iterable[str]) -> list[str]:
             names = [argument]
         if not names:
             raise DiagnosticError(Diagnostic("SH001", f"there is no spec in {argument}"), exit_code=2)
-        found.update(dict.fromkeys(default_spec_path(name) or name for name in names))
-    return list(found)
+        for name in names:
+            spec = default_spec_path(name) or name
+            found.setdefault(os.path.abspath(spec), spec)
+    return list(found.values())
 
 
 def _below(top: str) -> Iterator[str]:
@@ -58,6 +61,6 @@ def _is_skipped(where: str, name: str) -> bool:
 def _is_spec(path: str) -> bool:
     try:
         with open(path, "rb") as file:
-            return _SPEC.search(file.read(_HEAD)) is not None
+            return _SPEC.search(_SECTION.split(file.read(_HEAD), maxsplit=1)[0]) is not None
     except OSError:
         return False

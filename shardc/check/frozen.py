@@ -5,11 +5,14 @@ Nothing of this imports the placers: a folder full of specs is checked in the ti
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shardc.check.context import Base, CheckReport, Context
-from shardc.check.edited import unsigned
+from shardc.check.edited import edited, unsigned
 from shardc.check.fit import misfit
 from shardc.check.read import plan_path, read_committed
 from shardc.check.run import run_checks
+from shardc.check.stated_figures import stated_figures
 from shardc.diagnostics import DiagnosticError
 from shardc.hardware import devices_of, profile_digest
 from shardc.passes.lower import lower_cluster
@@ -44,9 +47,12 @@ def check_frozen(loaded: LoadedSpec, base: Base | None = None) -> CheckReport:
         cost=loaded.spec.compile.cost,
         policy=plan.digests.policy,
     )
+    context = Context(loaded, path, text, plan, figures=plan, digests=digests, base=base)
     if faults := misfit(plan, loaded, cluster, digests):
+        if all(fault.code == "SH310" for fault in faults):
+            faults = [*edited(context), *stated_figures(replace(context, faults=tuple(faults)))]
         return CheckReport(path, tuple(faults))
-    findings = run_checks(Context(loaded, path, text, plan, figures=plan, digests=digests, base=base))
+    findings = run_checks(context)
     notes = list(unsigned(plan))
     if recorded:
         notes.append("accesses are recorded in files, which --frozen does not read: the spec may have changed")

@@ -13,20 +13,20 @@ _NAMED = 3  # tables
 
 def moved(context: Context) -> Iterator[Diagnostic]:
     """Yield a finding if devices have to get more than `moved` of the model's bytes from others, beside the base."""
-    allowed, base = context.limit("moved"), context.base
+    allowed, base = context.limit("moved"), context.before
     if allowed is None or base is None:
         return
     from shardc.plan_diff import diff  # few checks have a base
 
-    found = diff(base.plan, context.plan)
+    found = diff(base, context.plan)
     if found.moved_share > allowed:
         message = (
             f"{found.moved_share:.1%} of the model ({format_bytes(found.moved_bytes)}) would have to move from "
-            f"{base.name} to {context.path}, {context.allowed('moved')} is allowed"
+            f"{context.base_name} to {context.path}, {context.allowed('moved')} is allowed"
         )
         largest = sorted(found.tables, key=lambda table: (-table.moved_bytes, table.name))[:_NAMED]
         notes = tuple(
             f'table "{table.name}" moves {format_bytes(table.moved_bytes)}' for table in largest if table.moved_bytes
         )
-        fix = "shardc compile --base keeps what it can in its place; or raise the budget for this change"
+        fix = f"{context.recompile}; or raise the budget for this change"
         yield Diagnostic("SH407", message, context.at("moved"), help=fix, notes=notes)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from shardc.check.balance import balance
 from shardc.check.better_plan import better_plan
+from shardc.check.compared import compared
 from shardc.check.context import Context
 from shardc.check.device_memory import device_memory
 from shardc.check.device_time import device_time
@@ -34,6 +35,7 @@ CHECKS: tuple[Callable[[Context], Iterator[Diagnostic]], ...] = (
     moved,
     device_time,
     device_memory,
+    compared,
 )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from shardc.check.context import STATED, Context
+from shardc.check.edited import accepting
 from shardc.diagnostics import Diagnostic
-from shardc.plan import Plan
+from shardc.plan import Plan, is_as_written
 
 _NEGLIGIBLE = 1e-6  # a nanosecond, or a millionth of a share
 _QUOTIENT = 3e-5  # of a share that is computed from two stated numbers
@@ -24,10 +25,15 @@ def stated_figures(context: Context) -> Iterator[Diagnostic]:
         negligible = _NEGLIGIBLE
     stated = _numbers(plan.model_dump(include={"score", "bound"}))
     wrong = [where for where in true if not _agree(stated.get(where), true[where], negligible)]
-    if wrong:
-        first, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        message = f"{context.path} states {first} = {stated.get(first)}, truly {true[first]:.6g}{more}"
-        yield Diagnostic("SH310", message, help="a plan is not edited by hand: compile the spec again")
+    if wrong or context.faults:
+        message = context.faults[0].message if context.faults else ""
+        if wrong:
+            message = f"{context.path} states {wrong[0]} = {stated.get(wrong[0])}, truly {true[wrong[0]]:.6g}"
+        more = max(len(wrong), len(context.faults)) - 1
+        message += f" and {more} more" if more else ""
+        at = None if wrong else context.faults[0].location
+        way = "SH312 says how to go on" if is_as_written(context.text) is False else accepting(context)
+        yield Diagnostic("SH310", message, at, help=f"figures are not edited by hand: {way}")
 
 
 def _implied(plan: Plan) -> Iterator[tuple[str, float]]:

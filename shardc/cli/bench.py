@@ -12,13 +12,14 @@ import typer
 
 from shardc.cli.console import (
     EffortOption,
+    ForceOption,
     SpecSeedOption,
     configure,
     count,
     echo,
     in_color,
     in_unicode,
-    not_an_input,
+    may_draw,
     progress,
     tell,
     width,
@@ -59,7 +60,8 @@ def bench(
     effort: EffortOption = None,
     seed: SpecSeedOption = None,
     format: Annotated[Format, typer.Option(help="How results are shown.")] = Format.TABLE,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results, as SVG.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="SVG", help="Draw the results.")] = None,
+    force: ForceOption = False,
     listing: Annotated[bool, typer.Option("--list", help="List suites and strategies.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print the results only: no progress, and no warnings about costs.")
@@ -95,7 +97,7 @@ def bench(
     loaded = _of_suite(suite, seed or 0, problems) if suite is not None else _of_files(specs or [])
     loaded = [(name, _with_cost(spec, cost)) for name, spec in loaded]
     if picture is not None:
-        not_an_input(picture, "picture", *(spec for _, spec in loaded))
+        may_draw(picture, *(spec for _, spec in loaded), force=force)
     total = len(loaded) * len(chosen)
     with progress(quiet) as advance:
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import MeasureOption, QuietOption, configure, count, echo, measuring, report
+from shardc.cli.console import MeasureOption, QuietOption, a_value, configure, count, echo, measuring, report
 from shardc.diagnostics import Diagnostic, DiagnosticError, concise
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ PEOPLE = (Format.FULL, Format.CONCISE)
 FormatOption = Annotated[Format, typer.Option("--format", help="How to tell what was found.")]
 
 
+SpecsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SPEC...]", help="Spec files, folders or globs; the current folder unless given."),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """What a spec is checked for; it travels to other processes."""
@@ -49,16 +55,17 @@ class _Wanted:
 
 
 def check(
-    specs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SPEC...]", help="Spec files, folders or globs; the current folder unless given."),
-    ] = None,
+    specs: SpecsArgument = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Compute nothing: is the plan of this spec, and does it keep the budget?")
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option(metavar="REV|PATH", help="Compare with the plan at a git revision, in a file or in a folder."),
+        typer.Option(
+            metavar="REV|PATH",
+            callback=a_value,
+            help="Compare with the plan at a git revision, in a file or in a folder.",
+        ),
     ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Write a new plan where it is missing, wrong or could be better.")
@@ -73,13 +80,11 @@ def check(
     Compiles each spec again, in memory, and exits with 1 if its plan is missing, no longer fits the spec, is over the
     budget, or could be better.
     """
-    from shardc.check.find import find_specs
-
     if frozen and (update or measure):
         raise DiagnosticError(
             Diagnostic("SH902", "--frozen computes nothing: not with --update, --measure"), exit_code=2
         )
-    names = find_specs(specs or ["."])
+    names = named_specs(specs, format)
     if base and len(names) > 1 and os.path.isfile(base):
         message = f"--base {base} is one plan, and there are {len(names)} specs: give a folder or a git revision"
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
@@ -150,6 +155,22 @@ def _import(frozen: bool) -> None:
         import shardc.check.checks  # noqa: F401
 
 
+def named_specs(arguments: list[str] | None, format: Format) -> list[str]:
+    """Return the specs that are meant.
+
+    Raises:
+        DiagnosticError: SH001 (exit code 2) where there are none, after a document that says so to machines.
+    """
+    from shardc.check.find import find_specs
+
+    try:
+        return find_specs(arguments or ["."])
+    except DiagnosticError as error:
+        if format not in PEOPLE:
+            _tell_machine([], format, error.exit_code)
+        raise
+
+
 def tell_findings(outcome: Outcome, format: Format) -> None:
     """Show what is wrong with one spec; nothing in a format for machines, which is one text for all specs."""
     if format is Format.CONCISE:
@@ -163,20 +184,24 @@ def tell_findings(outcome: Outcome, format: Format) -> None:
 def tell_end(outcomes: list[Outcome], format: Format, quiet: bool) -> None:
     """Show what comes after the last spec: in a format for machines everything, and how many specs have findings."""
     if format not in PEOPLE:
-        from shardc.render import findings
-
-        # A file's name need not be UTF-8.
-        configure(sys.stdout, encoding="utf-8", errors="backslashreplace")
-        as_text = {
-            Format.JSON: findings.as_json,
-            Format.GITHUB: findings.as_github,
-            Format.SARIF: findings.as_sarif,
-            Format.JUNIT: findings.as_junit,
-        }
-        if text := as_text[format](outcomes):
-            echo(text)
+        _tell_machine(outcomes, format)
     if not quiet:
         echo(_summary(outcomes), sys.stdout if format in PEOPLE else sys.stderr)
+
+
+def _tell_machine(outcomes: list[Outcome], format: Format, least: int = 0) -> None:
+    from shardc.render import findings
+
+    # A file's name need not be UTF-8.
+    configure(sys.stdout, encoding="utf-8", errors="backslashreplace")
+    as_text = {
+        Format.JSON: findings.as_json,
+        Format.GITHUB: findings.as_github,
+        Format.SARIF: findings.as_sarif,
+        Format.JUNIT: findings.as_junit,
+    }
+    if text := as_text[format](outcomes, least):
+        echo(text)
 
 
 def _tell(outcome: Outcome) -> None:

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "shardc compile model.toml -o - | jq .score.step_time_ms",
         "shardc compile model.toml --set cluster.devices_per_host=16    # what if; nothing is written",
     ),
-    "validate": ("shardc validate examples/*.toml",),
+    "validate": ("shardc validate examples", "shardc validate model.toml"),
     "check": ("shardc check examples/*.toml",),
     "report": (
         "shardc report model.plan.json    # writes model.report.html",

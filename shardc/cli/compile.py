@@ -12,15 +12,18 @@ import typer
 
 from shardc.cli.console import (
     EffortOption,
+    ForceOption,
     MeasureOption,
     QuietOption,
     SetOption,
     SpecArgument,
     SpecSeedOption,
+    a_value,
     configure,
     echo,
     in_color,
     in_unicode,
+    may_write,
     measuring,
     not_an_input,
     tell,
@@ -68,6 +71,7 @@ def compile(
         str | None,
         typer.Option(
             metavar="PLAN",
+            callback=a_value,
             help="Stay close to this plan: a file, - for stdin, or REV:PATH for a file of a git revision. Unless"
             " something has changed, the plan is the same, byte for byte.",
         ),
@@ -80,6 +84,7 @@ def compile(
             " percent of the bytes for a percent of step time.",
         ),
     ] = None,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compile a spec to a sharding plan.
@@ -90,7 +95,7 @@ def compile(
     from shardc.passes.replan import Budget
     from shardc.pipeline import run
     from shardc.placers.local_search import Ended
-    from shardc.plan import default_plan_path, plan_bytes
+    from shardc.plan import default_plan_path, may_be_plan, plan_bytes
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
@@ -98,6 +103,9 @@ def compile(
     target = str(output) if output else default_plan_path(spec)
     what_if = bool(settings) and output is None
     not_an_input(target, "plan", loaded)
+    if not what_if:
+        own_place = os.path.abspath(target) == os.path.abspath(default_plan_path(spec))
+        may_write(target, force=force or own_place, own=may_be_plan)
     budget = _budget(max_moved, base) if max_moved is not None else Budget()
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)
@@ -157,7 +165,7 @@ def _compared(plan: Plan, present: Plan | None, path: str) -> str:
 def _summarise(compiled: Compiled, previous: Plan | None, stream: TextIO) -> None:
     from shardc.render.summary import summary
 
-    echo(summary(compiled, previous, width=width(), color=in_color(stream), unicode=in_unicode(stream)), stream)
+    echo(summary(compiled, previous, width=width(stream), color=in_color(stream), unicode=in_unicode(stream)), stream)
 
 
 def _say_what_moves(compiled: Compiled, stream: TextIO) -> None:
@@ -166,7 +174,7 @@ def _say_what_moves(compiled: Compiled, stream: TextIO) -> None:
     if compiled.migration is None:
         echo("\nnothing has changed since the base was compiled: the plan is the base", stream)
         return
-    text = front_text(compiled.migration, width=width(), color=in_color(stream), unicode=in_unicode(stream))
+    text = front_text(compiled.migration, width=width(stream), color=in_color(stream), unicode=in_unicode(stream))
     echo("\n" + text, stream)
 
 

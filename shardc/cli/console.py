@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
@@ -16,12 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO, cast
 import typer
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, render
+from shardc.files import MAX_BYTES
 
 if TYPE_CHECKING:
     from shardc.passes.profile import Measure
     from shardc.spec import LoadedSpec
 
-_MIN_WIDTH, _MAX_WIDTH = 72, 120
+_NARROW, _ENDLESS = 40, 10_000  # columns
+_CUT = "…"  # where text is cut: as wide as what takes its place in ASCII
+_HEAD = 4096  # bytes of a file in which an SVG says what it is
 _MAX_SEED = 2**32 - 1  # as in a spec, which is not imported for an option
 
 # --- Arguments and options --------------------------------------------------------------------------------------------
@@ -36,7 +38,6 @@ class Effort(StrEnum):
 
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file (TOML).")]
-SpecArguments = Annotated[list[Path], typer.Argument(metavar="SPEC...", help="Spec files (TOML).")]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice.")]
 SpecSeedOption = Annotated[
     int | None,
@@ -52,7 +53,21 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Instead of what the spec says: cluster.hosts=2, table.t_1.dim=64."
     ),
 ]
+
+
+def a_value(value: str | None) -> str | None:
+    """Refuse an option as the value of an option: the value was forgotten.
+
+    Raises:
+        BadParameter: for "--help" and the like.
+    """
+    if value is not None and value.startswith("--"):
+        raise typer.BadParameter(f"expected a value, found the option {value}")
+    return value
+
+
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file of another kind.")]
 
 # --- Output -----------------------------------------------------------------------------------------------------------
 
@@ -71,6 +86,8 @@ def echo(text: str, stream: TextIO | None = None) -> None:
         DiagnosticError: SH903, exit code 2, when stdout cannot be written. What stderr cannot take is lost.
     """
     stream = stream or sys.stdout
+    if not in_unicode(stream):
+        text = text.replace(_CUT, "~")
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:
@@ -95,20 +112,40 @@ def _discard(stream: TextIO) -> None:
     os.close(null)
 
 
-def new_file(*targets: Path, force: bool) -> None:
-    """Make sure that files can be written, and that none is replaced unasked; "-" is stdout.
+def may_write(*targets: Path | str, force: bool, own: Callable[[bytes], bool] | None = None) -> None:
+    """Make sure that files can be written, and that nothing is replaced unasked but an older one of the same kind.
+
+    An empty file may be replaced by anything, a device or pipe is not replaced at all.
+
+    Args:
+        targets: files that are about to be written; "-" is stdout.
+        force: whether files of any kind are to be replaced.
+        own: says of a file's content whether it is of the kind that is written; None where no file is replaced unasked.
 
     Raises:
         DiagnosticError: SH004, exit code 2.
     """
-    for target in targets:
+    for target in filter(lambda target: str(target) != "-", map(Path, targets)):
         reason, fix = None, None
         if not target.parent.is_dir():
             reason = "no such folder"
-        elif (target.is_file() or target.is_dir()) and not force:  # a device or pipe is not replaced
-            reason, fix = "it is there already", "--force replaces it"
-        if reason and str(target) != "-":
+        elif target.is_dir():
+            reason, fix = "is a directory", f"name a file in it: {os.path.join(target, 'NAME')}"
+        elif target.is_file() and not force and not _is_own(target, own):
+            reason = "it is there already" if own is None else "it is there already, and is no file of that kind"
+            fix = "--force replaces it"
+        if reason:
             raise DiagnosticError(Diagnostic("SH004", f"cannot write {target}: {reason}", help=fix), exit_code=2)
+
+
+def _is_own(target: Path, own: Callable[[bytes], bool] | None) -> bool:
+    if own is None:
+        return False
+    try:
+        content = target.read_bytes() if target.stat().st_size <= MAX_BYTES else b"?"
+    except OSError:
+        return False
+    return not content or own(content)
 
 
 def not_an_input(target: Path | str, what: str, *specs: LoadedSpec) -> None:
@@ -128,6 +165,23 @@ def not_an_input(target: Path | str, what: str, *specs: LoadedSpec) -> None:
         if os.path.exists(path) and os.path.samefile(target, path):
             message = f"{target} is the {meaning} itself: the {what} would replace it"
             raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+
+
+def may_draw(picture: Path, *specs: LoadedSpec, force: bool) -> None:
+    """Make sure that a picture can be written, as `may_write` does: it is SVG, and is named so.
+
+    Raises:
+        DiagnosticError: SH902 where it is named otherwise, or would replace one of the specs; SH004; exit code 2.
+    """
+    not_an_input(picture, "picture", *specs)
+    if picture.suffix.lower() != ".svg":
+        message, fix = f"{picture} cannot be the picture: it is SVG", f"--picture {picture.with_suffix('.svg')}"
+        raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)
+    may_write(picture, force=force, own=_is_svg)
+
+
+def _is_svg(content: bytes) -> bool:
+    return content.lstrip().startswith((b"<svg", b"<?xml")) and b"<svg" in content[:_HEAD]
 
 
 def report(error: DiagnosticError) -> None:
@@ -152,9 +206,18 @@ def in_unicode(stream: TextIO) -> bool:
     return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def width() -> int:
-    """Return the columns to fill: the terminal's, within limits."""
-    return min(max(shutil.get_terminal_size().columns, _MIN_WIDTH), _MAX_WIDTH)
+def width(stream: TextIO | None = None) -> int:
+    """Return the columns of stdout or another stream: of COLUMNS, or of its terminal; a file or pipe cuts nothing."""
+    stream = stream or sys.stdout
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return max(int(given), _NARROW)
+    if not stream.isatty():
+        return _ENDLESS
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, _NARROW)
+    except OSError:
+        return _NARROW
 
 
 def count(number: int, what: str) -> str:

@@ -11,9 +11,11 @@ import typer
 from shardc.cli.console import configure, echo, in_color, in_unicode, width
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
-_FORMS = "A plan: a file, - for stdin, or REV:PATH for a file of a git revision."
-OldPlan = Annotated[str, typer.Argument(metavar="OLD", help=_FORMS)]
-NewPlan = Annotated[str, typer.Argument(metavar="NEW", help=_FORMS)]
+FORMS = "A plan: a file, - for stdin, or REV:PATH for a file of a git revision."
+"""What names a plan."""
+
+OldPlan = Annotated[str, typer.Argument(metavar="OLD", help=FORMS)]
+NewPlan = Annotated[str, typer.Argument(metavar="NEW", help=FORMS)]
 
 
 class DiffFormat(StrEnum):

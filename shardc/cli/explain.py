@@ -56,8 +56,8 @@ def explain(
             raise typer.Exit(1) from None
         raise
     explained = explain_table(situation, table) if table is not None else explain_plan(situation)
-    if not quiet:
-        tell(situation.warnings)
+    # That it is about another spec than the plan's own is part of what is said.
+    tell([warning for warning in situation.warnings if not quiet or warning.code == "SH334"])
     configure(sys.stdout, encoding=None if format is Format.TEXT else "utf-8")
     match format:
         case Format.JSON:
@@ -75,7 +75,8 @@ def _read(path: Path, spec: Path | None, settings: list[str] | None) -> tuple[Pl
     Raises:
         DiagnosticError: SH332, exit code 2, where nobody knows which spec the plan is of.
     """
-    from shardc.plan import default_plan_path, default_spec_path, read_plan
+    from shardc.given_plan import read_given
+    from shardc.plan import default_plan_path, default_spec_path
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
@@ -83,8 +84,8 @@ def _read(path: Path, spec: Path | None, settings: list[str] | None) -> tuple[Pl
     if path.suffix.lower() == ".toml" and spec is None:
         loaded = load_spec(path, changed)
         beside = default_plan_path(path)
-        return (read_plan(beside) if os.path.exists(beside) else None), loaded
-    read = read_plan(path)
+        return (read_given(beside) if os.path.exists(beside) else None), loaded
+    read = read_given(str(path))
     of_plan = str(spec) if spec else default_spec_path(path)
     if of_plan is None or not (spec or os.path.exists(of_plan)):
         missing = f"there is no {of_plan}" if of_plan else "it is not named after its spec"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, echo, new_file, tell
+from shardc.cli.console import QuietOption, configure, echo, may_write, tell
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
@@ -47,10 +47,9 @@ def export(
     What the framework cannot run is refused, with what to allow instead.
     """
     from shardc.files import write_atomic
-    from shardc.given_plan import sound
-    from shardc.plan import read_plan
+    from shardc.given_plan import read_given
 
-    text, warnings = _written(sound(str(plan), read_plan(plan)), to)
+    text, warnings = _written(read_given(str(plan)), to)
     if not quiet:
         tell(warnings)
     if output is None or str(output) == "-":
@@ -60,7 +59,7 @@ def export(
     if output.exists() and os.path.samefile(output, plan):
         message = f"{output} is the plan itself: the {to} form would replace it"
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
-    new_file(output, force=force)
+    may_write(output, force=force)
     write_atomic(output, text.encode())
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, count, echo, new_file, progress
+from shardc.cli.console import QuietOption, configure, count, echo, may_write, progress
 from shardc.diagnostics import DiagnosticError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def dlrm(
         load_hardware(device, base=os.path.dirname(target))
     except DiagnosticError as error:
         raise DiagnosticError(*error.diagnostics, exit_code=2) from None
-    new_file(target, _table_file(target), force=force)
+    may_write(target, _table_file(target), force=force)
     with progress(quiet) as advance:
         recorded = read_batch(str(file), advance)
     tables = _tables(recorded)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, count, echo, new_file, tell
+from shardc.cli.console import QuietOption, configure, count, echo, may_write, tell
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def init(
         "optimizer": optimizer,
     }
     _require_valid(given, output)
-    new_file(output, force=force)
+    may_write(output, force=force)
     target = output.absolute()  # the code may change the working directory
     model, inputs = _model_of(build(source), source)
     collection = find_collection(model, module)

@@ -31,14 +31,15 @@ def measure(
     The device has to be of the plan's kind. Also says what a new compile would change if costs were as measured.
     """
     from shardc.calibration import calibrate_plan
-    from shardc.plan import default_spec_path, read_plan
+    from shardc.given_plan import read_given
+    from shardc.plan import default_spec_path
     from shardc.spec import load_spec
 
     path = spec or default_spec_path(plan)
     if path is None:
         message = f"{plan} is not named after its spec"
         raise DiagnosticError(Diagnostic("SH902", message, help="name the spec: --spec SPEC"), exit_code=2)
-    read, loaded = read_plan(plan), load_spec(path)
+    read, loaded = read_given(str(plan)), load_spec(path)
     if update:
         from shardc.profiling import require_campaign
 

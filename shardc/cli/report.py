@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, echo, new_file, tell
+from shardc.cli.console import ForceOption, QuietOption, a_value, configure, echo, may_write, tell
+from shardc.cli.diff import FORMS, not_both_stdin
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
@@ -21,20 +22,26 @@ _HEAD = 1024  # bytes of a file in which a report says what it is
 
 
 def report(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that shardc compiled (JSON).")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help=FORMS)],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="HTML",
-            help="Where the page goes; default PLAN's name with .report.html, - for stdout.",
+            help="Where the page goes; default PLAN's name with .report.html, in this folder for a git revision's plan,"
+            " and stdout (-) for one from stdin.",
         ),
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(metavar="OLD", help="A plan to show the difference to, such as the one before.")
+        str | None,
+        typer.Option(
+            metavar="OLD",
+            callback=a_value,
+            help="A plan to show the difference to, such as HEAD:model.plan.json; as PLAN.",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is not a report.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a page about a plan, to look at in a browser: one HTML file that needs nothing else.
@@ -42,11 +49,14 @@ def report(
     How the time of devices divides among tables is shown where the spec lies beside the plan.
     """
     from shardc.files import write_atomic
+    from shardc.given_plan import read_given
     from shardc.render.html import report_html
 
-    read = _read(plan)
-    old = _read(base) if base else None
-    target = output or plan.with_name(plan.name.removesuffix(".json").removesuffix(".plan") + ".report.html")
+    if base:
+        not_both_stdin(base, plan)
+    read = read_given(plan)
+    old = read_given(base) if base else None
+    target = output or _target(plan)
     to_stdout = str(target) == "-"
     if not to_stdout:
         _may_write(target, plan, base, force)
@@ -63,23 +73,26 @@ def report(
         echo(f"report written to {target}")
 
 
-def _read(path: Path) -> Plan:
-    """A plan that makes sense by itself."""
-    from shardc.given_plan import sound
-    from shardc.plan import read_plan
+def _target(plan: str) -> Path:
+    """Where the page goes unless somebody says."""
+    from shardc.given_plan import STDIN, is_file
 
-    return sound(str(path), read_plan(path))
+    if plan == STDIN:
+        return Path(STDIN)
+    path = Path(plan if is_file(plan) else os.path.basename(plan.partition(":")[2]))
+    return path.with_name(path.name.removesuffix(".json").removesuffix(".plan") + ".report.html")
 
 
-def _contents(plan: Plan, path: Path) -> Contents:
+def _contents(plan: Plan, name: str) -> Contents:
     """What the devices hold, by the spec beside the plan if there is one that can be read."""
     from shardc.contents import contents, contents_alone
+    from shardc.given_plan import is_file
     from shardc.plan import default_spec_path
     from shardc.spec import load_spec
 
-    spec = default_spec_path(path)
+    spec = default_spec_path(name) if is_file(name) else None
     if spec is None or not os.path.isfile(spec):
-        where = f"there is no {spec}" if spec else "the spec of a plan that is not named *.plan.json is not known"
+        where = f"there is no {spec}" if spec else "the spec of a plan that is no file named *.plan.json is not known"
         message = f"which tables take the time of devices is not shown: {where}"
         return contents_alone(plan, Diagnostic("SH340", message, severity="warning"))
     try:
@@ -90,7 +103,7 @@ def _contents(plan: Plan, path: Path) -> Contents:
         return contents_alone(plan, Diagnostic("SH340", message, severity="warning"), *why)
 
 
-def _may_write(target: Path, plan: Path, base: Path | None, force: bool) -> None:
+def _may_write(target: Path, plan: str, base: str | None, force: bool) -> None:
     """Make sure that nothing is replaced but an older report, or what is to be replaced.
 
     Raises:
@@ -104,11 +117,4 @@ def _may_write(target: Path, plan: Path, base: Path | None, force: bool) -> None
             raise DiagnosticError(
                 Diagnostic("SH902", f"{target} is the {what} itself: the report would replace it"), exit_code=2
             )
-    older = False
-    if target.is_file():
-        try:
-            with target.open("rb") as file:
-                older = MARK in file.read(_HEAD)
-        except OSError:
-            older = False
-    new_file(target, force=force or older)
+    may_write(target, force=force, own=lambda content: MARK in content[:_HEAD])

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardc.cli.console import configure, echo, width
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import CODES, Diagnostic, DiagnosticError
+
+_PROSE = 120  # columns
 
 if TYPE_CHECKING:
     from shardc.rules import Rule
@@ -28,7 +30,12 @@ class Format(StrEnum):
 
 def rule(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A diagnostic code: SH101; all unless given.")
+        str | None,
+        typer.Argument(
+            metavar="CODE",
+            autocompletion=lambda incomplete: [code for code in CODES if code.startswith(incomplete)],
+            help="A diagnostic code: SH101; all unless given.",
+        ),
     ] = None,
     format: Annotated[Format, typer.Option(help="How it is shown.")] = Format.TEXT,
 ) -> None:
@@ -83,8 +90,9 @@ def _listed(rules: Iterable[Rule], markdown: bool) -> str:
 
 
 def _text(rule: Rule) -> Iterable[str]:
+    columns = min(width(), _PROSE)
     yield f"{rule.code}: {rule.title}"
-    yield textwrap.fill(rule.meaning, width(), break_on_hyphens=False)
+    yield textwrap.fill(rule.meaning, columns, break_on_hyphens=False)
     if rule.example:
         yield "Example:\n" + textwrap.indent(rule.example.text, "    ")
-    yield textwrap.fill(f"Fix: {rule.fix}", width(), break_on_hyphens=False)
+    yield textwrap.fill(f"Fix: {rule.fix}", columns, break_on_hyphens=False)

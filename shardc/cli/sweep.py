@@ -12,6 +12,7 @@ import typer
 
 from shardc.cli.console import (
     EffortOption,
+    ForceOption,
     QuietOption,
     SetOption,
     SpecArgument,
@@ -20,7 +21,7 @@ from shardc.cli.console import (
     echo,
     in_color,
     in_unicode,
-    not_an_input,
+    may_draw,
     progress,
     width,
 )
@@ -59,7 +60,8 @@ def sweep(
     effort: EffortOption = None,
     seed: SpecSeedOption = None,
     format: Annotated[Format, typer.Option(help="How results are shown.")] = Format.TEXT,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results, as SVG.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="SVG", help="Draw the results.")] = None,
+    force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> int:
     """Compile a spec for several clusters, and compare step time, throughput, memory and cost.
@@ -74,7 +76,7 @@ def sweep(
 
     loaded = load_spec(spec, parse_settings(settings))
     if picture is not None:
-        not_an_input(picture, "picture", loaded)
+        may_draw(picture, loaded, force=force)
     shorthands = (
         ("--device", "cluster.device", device),
         ("--hosts", "cluster.hosts", hosts),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from shardc.cli.check import PEOPLE, Format, FormatOption, tell_end, tell_findings
-from shardc.cli.console import QuietOption, SpecArguments, count, echo
+from shardc.cli.check import PEOPLE, Format, FormatOption, SpecsArgument, named_specs, tell_end, tell_findings
+from shardc.cli.console import QuietOption, count, echo
 from shardc.diagnostics import DiagnosticError
 
 
-def validate(specs: SpecArguments, format: FormatOption = Format.FULL, quiet: QuietOption = False) -> int:
+def validate(specs: SpecsArgument = None, format: FormatOption = Format.FULL, quiet: QuietOption = False) -> int:
     """Say whether specs are valid, and everything that is wrong where they are not."""
     from shardc.check.outcome import Outcome
     from shardc.plan import default_plan_path
     from shardc.spec import load_spec
 
     outcomes = []
-    for spec in map(str, specs):
+    for spec in named_specs(specs, format):
         plan = default_plan_path(spec)
         try:
             loaded = load_spec(spec)

@@ -37,11 +37,13 @@ from shardc.problem import (
     Site,
     TableInfo,
 )
-from shardc.spec import Bins, HostSettings, LoadedSpec, ModelSpec, Table
+from shardc.spec import MAX_DEVICES, Bins, HostSettings, LoadedSpec, ModelSpec, Table
 from shardc.units import format_bytes
 
 _REPLICATED = ShardingType.DATA_PARALLEL
 _TOLD = 20  # tables that fit nowhere of which each is told what would help
+_MORE_HOSTS = (2, 4, 8, 16)  # times as many
+_BY_STATE = (Optimizer.ADAM, Optimizer.ADAGRAD, Optimizer.ROWWISE_ADAGRAD, Optimizer.SGD)  # the most first
 _VECTOR = 4  # elements: the width of a column block is a multiple of it
 
 
@@ -585,6 +587,8 @@ def _fits_nowhere(
         ways.append(wider)
     if len(tables) == 1 and (cached := _cached_instead(first, members[0], loaded.spec.model, cluster)):
         ways.append(cached)
+    if len(tables) == 1:
+        ways += _changed_otherwise(first, members[0], loaded.spec.model, cluster)
     kind = cluster.kinds[0]
     enough = device_bytes_for(size, kind.memory_bytes, kind.reserve_bytes)
     ways.append(f"give a device {format_bytes(enough)} or more")
@@ -631,3 +635,25 @@ def _smallest_allowed_otherwise(table: Table, index: int, model: ModelSpec, clus
         if fits:
             return way.format(options[min(fits)[1]].type)
     return None
+
+
+def _changed_otherwise(table: Table, index: int, model: ModelSpec, cluster: Cluster) -> Iterator[str]:
+    """The least other changes, each of which alone would make a table fit: hosts, optimizer, type of the weights."""
+
+    def fits(model: ModelSpec, cluster: Cluster) -> bool:
+        room = _Room.of(cluster, np.isin(np.arange(cluster.devices), table.pin or np.arange(cluster.devices)))
+        options = list(_options(index, table, model, cluster))
+        sizes = (_memory(option.units, model, len(cluster.memory_limit)).T.tolist() for option in options)
+        return any(map(room.takes, options, sizes))
+
+    if not table.pin and not cluster.rank_limit:
+        larger = (replace(cluster, host_kind=cluster.host_kind * times) for times in _MORE_HOSTS)
+        if enough_hosts := next((each for each in larger if each.devices <= MAX_DEVICES and fits(model, each)), None):
+            yield f"use {enough_hosts.hosts} hosts"
+    if cluster.device_type != "cpu":  # which have not all optimizers and types
+        smaller = _BY_STATE[_BY_STATE.index(Optimizer(model.optimizer)) + 1 :]
+        enough = (each for each in smaller if fits(model.model_copy(update={"optimizer": each.value}), cluster))
+        if optimizer := next(enough, None):
+            yield f'keep less state: optimizer = "{optimizer.value}"'
+        if model.weights == "fp32" and fits(model.model_copy(update={"weights": "fp16"}), cluster):
+            yield 'halve the weights: weights = "fp16"'

@@ -255,6 +255,7 @@ class _Near:
         self._homes = self._ways
         self.size = base.sizes(judge.problem)
         self._there = base.sizes_there(judge.problem)
+        self._apart = any(len(labels) > 1 for labels in judge.problem.labels)
         self.done, self.ended = 0.0, False
 
     def point(self, placement: Placement) -> Point:
@@ -400,6 +401,7 @@ class _Near:
         yield point
         barred: set[int] = set()
         changes: dict[int, tuple[Floats, Ints]] = {}
+        z, memory = self._judge.loads(point.placement)
         while True:
             ways = _ways(point.placement)
             homes, saved = [], []
@@ -415,15 +417,18 @@ class _Near:
             for block in homes:
                 if block not in changes:
                     changes[block] = self._change(ways[block], self._home(block))
-            step_ms, fits = self._with_one_home(ways, [changes[block] for block in homes])
+            step_ms, fits = self._with_one_home(z, memory, [changes[block] for block in homes])
             rate = (step_ms - point.step_time_ms) / np.array(saved)
             order = np.lexsort((np.array(homes), -np.array(saved), np.where(fits, rate, np.inf)))
             for which in order[fits[order]].tolist():
                 tried = list(ways)
                 tried[homes[which]] = self._home(homes[which])
-                judged = self._judge.judge(_placement(tried))
-                if judged.feasible:
-                    point = Point(point.moved_bytes - saved[which], judged.step_time_ms, _placement(tried))
+                placement = _placement(tried)
+                alone = _placement([tried[homes[which]]])  # which is enough where nothing is kept apart
+                if self._judge.keeps_constraints(placement if self._apart else alone):
+                    more = changes[homes[which]]
+                    z, memory = z + more[0], memory + more[1]  # sums of latents are exact in any order
+                    point = Point(point.moved_bytes - saved[which], float(step_ms[which]), placement)
                     yield point
                     break
                 barred.add(homes[which])
@@ -441,9 +446,8 @@ class _Near:
         (z, memory), (less, less_memory) = (self._judge.loads(_placement([way])) for way in (new, old))
         return z - less, memory - less_memory
 
-    def _with_one_home(self, ways: list[Way], changes: list[tuple[Floats, Ints]]) -> tuple[Floats, Bools]:
-        """Step times float[N] with one of N changes, and bool[N] whether memory has room for it."""
-        z, memory = self._judge.loads(_placement(ways))
+    def _with_one_home(self, z: Floats, memory: Ints, changes: list[tuple[Floats, Ints]]) -> tuple[Floats, Bools]:
+        """Step times float[N] with one of N changes of loads, and bool[N] whether memory has room for it."""
         fits = [(memory + more <= self._problem.cluster.memory_limit).all() for _, more in changes]
         chunk = max(1, _AT_ONCE // z.size)
         parts = [

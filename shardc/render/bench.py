@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 from xml.sax.saxutils import escape
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardc.bench import REFERENCE, Comparison, Failure, Result, Spread, Summary
-from shardc.render.layout import Glyphs, glyphs_of, rendered, table
+from shardc.render.layout import Glyphs, glyphs_of, rendered, table, tabular
 from shardc.units import format_ms
 
 FAILURES = {
@@ -38,18 +38,18 @@ def comparison_table(comparison: Comparison, *, width: int, color: bool, unicode
 
     Args:
         comparison: what the benchmark found.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
     glyphs, results = glyphs_of(unicode), comparison.results
-    rows = _of_one(results[0], glyphs) if len(results) == 1 else _of_many(comparison, glyphs, width)
+    rows = _of_one(results[0], glyphs) if len(results) == 1 else _of_many(comparison, glyphs, tabular(width))
     sections: list[RenderableType] = [Text.assemble((comparison.title, "bold"), f"  {_what(comparison, glyphs)}"), ""]
     sections += [rows, ""]
     if failures := [Text(line, "yellow") for line in _failures(comparison)]:
         sections += [*failures, ""]
     sections.append(Text(comparison.machine, "dim"))
-    return rendered(Group(*sections), width=width, color=color)
+    return rendered(sections, width=width, color=color)
 
 
 def _failures(comparison: Comparison) -> Iterator[str]:

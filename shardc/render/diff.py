@@ -6,14 +6,25 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardc.passes.verify import extent
 from shardc.plan import TablePlan, canonical_json
 from shardc.plan_diff import STATED, Change, DeviceChange, PlanDiff, Share, TableChange
-from shardc.render.layout import Glyphs, extremes, glyphs_of, printable, rendered, table
+from shardc.render.layout import (
+    MOST,
+    Glyphs,
+    extremes,
+    filled,
+    glyphs_of,
+    printable,
+    rendered,
+    shortened,
+    table,
+    tabular,
+)
 from shardc.units import compact, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
@@ -34,6 +45,8 @@ def summary_line(diff: PlanDiff, arrow: str = "->") -> str:
     parts = []
     if not diff.shared and diff.tables:
         parts.append("the plans share no table")
+    elif diff.old.model.module != diff.new.model.module:
+        parts.append("the module is renamed")
     parts.append(", ".join(counts) if counts else "every table stays where it is")
     if diff.moved_bytes:
         parts.append(f"{format_bytes(diff.moved_bytes)} ({_percent(diff.moved_share)} of the model) between devices")
@@ -47,11 +60,11 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
     Args:
         diff: the difference.
         names: what the plans are called.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
-    glyphs = glyphs_of(unicode)
+    glyphs, wide = glyphs_of(unicode), tabular(width)
     sections: list[RenderableType] = [
         Text(f"{names[0]} {glyphs.arrow} {names[1]}", "dim"),
         Text(summary_line(diff, glyphs.arrow), "bold"),
@@ -64,14 +77,14 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
         sections += ["", rows]
     sections += [Text(note, "yellow") for note in _notes(diff)]
     if diff.tables:
-        sections += ["", _tables(diff, glyphs, width)]
+        sections += ["", _tables(diff, glyphs, wide)]
     if diff.flows:
         sections += ["", _flows(diff, glyphs, width)]
-    for rows in (_times(diff, glyphs, width), _memory(diff, glyphs, width)):
+    for rows in (_times(diff, glyphs, wide), _memory(diff, glyphs, wide)):
         rows.columns[-1].no_wrap = False  # names give way, figures do not
         if rows.row_count:
             sections += ["", rows]
-    return rendered(Group(*sections), width=width, color=color)
+    return rendered(sections, width=width, color=color)
 
 
 def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
@@ -110,6 +123,7 @@ def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
                     "old_memory_bytes": device.old_bytes,
                     "new_memory_bytes": device.new_bytes,
                     "time_explained_by": [share._asdict() for share in device.of_time],
+                    "time_explained_by_spec": device.of_spec,
                     "memory_explained_by": [share._asdict() for share in device.of_memory],
                 }
                 for device in diff.devices
@@ -149,7 +163,7 @@ def diff_markdown(diff: PlanDiff, names: tuple[str, str]) -> str:
             (
                 str(device.rank),
                 _from_to_ms(device, arrow),
-                _because(device.of_time, device.more_ms or 0.0, code=True),
+                _of_spec(diff) if device.of_spec else _because(device.of_time, device.more_ms or 0.0, code=True),
                 _from_to_bytes(device, arrow),
                 _because(device.of_memory, device.more_bytes, code=True),
             )
@@ -215,20 +229,21 @@ def _tables(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
         ("", "left"), ("table", "left"), ("change", "left"), ("from", "left"), ("to", "left"), ("moves", "right")
     )
     changed = _by_bytes(diff)
-    names = [
-        _shortened(printable(entry.name), _NAME if width >= _WIDE else _SHORT_NAME, glyphs)
-        for entry in changed[:_TABLES]
-    ]
+    longest = width if width > MOST else _NAME if width >= _WIDE else _SHORT_NAME
+    names = [shortened(printable(entry.name), longest, glyphs) for entry in changed[:_TABLES]]
     how = [", ".join(entry.changes) for entry in changed[:_TABLES]]
-    room = (width - _BESIDE - max(5, *map(len, names)) - max(6, *map(len, how))) // 2
+    hidden = len(changed) - _TABLES
+    rest = f"{glyphs.more} {hidden} more" if hidden > 0 else ""
+    widest = max(map(len, ["table", rest, *names])) + max(map(len, ["change", *how]))
+    room = min((width - _BESIDE - widest) // 2, MOST)
     for entry, name, words in zip(changed, names, how, strict=False):
         first = entry.changes[0]
-        old, new = (_shortened(text, room, glyphs) for text in _from_to(entry))
+        old, new = (shortened(text, room, glyphs) for text in _from_to(entry))
         moves = format_bytes(entry.moved_bytes) if entry.moved_bytes else ""
         rows.add_row(_SIGNS.get(first, "~"), name, words, old, new, moves, style=_STYLES.get(first))
-    if (more := len(changed) - _TABLES) > 0:
+    if rest:
         moved = sum(entry.moved_bytes for entry in changed[_TABLES:])
-        rows.add_row("", f"{glyphs.more} {more} more", "", "", "", format_bytes(moved) if moved else "")
+        rows.add_row("", rest, "", "", "", format_bytes(moved) if moved else "")
     return rows
 
 
@@ -237,7 +252,7 @@ def _flows(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
     rows = table(("from", "right"), ("to", "right"), ("bytes", "right"), ("", "left"))
     most = diff.flows[0].bytes
     for source, target, bytes in diff.flows[:_FLOWS]:
-        length = max(1, round((width - 34) * bytes / max(most, 1)))
+        length = max(1, round((filled(width) - 34) * bytes / max(most, 1)))
         rows.add_row(str(source), str(target), format_bytes(bytes), Text(glyphs.forward * length, "cyan"))
     if rest := diff.flows[_FLOWS:]:
         total = sum(flow.bytes for flow in rest)
@@ -254,9 +269,9 @@ def _times(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
             continue
         more = "" if not (device.old_ms and device.more_ms) else _signed(device.more_ms / device.old_ms)
         style = "" if device.more_ms is None else "red" if device.more_ms > 0 else "green"
-        because = _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs) or (
-            "" if device.more_ms is None else "its tables are the same: what they cost is not"
-        )
+        because = _some_of(_because(device.of_time, device.more_ms or 0.0), width, glyphs)
+        if device.more_ms is not None and not because:
+            because = _of_spec(diff) if device.of_spec else "its tables are the same: what they cost is not"
         rows.add_row(str(device.rank), _from_to_ms(device, glyphs.arrow), Text(more, style), because)
     return rows
 
@@ -308,11 +323,17 @@ def _because(shares: Sequence[Share], more: float, *, code: bool = False) -> str
     return ", ".join(f"{sign} {_code(share.table) if code else printable(share.table)}" for share in shares)
 
 
+def _of_spec(diff: PlanDiff) -> str:
+    """That a time has changed with the spec, rather than with what a device holds."""
+    known = ", ".join(setting.what for setting in diff.recosted)
+    return f"the spec: {known}" if known else "the spec"
+
+
 def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
     """As many of the tables that explain a change as there is room for beside its figures, the first cut if need be."""
     room = width - _FIGURES
     first, *others = tables.split(", ")
-    shown = _shortened(first, room, glyphs)
+    shown = shortened(first, room, glyphs)
     for other in others:
         if len(f"{shown}, {other}") > room:
             break
@@ -371,10 +392,6 @@ def _code(text: str) -> str:
     """Text that markdown and HTML leave alone, in a table too."""
     plain = "".join(" " if not c.isprintable() else c for c in text)
     return "`" + plain.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _shortened(text: str, length: int, glyphs: Glyphs) -> str:
-    return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more
 
 
 def _count(number: int, what: str) -> str:

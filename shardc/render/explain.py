@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardc.diagnostics import Diagnostic
 from shardc.explain import Alternative, BoundExplained, Cause, Constraint, PlanExplained, TableExplained
-from shardc.render.layout import Glyphs, glyphs_of, rendered, table
+from shardc.render.layout import MOST, Glyphs, glyphs_of, rendered, shortened, table
 from shardc.render.words import phase_name
 from shardc.units import format_bytes, format_ms
 
@@ -25,6 +26,7 @@ Columns = tuple[tuple[str, str], ...]
 _FORMAT = 1
 _BEST, _WORST = 4, 2  # devices that are listed
 _TABLES = 2  # of a phase
+_NAME = 20  # characters of a name in a terminal
 _NEGLIGIBLE = 0.0005  # of the step time
 
 
@@ -33,12 +35,12 @@ def explained_text(explained: Explained, *, width: int, color: bool, unicode: bo
 
     Args:
         explained: of a plan or a table.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
     sections: list[RenderableType] = []
-    for title, columns, rows in _sections(explained, glyphs_of(unicode)):
+    for title, columns, rows in _sections(explained, glyphs_of(unicode), width if width > MOST else _NAME):
         if columns:
             made: Table = table(*columns)
             for row in rows:
@@ -47,13 +49,13 @@ def explained_text(explained: Explained, *, width: int, color: bool, unicode: bo
             sections += ["", *([Text(title, "bold")] if title else []), made]
         else:
             sections += [*([""] if title else []), *([Text(title, "bold")] if title else []), *map(Text, _lines(rows))]
-    return rendered(Group(*sections), width=width, color=color).lstrip("\n")
+    return rendered(sections, width=width, color=color).lstrip("\n")
 
 
 def explained_markdown(explained: Explained) -> str:
     """The same for a comment on a pull request."""
     lines: list[str] = []
-    for title, columns, rows in _sections(explained, glyphs_of(True)):
+    for title, columns, rows in _sections(explained, glyphs_of(True), sys.maxsize):
         lines += [f"**{_escaped(title)}**", ""] if title else []
         if columns:
             lines.append("| " + " | ".join(name for name, _ in columns) + " |")
@@ -108,15 +110,17 @@ def _lines(rows: Sequence[Row]) -> list[str]:
     return ["".join(row) for row in rows]
 
 
-def _sections(explained: Explained, glyphs: Glyphs) -> Iterator[tuple[str, Columns, list[Row]]]:
+def _sections(explained: Explained, glyphs: Glyphs, longest: int) -> Iterator[tuple[str, Columns, list[Row]]]:
     """What is said, one part after the other: a title, columns (none for plain lines), and rows."""
-    return _of_plan(explained, glyphs) if isinstance(explained, PlanExplained) else _of_table(explained, glyphs)
+    return (
+        _of_plan(explained, glyphs, longest) if isinstance(explained, PlanExplained) else _of_table(explained, glyphs)
+    )
 
 
 # --- A plan -----------------------------------------------------------------------------------------------------------
 
 
-def _of_plan(plan: PlanExplained, glyphs: Glyphs) -> Iterator[tuple[str, Columns, list[Row]]]:
+def _of_plan(plan: PlanExplained, glyphs: Glyphs, longest: int) -> Iterator[tuple[str, Columns, list[Row]]]:
     over = "" if plan.feasible else "; it breaks limits of the spec as it is now"
     where = f"{plan.devices} {glyphs.times} {plan.device}"
     yield "", (), [(f"{plan.model}  {format_ms(plan.step_time_ms)} a step on {where}{over}",)]
@@ -125,7 +129,10 @@ def _of_plan(plan: PlanExplained, glyphs: Glyphs) -> Iterator[tuple[str, Columns
     for phase in plan.phases:
         tied = phase.slack_ms <= _NEGLIGIBLE * phase.ms and len(phase.slowest) > 1
         slowest = ", ".join(str(rank) for rank, _ in phase.slowest[: 1 + tied])
-        shares = [f"{_short(name, glyphs)} {ms / max(phase.ms, 1e-300):.0%}" for name, ms in phase.tables[:_TABLES]]
+        shares = [
+            f"{shortened(name, longest, glyphs)} {ms / max(phase.ms, 1e-300):.0%}"
+            for name, ms in phase.tables[:_TABLES]
+        ]
         slack = "none" if tied or phase.slack_ms <= 0 else format_ms(phase.slack_ms)
         rows.append((phase_name(phase.name), format_ms(phase.ms), slowest, slack, ", ".join(shares)))
     yield "What a step waits for", (*columns, ("what of", "left")), rows
@@ -283,7 +290,3 @@ def _ranks(ranks: Sequence[int]) -> str:
         members = [rank for _, rank in run]
         runs.append(str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}")
     return ", ".join(runs) if len(runs) <= 6 else f"{len(ranks)} ranks"
-
-
-def _short(name: str, glyphs: Glyphs) -> str:
-    return name if len(name) <= 20 else name[: 20 - len(glyphs.more)] + glyphs.more

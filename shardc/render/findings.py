@@ -22,20 +22,21 @@ _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
-    """Return a JSON document (see `shardc.check.document`)."""
-    return json.dumps(asdict(check_document(outcomes)), indent=2, ensure_ascii=False)
+def as_json(outcomes: Sequence[Outcome], least: int = 0) -> str:
+    """Return a JSON document (see `shardc.check.document`), with an exit code of at least so much."""
+    return json.dumps(asdict(check_document(outcomes, least)), indent=2, ensure_ascii=False)
 
 
-def as_github(outcomes: Sequence[Outcome]) -> str:
+def as_github(outcomes: Sequence[Outcome], least: int = 0) -> str:
     """Return GitHub's workflow commands, one a finding: annotations on the lines of a pull request."""
     return "\n".join(_annotation(outcome, finding) for outcome in outcomes for finding in outcome.findings)
 
 
-def as_sarif(outcomes: Sequence[Outcome]) -> str:
+def as_sarif(outcomes: Sequence[Outcome], least: int = 0) -> str:
     """Return a SARIF 2.1.0 log of one run, with a rule for each code that was found."""
     codes = sorted({finding.code for outcome in outcomes for finding in outcome.findings})
     rules = read_rules()
+    exit_code = max((outcome.exit_code for outcome in outcomes), default=least)
     run = {
         "tool": {
             "driver": {
@@ -45,7 +46,7 @@ def as_sarif(outcomes: Sequence[Outcome]) -> str:
             }
         },
         "columnKind": "unicodeCodePoints",
-        "invocations": [{"executionSuccessful": _exit_code(outcomes) < 2, "exitCode": _exit_code(outcomes)}],
+        "invocations": [{"executionSuccessful": exit_code < 2, "exitCode": exit_code}],
         "results": [
             _result(outcome, finding, codes.index(finding.code)) for outcome in outcomes for finding in outcome.findings
         ],
@@ -53,15 +54,11 @@ def as_sarif(outcomes: Sequence[Outcome]) -> str:
     return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False)
 
 
-def as_junit(outcomes: Sequence[Outcome]) -> str:
+def as_junit(outcomes: Sequence[Outcome], least: int = 0) -> str:
     """Return JUnit XML: a suite for each spec, in it a case for each finding, or one that passed."""
     suites = [_suite(outcome) for outcome in outcomes]
     head = ('<?xml version="1.0" encoding="utf-8"?>', f'<testsuites name="shardc" {_counts(outcomes)}>')
     return "\n".join((*head, *suites, "</testsuites>"))
-
-
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
-    return max((outcome.exit_code for outcome in outcomes), default=0)
 
 
 def _annotation(outcome: Outcome, finding: Diagnostic) -> str:

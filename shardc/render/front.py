@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from shardc.passes.replan import Migration
 from shardc.placers.migrate import Point
-from shardc.render.layout import Glyphs, glyphs_of, rendered, table
+from shardc.render.layout import Glyphs, filled, glyphs_of, rendered, table
 from shardc.units import format_bytes
 
 _POINTS = 10  # that are shown
@@ -20,8 +20,8 @@ def front_text(migration: Migration, *, width: int, color: bool, unicode: bool) 
     chosen, total = migration.chosen, max(migration.total_bytes, 1)
     share = f"{format_bytes(chosen.moved_bytes)}, {chosen.moved_bytes / total:.2%} of the model's bytes"
     limit = "" if migration.most_bytes is None else f"; up to {format_bytes(migration.most_bytes)} were allowed"
-    sections: list[RenderableType] = [Text(f"moves {share}{limit}", "bold"), _front(migration, glyphs, width)]
-    return rendered(Group(*sections), width=width, color=color)
+    sections: list[RenderableType] = [Text(f"moves {share}{limit}", "bold"), _front(migration, glyphs, filled(width))]
+    return rendered(sections, width=width, color=color)
 
 
 def _front(migration: Migration, glyphs: Glyphs, width: int) -> Table:

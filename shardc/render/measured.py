@@ -19,7 +19,7 @@ def measured_report(found: Calibration, *, width: int, color: bool, unicode: boo
 
     Args:
         found: what was measured, and what follows.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
@@ -29,7 +29,7 @@ def measured_report(found: Calibration, *, width: int, color: bool, unicode: boo
     placed = found.plan.plan[found.plan.model.module].values()
     if any(of_table.compute_kernel == "dense" for of_table in placed):
         sections += ["note: data-parallel tables were measured with sparse updates: TorchRec updates them densely"]
-    return rendered(Group(*sections), width=width, color=color)
+    return rendered(sections, width=width, color=color)
 
 
 def _headline(found: Calibration, glyphs: Glyphs) -> Text:

@@ -7,8 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rich.console import Group
-
 from shardc.plan import canonical_json
 from shardc.plan_diff import Movement
 from shardc.render.layout import glyphs_of, printable, rendered, table
@@ -84,7 +82,7 @@ def moves_text(movements: Sequence[Movement], *, width: int, color: bool, unicod
     if fresh:
         size = format_bytes(sum(move.bytes for move in moves) - sum(move.bytes for move in moved))
         parts.append(f"{_count(fresh, 'piece')} of {size} to initialize")
-    return rendered(Group(rows, "", ", ".join(parts)), width=width, color=color)
+    return rendered([rows, "", ", ".join(parts)], width=width, color=color)
 
 
 def _moves(movements: Sequence[Movement]) -> Iterator[Move]:

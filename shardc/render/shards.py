@@ -52,5 +52,6 @@ def _rows(plan: Plan) -> Iterator[tuple[object, ...]]:
 
 
 def plain(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula."""
+    """Return a name that no spreadsheet takes for a formula, and no terminal for a command."""
+    name = "".join(c if c.isprintable() or c in "\t\r\n" else "?" for c in name)
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

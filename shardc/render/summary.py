@@ -15,14 +15,14 @@ from shardc.passes.place import Choice, Outcome, Why
 from shardc.pipeline import Compiled
 from shardc.plan import DeviceScore, Plan
 from shardc.problem import Floats
-from shardc.render.layout import Glyphs, extremes, glyphs_of, rendered, table
+from shardc.render.layout import MOST, Glyphs, extremes, filled, glyphs_of, rendered, shortened, table, tabular
 from shardc.render.words import OUTCOMES, WHY, device_counts, phase_name, rank_ranges
 from shardc.shares import critical_ms
 from shardc.units import compact, format_bytes, format_ms
 
 _MAX_TABLES = 8
 _NARROW = 12  # columns of headers where there is not much room
-_NAME, _LEAST_NAME = 22, 10  # columns of tables' names
+_NAME, _LEAST_NAME, _RANKS = 22, 10, 12  # columns of tables' names, and of ranks
 _STATED = 1e-5  # relative: plans state six digits
 
 
@@ -32,7 +32,7 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
     Args:
         compiled: the plan and the choice that led to it.
         previous: the plan that this one replaces.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
@@ -41,14 +41,14 @@ def summary(compiled: Compiled, previous: Plan | None, *, width: int, color: boo
     if previous:
         sections.append(_change(previous, plan, glyphs))
     if len(plan.score.phases) > 1:
-        sections += ["", _phases(plan, glyphs, width)]
-    sections += ["", _devices(plan, glyphs, width), ""]
+        sections += ["", _phases(plan, glyphs, filled(width))]
+    sections += ["", _devices(plan, glyphs, filled(width)), ""]
     if isinstance(compiled.choice.judge.cost, PhasedCost):
-        sections += [_tables(compiled.choice, compiled.choice.judge.cost, plan, glyphs, width), ""]
+        sections += [_tables(compiled.choice, compiled.choice.judge.cost, plan, glyphs, tabular(width)), ""]
     sections += [f"{plan.chosen.strategy} was chosen: {WHY[Why(plan.chosen.reason)]}", _strategies(plan)]
     if count := len(compiled.warnings):
         sections += ["", Text(f"{count} warning{'s' * (count > 1)}", "yellow")]
-    return rendered(Group(*sections), width=width, color=color)
+    return rendered(sections, width=width, color=color)
 
 
 def table_shares(choice: Choice, cost: PhasedCost) -> Floats:
@@ -173,7 +173,7 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs, width:
                 str(info.dim),
                 f"{info.pooling:.4g}",
                 placed.sharding_type + f", {placed.cached:.0%} cached" * (placed.cached < 1.0),
-                _shortened(rank_ranges(placed.ranks), 12, glyphs),
+                shortened(rank_ranges(placed.ranks), MOST if width > MOST else _RANKS, glyphs),
                 f"{shares[index]:.1%}",
             ]
         )
@@ -183,7 +183,7 @@ def _tables(choice: Choice, cost: PhasedCost, plan: Plan, glyphs: Glyphs, width:
         headers[-1] = headers[-1].replace(" ", "\n")
     rows = table(*((header, "left" if header in ("table", "sharding", "ranks") else "right") for header in headers))
     for name, *figures in found:
-        rows.add_row(_shortened(name, min(max(room, _LEAST_NAME), _NAME), glyphs), *figures)
+        rows.add_row(shortened(name, room if width > MOST else min(max(room, _LEAST_NAME), _NAME), glyphs), *figures)
     if (rest := len(shares) - len(shown)) > 0:
         others = max(0.0, 1.0 - float(shares[shown].sum()))
         rows.add_row(f"{glyphs.more} {rest} more", *[""] * 5, f"{others:.1%}")
@@ -212,7 +212,3 @@ def _bar(width: int, *parts: tuple[float, str, str]) -> Text:
         bar.append(glyph * length, style)
         cells += max(length, 0)
     return bar
-
-
-def _shortened(text: str, length: int, glyphs: Glyphs) -> str:
-    return text if len(text) <= length else text[: length - len(glyphs.more)] + glyphs.more

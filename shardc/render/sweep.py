@@ -10,11 +10,11 @@ from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardc.render.layout import Glyphs, glyphs_of, rendered, table
+from shardc.render.layout import Glyphs, filled, glyphs_of, rendered, table
 from shardc.sweep import SCALING, Ranked, Sweep, series
 from shardc.units import format_ms
 
@@ -30,21 +30,21 @@ def sweep_table(sweep: Sweep, *, width: int, color: bool, unicode: bool) -> str:
 
     Args:
         sweep: what was found.
-        width: columns of the output, 72 or more.
+        width: columns of the output.
         color: whether the output shows colour.
         unicode: whether it shows more than ASCII.
     """
     glyphs = glyphs_of(unicode)
     scaling = "global batch grows with devices" if sweep.weak else "global batch stays"
     done = f"{len(sweep.ranked)} of {sweep.planned}" if len(sweep.ranked) < sweep.planned else str(sweep.planned)
-    head = Text.assemble((sweep.title, "bold"), f"  {done} configurations; {scaling}")
+    head = Text.assemble((sweep.title, "bold"), f"  {done} configuration{'s' * (sweep.planned != 1)}; {scaling}")
     sections: list[RenderableType] = [head]
     if any(each.point.samples_per_s for each in sweep.ranked):
-        sections += ["", _table(sweep), "", _chart(sweep, glyphs, width)]
+        sections += ["", _table(sweep), "", _chart(sweep, glyphs, filled(width))]
         sections += ["", Text(_legend(sweep), "dim")]
     if reasons := list(_reasons(sweep, glyphs)):
         sections += ["", *reasons]
-    return rendered(Group(*sections), width=width, color=color)
+    return rendered(sections, width=width, color=color)
 
 
 def _shown(sweep: Sweep) -> list[str]:

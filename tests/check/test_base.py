@@ -27,14 +27,15 @@ def test_a_plan_at_a_revision(repository):
     base = read_base("HEAD", "models/m.plan.json")
     assert base.name == "m.plan.json at HEAD"
     assert base.plan.model.module in base.plan.plan
-    assert read_base("HEAD", "models/new.plan.json") is None
+    assert base.argument == "HEAD:./models/m.plan.json"
+    assert read_base("HEAD", "models/new.plan.json").plan is None
 
 
 def test_a_plan_in_a_folder(repository):
     Path("old/models").mkdir(parents=True)
     Path("old/models/m.plan.json").write_text(PLAN)
     assert read_base("old", "models/m.plan.json").name == "old/models/m.plan.json"
-    assert read_base("old", "models/new.plan.json") is None
+    assert read_base("old", "models/new.plan.json").plan is None
 
 
 @pytest.mark.parametrize("base", ["no-such-branch", "--output=x"])
@@ -55,3 +56,12 @@ def test_a_base_whose_shards_make_up_no_table_is_refused_by_name(repository):
     (finding,) = error.value.diagnostics
     assert finding.code == "SH306"
     assert finding.message.startswith("edited.json: table ")
+
+
+def test_without_git_that_is_what_is_told(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DiagnosticError) as error:
+        read_base("HEAD", "models/m.plan.json")
+    assert (
+        error.value.diagnostics[0].message == "nothing to compare with: HEAD is no file or folder, and there is no git"
+    )

@@ -10,7 +10,7 @@ from brute_force import broken, problem_of, random_cost, random_spec, ways_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardc.check.checks import check
+from shardc.check.checks import check, restate
 from shardc.check.context import Base, CheckReport
 from shardc.check.frozen import check_frozen
 from shardc.diagnostics import DiagnosticError
@@ -330,11 +330,118 @@ def test_budgets_of_a_plan_and_their_severities(committed):
 
 def test_a_plan_compared_with_an_older_one(committed):
     committed.rewrite(extra='[budget]\nmoved = "0%"\ndevice_time = "0%"\ndevice_memory = "0%"\n')
-    base = Base("old", read_plan(committed.plan))
+    base = Base("old", read_plan(committed.plan), "old")
     assert check(load(committed.spec), base=base).findings == ()
     committed.move_all(0)
     codes = {finding.code for finding in check(load(committed.spec), base=base).findings}
     assert {"SH407", "SH408", "SH409"} <= codes
+
+
+def near_spec(pooling: int, extra: str = "") -> str:
+    """Eight tables on four devices, of which one has changed: the best placement of all is far from the old one."""
+    spec = SPEC.replace("devices_per_host = 2", "devices_per_host = 4") + extra
+    lookups = [pooling, 34, 31, 27, 22, 17, 11, 6]
+    return spec + "".join(f'[[table]]\nname = "t{i}"\npooling = {n}\n' for i, n in enumerate(lookups))
+
+
+@pytest.fixture
+def replanned(committed, run_command, monkeypatch):
+    """A plan compiled near an older one, with the budget that it was compiled with."""
+    monkeypatch.chdir(committed.spec.parent)
+    committed.spec.write_text(near_spec(20))
+    committed.compile()
+    Path("old.json").write_bytes(committed.plan.read_bytes())
+    committed.spec.write_text(near_spec(60, '[budget]\nmoved = "26%"\nimprovement = "0%"\n'))
+    assert run_command("compile", "-q", "model.toml", "--base", "old.json", "--max-moved", "26%").code == 0
+    return run_command
+
+
+def test_a_plan_chosen_within_the_budget_of_moved_bytes_is_the_best_there_is(replanned, committed):
+    alone = run(load(committed.spec)).plan.score.step_time_ms
+    assert alone < 0.99 * read_plan(committed.plan).score.step_time_ms  # what moves everything is faster
+    done = replanned("check", "model.toml", "--base", "old.json")
+    assert (done.code, "1 spec checked, none with findings" in done.out) == (0, True)
+    assert "SH403" in replanned("check", "model.toml", "--format", "concise").out  # nothing says what may move
+
+
+def test_what_is_better_within_the_budget_of_moved_bytes_is_told_and_written(replanned, committed):
+    good = committed.plan.read_bytes()
+    committed.plan.write_bytes(plan_bytes(restated(read_plan(Path("old.json")), committed.spec)))
+    done = replanned("check", "model.toml", "--base", "old.json")
+    assert done.code == 1
+    assert "SH403 a newly compiled plan that moves no more than 26% from old.json takes " in done.out
+    assert "help: run shardc compile model.toml --base old.json --max-moved 26% and review the diff" in done.out
+    assert replanned("check", "model.toml", "--base", "old.json", "--update").code == 0
+    assert committed.plan.read_bytes() == good
+
+
+def test_a_plan_that_moves_too_much_is_replaced_by_one_within_the_budget(replanned, committed):
+    good = committed.plan.read_bytes()
+    committed.compile()  # without a base
+    done = replanned("check", "model.toml", "--base", "old.json", "--format", "concise")
+    assert (done.code, "SH407" in done.out, "SH403" in done.out) == (1, True, False)
+    done = replanned("check", "model.toml", "--base", "old.json", "--update", "-q")
+    assert (done.code, committed.plan.read_bytes() == good) == (0, True)
+    committed.plan.unlink()
+    assert replanned("check", "model.toml", "--base", "old.json", "--update").code == 0
+    assert committed.plan.read_bytes() == good
+
+
+def test_where_nothing_moves_so_little_that_is_told_and_nothing_written(replanned, committed):
+    text = near_spec(60, '[budget]\nmoved = "0%"\n').replace('"t7"\n', '"t7"\npin = [{}]\n')
+    rank = next(iter(read_plan(Path("old.json")).plan["ebc"]["t7"].ranks))
+    committed.spec.write_text(text.format((rank + 1) % 4))
+    committed.plan.unlink()
+    done = replanned("check", "model.toml", "--base", "old.json", "--update")
+    assert (done.code, committed.plan.exists()) == (1, False)
+    assert "SH301" in done.out
+    assert "note: model.toml: no plan was found that moves 0 B or less: " in done.out
+
+
+def restated(plan, spec):
+    loaded = load(spec)
+    return restate(plan, loaded, run(loaded))
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ([], "moved, device_time are not checked for model.plan.json: there is no --base"),
+        (["--base", ""], "moved, device_time are not checked for model.plan.json: there is no --base"),
+        (
+            ["--base", "empty"],
+            "moved, device_time are not checked for model.plan.json: there is no empty/model.plan.json",
+        ),
+    ],
+)
+@pytest.mark.parametrize("frozen", [[], ["--frozen"]])
+def test_budgets_that_are_not_checked_are_told(committed, run_command, monkeypatch, base, said, frozen):
+    monkeypatch.chdir(committed.spec.parent)
+    Path("empty").mkdir()
+    committed.rewrite(extra='[budget]\nmoved = "1%"\ndevice_time = "5%"\n')
+    done = run_command("check", "model.toml", *base, *frozen)
+    assert (done.code, done.err) == (0, "")
+    assert f"SH410 warning: {said}\n  --> model.toml:16:9\n" in done.out
+    assert "1 spec checked, none with findings, 1 with warnings" in done.out
+    (finding,) = json.loads(run_command("check", "model.toml", *base, *frozen, "--format", "json").out)["specs"][0][
+        "findings"
+    ]
+    assert (finding["code"], finding["severity"], finding["message"]) == ("SH410", "warning", said)
+    committed.rewrite(extra='[budget]\nmoved = "1%"\nseverity = { SH410 = "error" }\n')
+    assert run_command("check", "model.toml", *base, *frozen).code == 1
+
+
+def test_a_base_that_does_not_compare_is_told(committed):
+    before = Base("old", read_plan(committed.plan), "old")
+    committed.spec.write_text(
+        spec_text(extra='[budget]\nmoved = "900%"\ndevice_time = "900%"\ndevice_memory = "900%"\n').replace(
+            "devices_per_host = 2", "devices_per_host = 4"
+        )
+    )
+    committed.compile()
+    (finding,) = check(load(committed.spec), base=before).findings
+    assert finding.message.endswith("old is for 2 devices, not 4")
+    assert finding.message.startswith("device_time, device_memory are not checked for ")
 
 
 def test_frozen_checks_take_stated_figures(committed):

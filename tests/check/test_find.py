@@ -20,6 +20,19 @@ def folder(tmp_path, monkeypatch):
     Path("new.plan.json").write_text("{}")
 
 
+def test_a_spec_is_once_whatever_it_is_called(folder):
+    assert find_specs(["./a.toml", "a.toml", str(Path("a.toml").absolute()), "b/../a.toml", "."]) == [
+        "./a.toml",
+        "new.toml",
+        "b/c.toml",
+    ]
+
+
+def test_a_file_that_says_format_elsewhere_is_no_spec(folder):
+    Path("other.toml").write_text("[tool]\nformat = 1\n")
+    assert "other.toml" not in find_specs(["."])
+
+
 def test_specs_below_a_folder(folder):
     assert find_specs(["."]) == ["a.toml", "new.toml", "b/c.toml"]
 

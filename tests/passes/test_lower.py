@@ -521,6 +521,22 @@ def test_a_group_that_fits_nowhere_is_named_as_a_group():
     assert "take tables out of the group" in found.help
 
 
+@pytest.mark.parametrize(
+    ("memory", "help", "change"),
+    [
+        ("70MB", "use 4 hosts", {"hosts": 4}),
+        ("100MB", 'keep less state: optimizer = "rowwise_adagrad"', {"model": {"optimizer": "rowwise_adagrad"}}),
+        ("165MB", 'halve the weights: weights = "fp16"', {"model": {"optimizer": "adam", "weights": "fp16"}}),
+    ],
+)
+def test_what_is_offered_for_a_table_that_fits_nowhere_helps(memory, help, change):
+    table = {"rows": 1_000_000, "dim": 16, "sharding": ["row_wise"]}  # 64 MB of weights, 128 MB of Adam's state
+    settings = {"devices": 1, "memory": memory, "reserve": "0%"}
+    (found,) = faults(table, **settings, model={"optimizer": "adam"})
+    assert help in found.help.split("; or ")
+    lowered(table, **settings | {"model": {"optimizer": "adam"}} | change)
+
+
 def test_a_pin_that_no_offered_type_can_keep_says_so():
     (found,) = faults({"dim": 20, "sharding": ["column_wise"], "pin": [1]})
     assert (found.code, "pin" in found.message, "pin" in found.help) == ("SH201", True, True)

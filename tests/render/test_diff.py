@@ -6,6 +6,7 @@ import re
 import pytest
 from plans import plan, replicated, sharded, whole
 
+from shardc.plan import Plan
 from shardc.plan_diff import PlanDiff, diff
 from shardc.render.diff import diff_json, diff_markdown, diff_text, summary_line
 
@@ -107,6 +108,21 @@ def test_times_by_other_costs_are_not_compared():
     assert "1.00 ms → 7.00 ms a step, by other costs" in shown
     assert "%" not in shown.replace("(100.0% of the model)", "")
     assert "forward + backward" not in shown
+
+
+def test_what_the_spec_makes_slower_says_which_setting():
+    old = plan({"a": whole(0)}, ms=[1.0] * 4)
+    new = plan({"a": whole(1)}, ms=[1.2] * 4, model__global_batch=1024, digests__spec="sha256:another")
+    found = diff(old, new)
+    assert "     0  2.00 ms → 2.40 ms   +20.0%  the spec: global batch\n" in text(found)
+    assert "| 0 | 2.00 ms → 2.40 ms | the spec: global batch |" in diff_markdown(found, NAMES)
+    assert {device["time_explained_by_spec"] for device in json.loads(diff_json(found, NAMES))["devices"]} == {True}
+
+
+def test_a_module_that_is_renamed_is_told_as_that():
+    old, new = plan({"a": whole(0)}), plan({"a": whole(0)}, model__module="arch.ebc", digests__spec="sha256:another")
+    renamed = Plan.model_validate({**new.model_dump(), "plan": {"arch.ebc": new.model_dump()["plan"]["ebc"]}})
+    assert summary_line(diff(old, renamed)).startswith("the module is renamed; every table stays where it is; ")
 
 
 def test_plans_that_share_no_table():

@@ -146,7 +146,7 @@ def test_a_plan_that_makes_no_sense_is_refused(dlrm, run_command):
     written(dlrm, "cut.plan.json", cut)
     for arguments in (("cut.plan.json",), (str(dlrm), "--base", "cut.plan.json")):
         done = run_command("report", *arguments)
-        assert done.code == 1
+        assert done.code == 2
         assert "SH30" in done.err
     assert not list(Path().glob("*.html"))
 
@@ -155,7 +155,7 @@ def test_a_plan_that_makes_no_sense_is_refused(dlrm, run_command):
 def test_what_is_no_plan_is_refused(dlrm, run_command, content):
     Path("no.plan.json").write_text(content)
     done = run_command("report", "no.plan.json")
-    assert done.code == 1
+    assert done.code == 2
     assert "SH30" in done.err
 
 
