@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import MAX_BYTES
+from shardc.git import ask_git
 from shardc.passes.verify import verify_alone
 from shardc.plan import Plan, parse_plan, read_plan
 
@@ -27,9 +27,9 @@ def read_given(name: str) -> Plan:
             when shards do not make up tables.
     """
     if name == STDIN:
-        plan = parse_plan("stdin", _text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
+        plan = parse_plan("stdin", plan_text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
     elif ":" in name and not name.startswith("-") and not os.path.exists(name):
-        plan = parse_plan(name, _text(name, _show(name)))
+        plan = parse_plan(name, plan_text(name, _show(name)))
     else:
         plan = read_plan(name)
     return sound(name, plan)
@@ -53,12 +53,12 @@ def sound(name: str, plan: Plan) -> Plan:
 def _show(name: str) -> bytes:
     """What git shows of REV:PATH."""
     try:
-        done = subprocess.run(["git", "show", name], capture_output=True, check=False)
+        answer = ask_git("show", name)
     except OSError as error:
         message = f"cannot read {name}: there is no such file, and git cannot be run: {error.strerror}"
         raise DiagnosticError(Diagnostic("SH320", message), exit_code=2) from None
-    if done.returncode:
-        reason, *hints = done.stderr.decode(errors="replace").strip().split("\n") or [""]
+    if answer.failed:
+        reason, *hints = answer.said.strip().split("\n")
         message = f"cannot read {name}: there is no such file, and git says: {reason.removeprefix('fatal: ')}"
         fix = (
             hints[0].removeprefix("hint: ")
@@ -66,10 +66,15 @@ def _show(name: str) -> bytes:
             else "REV:PATH is a path from the top of the repository, REV:./PATH one from here"
         )
         raise DiagnosticError(Diagnostic("SH320", message, help=fix), exit_code=2)
-    return done.stdout
+    return answer.data
 
 
-def _text(name: str, data: bytes) -> str:
+def plan_text(name: str, data: bytes) -> str:
+    """Return the text of a plan that no file holds.
+
+    Raises:
+        DiagnosticError: SH002 when it is too large, SH003 when it is not UTF-8, exit code 2.
+    """
     if len(data) > MAX_BYTES:
         message = f"cannot read the plan {name}: it is larger than {MAX_BYTES // 2**20} MiB"
         raise DiagnosticError(Diagnostic("SH002", message), exit_code=2)

@@ -34,15 +34,16 @@ def test_a_shard_takes_weights_state_inputs_outputs_and_gradients(rows, dim, opt
     beside = (2500 + 1000) * 8 + 2 * bags * dim * size[outputs]
     for dense in (False, True):
         of_weights = rows * dim * size[weights] * (1 + dense)
+        replicated = {"dense": True} if dense else {}
         found = shard_bytes(
-            rows, dim, weights=weights, outputs=outputs, optimizer=optimizer, bags=bags, pooling=pooling, dense=dense
+            rows, dim, weights=weights, outputs=outputs, optimizer=optimizer, bags=bags, pooling=pooling, **replicated
         )
         assert (int(found), found.dtype) == (of_weights + state + beside, np.int64)
 
 
 def test_shards_of_all_kinds_are_counted_at_once_and_to_the_byte():
     """Beyond 2**53, where a float would leave out single bytes."""
-    rows = np.array([10**13 + 1, 10**13 + 1, 33])
+    rows = np.array([10**14 + 1, 10**14 + 1, 33])
     dims = np.array([251, 251, 4])
     dense, cached = np.array([False, True, False]), np.array([1.0, 1.0, 0.5])
     found = shard_bytes(
@@ -56,8 +57,9 @@ def test_shards_of_all_kinds_are_counted_at_once_and_to_the_byte():
         dense=dense,
         cached=cached,
     )
-    whole = (10**13 + 1) * 251 * 2
-    state = (10**13 + 1) * 4
+    whole = (10**14 + 1) * 251 * 2
+    state = (10**14 + 1) * 4
+    assert found.dtype == np.int64
     assert found.tolist() == [whole + state, 2 * whole + state, 32 * (4 * 2 + 16) + 33 * 4 + 33 * 4]
     assert host_bytes(rows, dims, weights="fp16", optimizer="adam", cached=cached).tolist() == [0, 0, 33 * 4 * (2 + 8)]
     of_state = optimizer_state_bytes(rows, dims, "sgd")
@@ -85,6 +87,12 @@ def test_sizes_are_rounded_up_to_the_three_digits_people_are_shown(needed, text)
     assert format_bytes(rounded_up(needed)) == text
 
 
+def test_beyond_tebibytes_sizes_are_whole_tebibytes():
+    assert [rounded_up(count * 1024**4 + 1) for count in (1023, 1024, 2000)] == [
+        count * 1024**4 for count in (1024, 1025, 2001)
+    ]
+
+
 @given(st.integers(1, 998 * 1024**4))
 def test_the_size_that_a_message_asks_for_is_enough_when_it_is_copied(needed):
     copied = parse_size(format_bytes(rounded_up(needed)).replace(" ", ""))
@@ -101,6 +109,8 @@ GIB = 2**30
         (5 * GIB, 10 * GIB, 0, 5.01 * GIB),  # a little more than what tables need, shares being rounded
         (5 * GIB, 10 * GIB, GIB, 6 * GIB),  # a reserve that stays 1 GiB needs more than one that stays a tenth
         (50 * GIB, 10 * GIB, GIB, 55.6 * GIB),  # and here it is the other way round
+        (10, 1000, 990, 1.2 * 2**10),
+        (1, 1000, 9, 10),
         (10, 1000, 999, 10.8 * 2**10),  # a reserve of nearly everything
     ],
 )

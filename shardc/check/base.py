@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 from shardc.check.context import Base
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.given_plan import sound
+from shardc.git import ask_git
+from shardc.given_plan import plan_text, sound
 from shardc.plan import parse_plan, read_plan
 
 
@@ -21,7 +21,8 @@ def read_base(base: str, path: str) -> Base | None:
 
     Raises:
         DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense (exit code 1),
-            SH410 when `base` is neither file, folder nor revision (exit code 2).
+            SH002 or SH003 when git has one that is too large or not UTF-8, SH410 when `base` is neither file, folder
+            nor revision (exit code 2).
     """
     if os.path.isfile(base):
         return Base(base, sound(base, read_plan(base)))
@@ -37,13 +38,13 @@ def read_base(base: str, path: str) -> Base | None:
     if content is None:
         return None
     label = f"{name} at {base}"
-    return Base(label, sound(label, parse_plan(label, content.decode(errors="replace"))))
+    return Base(label, sound(label, parse_plan(label, plan_text(label, content))))
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:
     """What git says in a folder; None when it fails or is not there."""
     try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, check=False)
+        answer = ask_git("-C", folder, *arguments)
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return None if answer.failed else answer.data

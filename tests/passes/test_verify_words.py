@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_verify import (
     CLUSTER,
@@ -26,7 +27,7 @@ from test_verify import (
 )
 
 from shardc.diagnostics import Diagnostic
-from shardc.passes.verify import plan_cluster, shard_memory, too_many_devices, verify_alone, wide_caches
+from shardc.passes.verify import ShardMemory, plan_cluster, shard_memory, too_many_devices, verify_alone, wide_caches
 from shardc.plan import Plan
 from shardc.problem import Memory
 from shardc.spec import MAX_DEVICES, LoadedSpec, load_spec
@@ -321,6 +322,11 @@ def test_hosts_of_different_devices_are_told_apart(loaded: LoadedSpec) -> None:
     content = sound()
     (found,) = check(loaded, content, mixed)
     assert found.message == "the plan is for host_devices = (), the spec has ('gpu', 'larger')"
+    of_hosts = '[[cluster.host]]\nhosts = [1]\ndevice = "larger"\n\n[defaults]'
+    path = Path(loaded.path or "").with_name("mixed.toml")
+    path.write_text(FULL.replace("[defaults]", of_hosts))
+    (found,) = check(load_spec(path), content, mixed)
+    assert marked(found) == "[[cluster.host]]"
 
 
 def test_a_device_that_takes_every_sample_apart_counts_whole_samples(tmp_path: Path) -> None:
@@ -431,6 +437,26 @@ def test_narrow_tables_beside_a_wide_one_take_its_width_in_the_cache(tmp_path: P
     )
     assert warning.severity == "warning"
     assert [found.message.partition("counted, ")[2] for found in doubts(plan, spec, more - 1)] == ["1 B over its limit"]
+
+
+def test_every_operator_of_a_device_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    tables = [
+        (f"{name}{n}", rows, dim, 0.5, 1) for n in "ab" for name, rows, dim in (("narrow", 1000, 8), ("w", 10, 64))
+    ]
+    plan, spec = shared_cache(tmp_path, *tables)
+    content = plan.model_dump(mode="json", by_alias=True)
+    for name in ("narrowb", "wb"):
+        content["plan"]["ebc"][name]["sharding_type"] = "column_wise"
+    more = 2 * 4 * 500 * 56
+    plan = Plan.model_validate(content)
+    assert doubts(plan, spec, more) == []
+    assert "may need 219 KiB more than is counted, 1 B over" in doubts(plan, spec, more - 1)[0].message
+
+
+def test_bytes_of_devices_are_whole_numbers_whatever_their_size() -> None:
+    large = 2**53 + 1
+    shards = ShardMemory(("a", "b", "c"), np.array([1, 1, 0]), np.array([[large, 2, 5], [0, 3, large]]))
+    assert shards.by_device(3).tolist() == [[5, large + 2, 0], [large, 3, 0]]
 
 
 def test_tables_that_share_no_cache_are_as_wide_as_they_are(tmp_path: Path) -> None:
