@@ -197,7 +197,7 @@ def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
         return
     try:
         found = json.loads(read_text(path, "campaign"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         message = f"{path} is damaged"
