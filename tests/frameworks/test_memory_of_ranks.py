@@ -117,13 +117,13 @@ def train(rank: int, folder: str) -> None:
         if optimizer:
             optimizer.step()
         stated, found = plan.score.devices[rank].memory_bytes, allocated(model, optimizer)
-        if abs(stated - found) > WITHIN * found + BESIDE:
+        if not found - BESIDE <= stated <= found * (1 + WITHIN) + BESIDE:  # never less
             wrong.append(f"{plan.model.name}: rank {rank} states {stated}, and {found} are allocated")
     assert not wrong, "\n".join(wrong)
 
 
 def test_devices_hold_what_the_plan_says(tmp_path: Path) -> None:
-    """Weights, gradients of replicas and optimizer state of every sharding type: within 3 %, on every rank."""
+    """Weights, gradients of replicas and optimizer state of every sharding type, on every rank: no less, and 3 % more at most."""
     variants = [(optimizer, "fp32") for optimizer in OPTIMIZERS] + [("rowwise_adagrad", "fp16")]
     for type in ShardingType:
         for optimizer, weights in variants:
