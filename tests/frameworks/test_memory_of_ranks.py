@@ -123,7 +123,7 @@ def train(rank: int, folder: str) -> None:
 
 
 def test_devices_hold_what_the_plan_says(tmp_path: Path) -> None:
-    """Weights, gradients of replicas and optimizer state of every sharding type, on every rank: no less, and 3 % more at most."""
+    """Weights, gradients of replicas and optimizer state, of every sharding type: no less, and 3 % more at most."""
     variants = [(optimizer, "fp32") for optimizer in OPTIMIZERS] + [("rowwise_adagrad", "fp16")]
     for type in ShardingType:
         for optimizer, weights in variants:
