@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from shardc.diagnostics import DiagnosticError
 from shardc.hardware import PROFILES
 from shardc.passes.place import EVALUATIONS
 from shardc.pipeline import load
-from shardc.plan import plan_bytes, read_plan
+from shardc.plan import Plan, plan_bytes, read_plan
 
 
 @pytest.fixture
@@ -101,3 +102,22 @@ def test_files_that_may_not_be_read_are_passed_over(committed):
     (committed.spec.parent / "secret.toml").write_text(spec_text())
     (committed.spec.parent / "secret.toml").chmod(0)
     assert [Path(path).name for path in find_specs([str(committed.spec.parent)])] == ["model.toml"]
+
+
+def test_devices_are_not_compared_with_those_of_a_base_that_has_others(committed):
+    base = Base("the plan before", read_plan(committed.plan))
+    committed.rewrite(extra='[budget]\ndevice_time = "0%"\ndevice_memory = "0%"\n')
+    committed.spec.write_text(committed.spec.read_text().replace("devices_per_host = 2", "devices_per_host = 3"))
+    committed.compile()
+    assert codes(check(load(committed.spec), base=base)) == []
+
+
+def test_a_base_without_loads_has_no_time_to_change_by(committed):
+    """As an older plan of no tables on any device of its model that took time."""
+    committed.rewrite(extra='[budget]\ndevice_time = "0%"\n')
+    committed.compile()
+    document = json.loads(committed.plan.read_text())
+    for device in document["score"]["devices"]:
+        device |= {"forward_ms": 0.0, "backward_ms": 0.0}
+    base = Base("the plan before", Plan.model_validate(document))
+    assert codes(check(load(committed.spec), base=base)) == []
