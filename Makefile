@@ -7,7 +7,7 @@ TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
 
-.PHONY: demo test lint fuzz fuzz-coverage kills determinism bench bench-cost bench-placement bench-torchrec bench-exact \
+.PHONY: demo test lint fuzz fuzz-coverage kills determinism coverage mutants bench bench-cost bench-placement bench-torchrec bench-exact \
 	bench-review schemas dist lowest latest audit lock clean
 
 demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRec on two CPU ranks
@@ -37,6 +37,19 @@ kills: $(VENV)/.ready  ## SIGKILL at 500 random points, and 200 full disks: noth
 
 determinism: $(VENV)/.ready  ## 1,000 compiles in processes that differ in all that should not matter: the same bytes
 	PYTHONPATH=tests:tests/fuzz $(BIN)/python tests/determinism.py $(DETERMINISM)
+
+coverage: $(VENV)/.ready  ## branches of passes/, placers/ and check/ that the tests take: 95 % or more
+	$(BIN)/pip install --quiet --disable-pip-version-check 'coverage>=7.10'
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutants: $(VENV)/.ready  ## changes to verify.py and memory.py that tests notice: 90 % or more; six minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check 'mutmut>=3.8,<4'
+	rm -rf mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 bench: $(VENV)/.ready  ## figures of the README, measured on this machine
 	$(BIN)/python tests/benchmarks/bench_cli.py
@@ -101,4 +114,4 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf .venv* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv* build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -6,8 +6,14 @@ import contextlib
 import os
 import select
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 
@@ -22,6 +28,11 @@ _PATIENCE_S = 10
 """How long a pipe may give nothing."""
 
 _BOM = b"\xef\xbb\xbf"
+
+_TEMPORARY = ".shardc-", ".tmp"
+
+_LEFT_OVER_S = 3600
+"""Age from which a temporary file is what a killed process left: writing one takes seconds."""
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "file", most: int | None = None) -> bytes:
@@ -110,6 +121,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all: temporary file in the same folder, fsync, rename.
 
     An existing file keeps its permissions, a symbolic link stays one, and a device or pipe is written in place.
+    Temporary files of an hour ago, which killed processes left in that folder, are removed.
 
     Raises:
         DiagnosticError: SH004, exit code 2; the file is then as it was.
@@ -133,7 +145,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 def journal(path: str | os.PathLike[str]) -> Iterator[Callable[[bytes], None]]:
     """Yield what adds a line to a file, which is on the disk when that returns.
 
-    A last line that a crash has torn is cut off first, and one that the disk has no room for is taken back.
+    A last line that a crash has torn is cut off first, and one that the disk has no room for is taken back. A journal
+    has one writer at a time, where the file system has locks.
 
     Raises:
         DiagnosticError: SH004, exit code 2; the lines before are as they were.
@@ -157,6 +170,7 @@ def journal(path: str | os.PathLike[str]) -> Iterator[Callable[[bytes], None]]:
     except (OSError, ValueError) as error:
         raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
     with file:
+        _lock(file.fileno(), name)
         try:
             file.seek(0)
             content = file.read()
@@ -167,9 +181,48 @@ def journal(path: str | os.PathLike[str]) -> Iterator[Callable[[bytes], None]]:
         yield add
 
 
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, where its file system has locks.
+
+    A lock ends with its process, however that ends.
+
+    Raises:
+        DiagnosticError: SH004 when another process is at work there, exit code 2.
+    """
+    name = os.fspath(folder)
+    try:
+        descriptor = os.open(name, os.O_RDONLY)
+    except OSError as error:
+        raise _failure("SH004", f"cannot write to {name}: {_reason(error)}") from None
+    try:
+        _lock(descriptor, name)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, name: str) -> None:
+    """Lock a file or folder until it is closed.
+
+    Raises:
+        DiagnosticError: SH004 when another process has it locked.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        message = f"cannot write to {name}: another process is doing so"
+        raise _failure("SH004", message, advice="wait until it has ended") from None
+    except OSError:  # a file system without locks, as some network file systems are
+        return
+
+
 def _replace(target: str, data: bytes, mode: int | None) -> None:
     folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".shardc-{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    _remove_left_over(folder)
+    temporary = os.path.join(folder, f"{_TEMPORARY[0]}{os.getpid()}-{os.urandom(4).hex()}{_TEMPORARY[1]}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "wb") as file:
@@ -184,6 +237,18 @@ def _replace(target: str, data: bytes, mode: int | None) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def _remove_left_over(folder: str) -> None:
+    """Remove temporary files of killed processes; those of others that write now are too young."""
+    oldest = time.time() - _LEFT_OVER_S
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(_TEMPORARY[0]) and entry.name.endswith(_TEMPORARY[1])):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry.path)
 
 
 def _sync_folder(folder: str) -> None:

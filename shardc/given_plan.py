@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import MAX_BYTES, read_text
+from shardc.git import ask_git
 from shardc.passes.verify import verify_alone
 from shardc.plan import Plan, parse_plan
 
@@ -27,10 +27,10 @@ def read_given(name: str) -> Plan:
             not make up tables; always with exit code 2, as nothing is found where nothing could be looked at.
     """
     if name == STDIN:
-        return sound("stdin", _text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
+        return sound("stdin", plan_text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
     if is_file(name):
         return sound(name, read_text(name, "plan"))
-    return sound(name, _text(name, _show(name)))
+    return sound(name, plan_text(name, _show(name)))
 
 
 def is_file(name: str) -> bool:
@@ -62,19 +62,17 @@ def sound(name: str, text: str) -> Plan:
 def _show(name: str) -> bytes:
     """The content of REV:PATH."""
     try:
-        done = _git("cat-file", "blob", name)
+        answer = ask_git("cat-file", "blob", name)
     except OSError as error:
         message = f"cannot read {name}: there is no such file, and git cannot be run: {error.strerror}"
         raise DiagnosticError(Diagnostic("SH320", message), exit_code=2) from None
-    if done.returncode:
-        if _git("cat-file", "-t", name).stdout.strip() == b"tree":
-            message, fix = (
-                f"cannot read {name}: it is a folder",
-                f"name a file in it: {name.rstrip('/')}/model.plan.json",
-            )
-            raise DiagnosticError(Diagnostic("SH320", message, help=fix.replace(":/", ":")), exit_code=2)
-        done = _git("show", name)  # whose words are for people
-        reason, *hints = done.stderr.decode(errors="replace").strip().split("\n") or [""]
+    if answer.failed:
+        if ask_git("cat-file", "-t", name).data.strip() == b"tree":
+            message, inside = f"cannot read {name}: it is a folder", f"{name.rstrip('/')}/model.plan.json"
+            fix = f"name a file in it: {inside.replace(':/', ':')}"
+            raise DiagnosticError(Diagnostic("SH320", message, help=fix), exit_code=2)
+        answer = ask_git("show", name)  # whose words are for people
+        reason, *hints = answer.said.strip().split("\n") or [""]
         message = f"cannot read {name}: there is no such file, and git says: {reason.removeprefix('fatal: ')}"
         fix = (
             hints[0].removeprefix("hint: ")
@@ -82,14 +80,15 @@ def _show(name: str) -> bytes:
             else "REV:PATH is a path from the top of the repository, REV:./PATH one from here"
         )
         raise DiagnosticError(Diagnostic("SH320", message, help=fix), exit_code=2)
-    return done.stdout
+    return answer.data
 
 
-def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", *arguments], capture_output=True, check=False)
+def plan_text(name: str, data: bytes) -> str:
+    """Return the text of a plan that no file holds.
 
-
-def _text(name: str, data: bytes) -> str:
+    Raises:
+        DiagnosticError: SH002 when it is too large, SH003 when it is not UTF-8, exit code 2.
+    """
     if len(data) > MAX_BYTES:
         message = f"cannot read the plan {name}: it is larger than {MAX_BYTES // 2**20} MiB"
         raise DiagnosticError(Diagnostic("SH002", message), exit_code=2)

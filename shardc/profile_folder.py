@@ -123,7 +123,7 @@ def load_folder(folder: Path) -> Hardware:
         raise damaged_profile("SH602", folder, f"{_WEIGHTS} is not the file that profile.json was written with")
     try:
         weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type that numpy has not
         raise damaged_profile("SH602", folder, f"{_WEIGHTS}: {error}") from error
     if not fits(weights):
         raise damaged_profile("SH602", folder, f"{_WEIGHTS} does not hold a cost model of this version")

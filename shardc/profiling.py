@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import shardc
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import make_folder, read_text, write_atomic
+from shardc.files import alone_in, make_folder, read_text, write_atomic
 from shardc.measure.campaign import (
     JOURNALS,
     PARQUET,
@@ -66,7 +66,8 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
         progress: shows how far it is.
 
     Raises:
-        DiagnosticError: SH902 for fewer than `MINIMUM_SETS` sets, SH603 for a folder with another campaign.
+        DiagnosticError: SH902 for fewer than `MINIMUM_SETS` sets, SH603 for a folder with another campaign, SH004 for
+            one that another process makes a profile in.
         ModuleNotFoundError: without torch, FBGEMM and pyarrow.
     """
     if sets < MINIMUM_SETS:
@@ -77,13 +78,15 @@ def make_profile(folder: Path, *, name: str, sets: int, seed: int, progress: Pro
     device = local_device()
     sizes = CPU_RANGE if device.type == "cpu" else CUDA_RANGE
     make_folder(folder)
-    with _processes() as share:
-        if share.rank == 0:
-            _same_campaign(folder, _identity(seed))
-        _measure(folder, sizes, share, seed=seed, sets=sets, progress=progress)
-        if share.rank != 0:
-            return None
-    return _fit(folder, name, device, seed=seed, sets=sets, progress=progress)
+    with ExitStack() as until_written:
+        with _processes() as share:
+            if share.rank == 0:
+                until_written.enter_context(alone_in(folder))
+                _same_campaign(folder, _identity(seed))
+            _measure(folder, sizes, share, seed=seed, sets=sets, progress=progress)
+            if share.rank != 0:
+                return None
+        return _fit(folder, name, device, seed=seed, sets=sets, progress=progress)
 
 
 def require_campaign(folder: Path) -> ProfileDocument:
@@ -110,15 +113,16 @@ def add_measurements(
         The profile, and how many of the sets it is learned from: those that nothing disturbed.
 
     Raises:
-        DiagnosticError: as of `require_campaign`.
+        DiagnosticError: as of `require_campaign`, and SH004 for a folder that another process makes a profile in.
         ModuleNotFoundError: without torch, FBGEMM and pyarrow.
     """
     from shardc.measure.benchmark import local_device
 
-    document = require_campaign(folder)
-    added = set(append(folder, timed))
-    used = sum(m.index in added and not m.disturbed for m in read_campaign(folder))
-    return _fit(folder, document.name, local_device(), seed=document.measured.seed, progress=progress), used
+    with alone_in(folder):
+        document = require_campaign(folder)
+        added = set(append(folder, timed))
+        used = sum(m.index in added and not m.disturbed for m in read_campaign(folder))
+        return _fit(folder, document.name, local_device(), seed=document.measured.seed, progress=progress), used
 
 
 def _fit(
@@ -193,7 +197,7 @@ def _same_campaign(folder: Path, identity: dict[str, Any]) -> None:
         return
     try:
         found = json.loads(read_text(path, "campaign"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         message = f"{path} is damaged"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 import pytest
 
@@ -147,3 +148,36 @@ def test_a_journal_ends_a_torn_line_and_takes_back_what_has_no_room(tmp_path, mo
     assert path.read_bytes() == b"one\ntwo\nfour\n"
     with pytest.raises(DiagnosticError, match="SH004"), files.journal(tmp_path):
         pass
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
+    old, young, other = (tmp_path / name for name in (".shardc-1-00.tmp", ".shardc-2-00.tmp", ".shardc-1-00.json"))
+    folder, link = tmp_path / ".shardc-folder.tmp", tmp_path / ".shardc-link.tmp"
+    folder.mkdir()
+    link.symlink_to(other)
+    for path in (old, young, other):
+        path.write_text("half a pl")
+    long_ago = time.time() - 2 * files._LEFT_OVER_S
+    for path in (old, other, folder, link):
+        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
+    write_atomic(tmp_path / "plan.json", b"new")
+    # What another process may be writing now, and what is no such file, is left alone.
+    left = [".shardc-1-00.json", ".shardc-2-00.tmp", ".shardc-folder.tmp", ".shardc-link.tmp", "plan.json"]
+    assert sorted(os.listdir(tmp_path)) == left
+
+
+def test_a_folder_and_a_journal_have_one_writer_at_a_time(tmp_path):
+    with files.alone_in(tmp_path):
+        found = refused(files.alone_in(tmp_path).__enter__)
+        assert (found.code, found.help) == ("SH004", "wait until it has ended")
+        assert found.message == f"cannot write to {tmp_path}: another process is doing so"
+        (tmp_path / "below").mkdir()
+        with files.alone_in(tmp_path / "below"):
+            write_atomic(tmp_path / "plan.json", b"new")  # which needs no lock
+    with files.alone_in(tmp_path), files.journal(tmp_path / "lines") as add:
+        add(b"one")
+        assert refused(files.journal(tmp_path / "lines").__enter__).code == "SH004"
+    with files.journal(tmp_path / "lines") as add:
+        add(b"two")
+    assert (tmp_path / "lines").read_bytes() == b"one\ntwo\n"
+    assert refused(files.alone_in(tmp_path / "none").__enter__).message.endswith("none: no such file or directory")

@@ -132,14 +132,27 @@ def test_data_sheets_expect_more_of_the_network():
     assert (hardware.intra_host, hardware.inter_host) == ({}, {})
 
 
+def seal(folder):
+    """Let profile.json name the weights beside it."""
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    document = json.loads((folder / "profile.json").read_text()) | {"weights_digest": f"sha256:{digest}"}
+    (folder / "profile.json").write_text(json.dumps(document))
+
+
 def test_weights_that_lack_an_array_are_damaged(folder):
     import safetensors.numpy
 
     weights = safetensors.numpy.load_file(folder / "weights.safetensors")
     del weights["fixed"]
     safetensors.numpy.save_file(weights, folder / "weights.safetensors")
-    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-    document = json.loads((folder / "profile.json").read_text()) | {"weights_digest": f"sha256:{digest}"}
-    (folder / "profile.json").write_text(json.dumps(document))
+    seal(folder)
     with pytest.raises(DiagnosticError, match=r"SH602.*does not hold a cost model"):
+        load_hardware(str(folder))
+
+
+def test_weights_of_a_type_that_numpy_lacks_are_damaged(folder):
+    header = json.dumps({"fixed": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    (folder / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    seal(folder)
+    with pytest.raises(DiagnosticError, match=r"SH602.*BF16"):
         load_hardware(str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -119,6 +120,51 @@ def test_weights_that_are_too_large_are_not_read(run_command):
         file.truncate(10**12)
     Path("model.toml").write_text(HEAD.replace("h100-80gb", "device") + TABLE)
     assert "larger than 64 MiB" in refused(run_command, "compile", "model.toml", code="SH602")
+
+
+@pytest.mark.parametrize("command", [("diff", "HEAD:./x", "x"), ("check", "x.toml", "--frozen", "--base", "HEAD")])
+def test_of_a_huge_file_of_a_revision_no_more_is_read_than_a_plan_may_have(run_command, command):
+    def git(*arguments: str) -> None:
+        names = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.compression=1")
+        subprocess.run(["git", *names, *arguments], check=True, capture_output=True)
+
+    with open("x", "wb") as file:
+        file.truncate(files.MAX_BYTES + 10**6)
+    os.link("x", "x.plan.json")
+    git("init")
+    git("add", "x", "x.plan.json")
+    git("commit", "-m", "x")
+    os.remove("x.plan.json")
+    Path("x.toml").write_text(HEAD + TABLE)
+    assert run_command("compile", "x.toml", "-q").code == 0
+    assert "larger than 64 MiB" in refused(run_command, *command, code="SH002")
+
+
+def test_a_parquet_file_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    from shardc.measure import parquet
+
+    def write(**values: object) -> Path:
+        times = dict.fromkeys(parquet.schema().names, 1) | {"weights": "fp32", "optimizer": "sgd"}
+        row = times | {"tables": [{"rows": 1, "dim": 4, "pooling": 1.0, "zipf": 1.0, "bins": None}]} | values
+        table = pyarrow.Table.from_pylist([row] * 100, schema=parquet.schema())
+        pyarrow.parquet.write_table(table, tmp_path / "measurements.parquet", compression="zstd")
+        return tmp_path / "measurements.parquet"
+
+    assert len(parquet.read_parquet(write())) == 100
+    path = write(weights="x" * 100_000)  # which is written once, and read a hundred times
+    assert path.stat().st_size < 200_000
+    with pytest.raises(DiagnosticError, match=r"SH603 .*no dtype or optimizer has such a name"):
+        parquet.read_parquet(path)
+    many = [{"rows": 1, "dim": 4, "pooling": 1.0, "zipf": None, "bins": [0.0] * 1000}] * 4
+    monkeypatch.setattr(parquet, "_MOST_VALUES", 2**18)
+    path = write(tables=many)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DiagnosticError, match=r"SH603 .*it unpacks to 4\d{5} values and \d+ MiB, more than a campaign"):
+        parquet.read_parquet(path)
 
 
 # --- Other files ------------------------------------------------------------------------------------------------------

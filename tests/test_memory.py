@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardc.memory import host_bytes, optimizer_state_bytes, shard_bytes
+from shardc.memory import device_bytes_for, host_bytes, optimizer_state_bytes, rounded_up, shard_bytes
 from shardc.problem import Optimizer
+from shardc.spec import parse_size
+from shardc.units import format_bytes
 
 rows, dims = st.integers(1, 10**9), st.integers(1, 64).map(lambda n: 4 * n)
 ratios = st.floats(0.001, 0.999)
@@ -22,6 +24,98 @@ def on_device(rows: int, dim: int, optimizer: str, **more) -> int:
 
 def in_host(rows: int, dim: int, optimizer: str, cached: float) -> int:
     return int(host_bytes(rows, dim, weights="fp32", optimizer=optimizer, cached=cached))
+
+
+@given(rows, dims, optimizers, st.sampled_from(["fp32", "fp16", "bf16"]), st.sampled_from(["fp32", "fp16", "bf16"]))
+def test_a_shard_takes_weights_state_inputs_outputs_and_gradients(rows, dim, optimizer, weights, outputs):
+    size = {"fp32": 4, "fp16": 2, "bf16": 2}
+    bags, pooling = 1000, 2.5
+    state = 4 * {"sgd": 0, "rowwise_adagrad": rows, "adagrad": rows * dim, "adam": 2 * rows * dim}[optimizer]
+    beside = (2500 + 1000) * 8 + 2 * bags * dim * size[outputs]
+    for dense in (False, True):
+        of_weights = rows * dim * size[weights] * (1 + dense)
+        replicated = {"dense": True} if dense else {}
+        found = shard_bytes(
+            rows, dim, weights=weights, outputs=outputs, optimizer=optimizer, bags=bags, pooling=pooling, **replicated
+        )
+        assert (int(found), found.dtype) == (of_weights + state + beside, np.int64)
+
+
+def test_shards_of_all_kinds_are_counted_at_once_and_to_the_byte():
+    """Beyond 2**53, where a float would leave out single bytes."""
+    rows = np.array([10**14 + 1, 10**14 + 1, 33])
+    dims = np.array([251, 251, 4])
+    dense, cached = np.array([False, True, False]), np.array([1.0, 1.0, 0.5])
+    found = shard_bytes(
+        rows,
+        dims,
+        weights="fp16",
+        outputs="fp32",
+        optimizer="rowwise_adagrad",
+        bags=0,
+        pooling=1.0,
+        dense=dense,
+        cached=cached,
+    )
+    whole = (10**14 + 1) * 251 * 2
+    state = (10**14 + 1) * 4
+    assert found.dtype == np.int64
+    assert found.tolist() == [whole + state, 2 * whole + state, 32 * (4 * 2 + 16) + 33 * 4 + 33 * 4]
+    assert host_bytes(rows, dims, weights="fp16", optimizer="adam", cached=cached).tolist() == [0, 0, 33 * 4 * (2 + 8)]
+    of_state = optimizer_state_bytes(rows, dims, "sgd")
+    assert (of_state.dtype, of_state.tolist()) == (np.int64, [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("needed", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (1024, "1 KiB"),
+        (1025, "1.01 KiB"),
+        (10 * 1024 + 1, "10.1 KiB"),
+        (100 * 1024 + 1, "101 KiB"),
+        (999 * 1024, "999 KiB"),
+        (999 * 1024 + 512, "0.98 MiB"),
+        (1024**3 + 1, "1.01 GiB"),
+        (999 * 1024**3 + 2**29, "0.98 TiB"),
+        (100 * 1024**4, "100 TiB"),
+    ],
+)
+def test_sizes_are_rounded_up_to_the_three_digits_people_are_shown(needed, text):
+    assert format_bytes(rounded_up(needed)) == text
+
+
+def test_beyond_tebibytes_sizes_are_whole_tebibytes():
+    assert [rounded_up(count * 1024**4 + 1) for count in (1023, 1024, 2000)] == [
+        count * 1024**4 for count in (1024, 1025, 2001)
+    ]
+
+
+@given(st.integers(1, 998 * 1024**4))
+def test_the_size_that_a_message_asks_for_is_enough_when_it_is_copied(needed):
+    copied = parse_size(format_bytes(rounded_up(needed)).replace(" ", ""))
+    assert copied is not None
+    assert needed <= copied <= max(1.011 * needed, needed + 1)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("tables", "memory", "reserve", "enough"),
+    [
+        (5 * GIB, 10 * GIB, 0, 5.01 * GIB),  # a little more than what tables need, shares being rounded
+        (5 * GIB, 10 * GIB, GIB, 6 * GIB),  # a reserve that stays 1 GiB needs more than one that stays a tenth
+        (50 * GIB, 10 * GIB, GIB, 55.6 * GIB),  # and here it is the other way round
+        (10, 1000, 990, 1.2 * 2**10),
+        (1, 1000, 9, 10),
+        (10, 1000, 999, 10.8 * 2**10),  # a reserve of nearly everything
+    ],
+)
+def test_the_memory_that_tables_need_has_its_reserve_as_a_size_and_as_a_share(tables, memory, reserve, enough):
+    assert device_bytes_for(tables, memory, reserve) == math.ceil(enough)
 
 
 @given(rows, dims, optimizers)

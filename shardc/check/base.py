@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 
 from shardc.check.context import Base
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import read_text
-from shardc.given_plan import sound
+from shardc.git import ask_git
+from shardc.given_plan import plan_text, sound
 
 
 def read_base(base: str, path: str) -> Base:
@@ -21,8 +21,9 @@ def read_base(base: str, path: str) -> Base:
         path: the plan that is compared with it.
 
     Raises:
-        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense, SH410 when `base`
-            is neither file, folder nor revision; exit code 2.
+        DiagnosticError: SH302, SH303, SH305 or SH306 when what is there is no plan that makes sense, SH002 or SH003
+            when git has one that is too large or not UTF-8, SH410 when `base` is neither file, folder nor revision;
+            exit code 2.
     """
     if os.path.isfile(base):
         return Base(base, sound(base, read_text(base, "plan")), base)
@@ -38,14 +39,14 @@ def read_base(base: str, path: str) -> Base:
         raise DiagnosticError(Diagnostic("SH410", message, help=fix), exit_code=2)
     content = _git(folder, "show", f"{base}:./{name}")
     label = f"{name} at {base}"
-    plan = None if content is None else sound(label, content.decode(errors="replace"))
+    plan = None if content is None else sound(label, plan_text(label, content))
     return Base(label, plan, f"{base}:./{os.path.relpath(path)}")
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:
     """What git says in a folder; None when it fails or is not there."""
     try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, check=False)
+        answer = ask_git("-C", folder, *arguments)
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return None if answer.failed else answer.data

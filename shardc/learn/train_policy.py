@@ -615,7 +615,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
         arrays = safetensors.numpy.load(path.read_bytes())
         with safetensors.safe_open(path, framework="numpy") as file:
             document = json.loads(file.metadata()[METADATA])
-        saved = document["settings"]
+        saved = dict(document["settings"])
         state = _State(
             step=int(document["step"]),
             weights={name: arrays[f"weights/{name}"].reshape(array.shape) for name, array in weights.items()},
@@ -624,7 +624,7 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
             best_cost=float(document["best_cost"]),
             curve=[tuple(row) for row in document["curve"]],
         )
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DiagnosticError(Diagnostic("SH602", f"checkpoint {path}: {error}", help=fix), exit_code=2) from error
     wanted = json.loads(json.dumps(asdict(settings)))
     if differing := sorted(key for key in wanted if saved.get(key) != wanted[key]):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import journal, write_atomic
+from shardc.files import journal, read_bytes, write_atomic
 from shardc.measure.design import FIRST_OWN, Range, draw_workload
 from shardc.measure.parquet import read_parquet
 from shardc.measure.workload import Load, Timing, Workload
@@ -34,6 +34,7 @@ JOURNALS, PARQUET = "measurements*.jsonl", "measurements.parquet"
 _DISTURBED = 1.1  # times the reference's quiet time: with less, two measurements of a set differ by half as much
 _QUIET = 10  # percentile of the reference's times in the campaign
 _MOST = 2**63  # of any amount that is written down
+_MOST_BYTES = 2**30  # of a journal; 20,000 sets have a tenth of it
 RETRIES = 2  # more measurements of a disturbed set at most
 
 
@@ -147,7 +148,7 @@ def _read_measurements(folder: Path) -> list[Measurement]:
 
 def _read_lines(path: Path) -> list[Measurement]:
     measurements = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(read_bytes(path, "measurements", _MOST_BYTES).splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break  # torn by a crash while it was written: measured again
         where = f"{path}:{number}"

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch.distributed as dist
 import shardc
 from shardc.cost.model import shares_sent
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import write_atomic
+from shardc.files import alone_in, write_atomic
 from shardc.learn.fit_collectives import fit_link, held_out_error
 from shardc.measure.benchmark import local_device, local_rank
 from shardc.problem import Collective, Floats, Ints
@@ -72,28 +72,30 @@ def measure_collectives(
 
     Raises:
         DiagnosticError: SH902 unless torchrun started several ranks; SH001, SH601 and SH503 on the first rank for a
-            folder without a profile of this device; SH506 when the ranks cannot communicate.
+            folder without a profile of this device, SH004 for one that another process makes a profile in; SH506 when
+            the ranks cannot communicate.
         SystemExit: on the other ranks when the first one refuses the folder.
         ModuleNotFoundError: without torch and FBGEMM.
     """
     ranks = _started_ranks(folder)
     device = torch.device(local_device().type)
-    with _connected(ranks, device):
-        _check_folder(folder, ranks, device)
-        messages = _messages(device, ranks.world_size, sizes)
-        times = _measure(messages, ranks, device, runs, progress)
-    if ranks.rank:
-        return None
-    between = "inter_host" if ranks.hosts > 1 else "intra_host"
-    found = _fitted(messages, times, ranks, device)
-    points = [
-        {"collective": collective, "bytes": size, "ms": row}
-        for collective, ms in times.items()
-        for size, row in zip(messages.tolist(), ms.round(6).tolist(), strict=True)
-    ]
-    raw = {**found.model_dump(mode="json", exclude={"fits", "message_bytes"}), "points": points}
-    write_atomic(folder / f"collectives_{between}.json", json.dumps(raw).encode() + b"\n")
-    save_collectives(folder, found)
+    with ExitStack() as until_written:
+        with _connected(ranks, device):
+            _check_folder(folder, ranks, device, until_written)
+            messages = _messages(device, ranks.world_size, sizes)
+            times = _measure(messages, ranks, device, runs, progress)
+        if ranks.rank:
+            return None
+        between = "inter_host" if ranks.hosts > 1 else "intra_host"
+        found = _fitted(messages, times, ranks, device)
+        points = [
+            {"collective": collective, "bytes": size, "ms": row}
+            for collective, ms in times.items()
+            for size, row in zip(messages.tolist(), ms.round(6).tolist(), strict=True)
+        ]
+        raw = {**found.model_dump(mode="json", exclude={"fits", "message_bytes"}), "points": points}
+        write_atomic(folder / f"collectives_{between}.json", json.dumps(raw).encode() + b"\n")
+        save_collectives(folder, found)
     return found
 
 
@@ -123,12 +125,13 @@ def _connected(ranks: Ranks, device: torch.device) -> Iterator[None]:
         raise DiagnosticError(Diagnostic("SH506", f"rank {ranks.rank}: {reason}"), exit_code=2) from error
 
 
-def _check_folder(folder: Path, ranks: Ranks, device: torch.device) -> None:
-    """Let all ranks go on or none: the folder may exist only where the first one is."""
+def _check_folder(folder: Path, ranks: Ranks, device: torch.device, until_written: ExitStack) -> None:
+    """Let all ranks go on or none: the folder, which the first one locks, may exist only where that is."""
     refusal: DiagnosticError | None = None
     if ranks.rank == 0:
         try:
             _check_profile(folder)
+            until_written.enter_context(alone_in(folder))
         except DiagnosticError as error:
             refusal = error
     refused = torch.tensor([refusal is not None], dtype=torch.int32, device=device)

@@ -375,7 +375,7 @@ def _memory_findings(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> Iterat
 def _overfull(rank: int, kind: Memory, shards: ShardMemory, limit: int, loaded: LoadedSpec) -> Diagnostic:
     """That the tables on a device take more memory of one kind than it may give them."""
     tables: Counter[str] = Counter()
-    for shard in np.flatnonzero(shards.rank == rank).tolist():
+    for shard in np.flatnonzero((shards.rank == rank) & (shards.bytes[kind] > 0)).tolist():
         tables[shards.table[shard]] += int(shards.bytes[kind, shard])
     needs, at = ("needs", loaded.at("cluster"))
     if kind is Memory.HOST:

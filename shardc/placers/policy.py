@@ -159,7 +159,12 @@ def load_weights(
         raise _unusable(path, kind, error.diagnostics[0].message) from error
     except OSError as error:
         raise _unusable(path, kind, (error.strerror or "unreadable").lower()) from error
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (
+        safetensors.SafetensorError,
+        KeyError,
+        ValueError,
+        RecursionError,
+    ) as error:  # KeyError: a type numpy has not
         raise _unusable(path, kind, str(error)) from error
     if not isinstance(metadata, dict) or metadata.get("format") != POLICY_FORMAT:
         found = metadata.get("format") if isinstance(metadata, dict) else None

@@ -34,7 +34,8 @@ def main() -> int:
     """Run what the command line asks for; the exit code is 1 if anything was found."""
     parser = argparse.ArgumentParser(description="Fuzz shardc.")
     parser.add_argument("--specs", type=int, default=100_000, help="a tenth of them valid")
-    for name, default in (("plans", 20_000), ("profiles", 2_000), ("index-files", 5_000), ("arguments", 10_000)):
+    others = {"plans": 20_000, "profiles": 2_000, "campaigns": 5_000, "index-files": 5_000, "arguments": 10_000}
+    for name, default in others.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="folder of findings and progress")
@@ -44,6 +45,7 @@ def main() -> int:
         "valid-specs": given.specs // 10,
         "broken-specs": given.specs - given.specs // 10,
         "profiles": given.profiles,
+        "campaigns": given.campaigns,
         "index-files": given.index_files,
         "arguments": given.arguments,
     }

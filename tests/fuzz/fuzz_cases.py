@@ -458,6 +458,16 @@ def _header(data: bytes) -> tuple[bytes, bytes]:
     return data[:size], data[size:]
 
 
+def _retyped(weights: bytes, name: str, type: str) -> bytes:
+    """Weights, an array of which has a type that numpy may lack."""
+    header, rest = _header(weights)
+    document = json.loads(header[8:])
+    first, last = document[name]["data_offsets"]
+    document[name] |= {"dtype": type, "shape": [(last - first) // {"F8_E4M3": 1, "C64": 8}.get(type, 2)]}
+    text = json.dumps(document).encode()
+    return len(text).to_bytes(8, "little") + text + rest
+
+
 @st.composite
 def profiles(draw: st.DrawFn) -> Case:
     """A spec whose device is a folder: a profile that was changed."""
@@ -484,7 +494,8 @@ def profiles(draw: st.DrawFn) -> Case:
         arrays = load(weights)
         name = draw(st.sampled_from(sorted(arrays)))
         value = draw(st.sampled_from([np.nan, np.inf, -np.inf, -1.0, 0.0, 1e30, 1e-30]))
-        match draw(st.sampled_from(["fill", "one", "shape", "type", "remove"])):
+        how = draw(st.sampled_from(["fill", "one", "shape", "type", "remove", "foreign"]))
+        match how:
             case "fill":
                 arrays[name] = np.full_like(arrays[name], value)
             case "one":
@@ -497,6 +508,8 @@ def profiles(draw: st.DrawFn) -> Case:
             case "remove":
                 del arrays[name]
         weights = save(arrays)
+        if how == "foreign":
+            weights = _retyped(weights, name, draw(st.sampled_from(["BF16", "F8_E4M3", "C64", "U16", "F16"])))
         text = json.dumps(_sealed(document, weights)).encode()
     else:
         text = json.dumps(document).encode()
@@ -509,6 +522,78 @@ def profiles(draw: st.DrawFn) -> Case:
     files["model.toml"] = toml_text(spec).encode()
     arguments = draw(st.sampled_from([_COMPILE] * 4 + [("check", "model.toml", "--update"), ("explain", "model.toml")]))
     return Case("profile", arguments, files)
+
+
+@cache
+def _campaign() -> dict[str, bytes]:
+    """The files of a campaign: half of its sets in a journal, half in a Parquet file."""
+    from shardc.measure.campaign import Measurement, to_entry
+    from shardc.measure.design import CPU_RANGE, draw_workload
+    from shardc.measure.parquet import parquet_bytes
+    from shardc.measure.workload import Timing
+    from shardc.profiling import _identity
+
+    timing = Timing(9, 1.5, 2.5, 0.01, 0.01, 0.6, 1.2)
+    entries = [to_entry(Measurement(number, draw_workload(0, number, CPU_RANGE), timing)) for number in range(6)]
+    return {
+        "campaign.json": json.dumps(_identity(0)).encode(),
+        "measurements.jsonl": b"".join(json.dumps(entry).encode() + b"\n" for entry in entries[:3]),
+        "measurements.parquet": parquet_bytes(entries[3:]),
+    }
+
+
+@st.composite
+def campaigns(draw: st.DrawFn) -> Case:
+    """A folder of measurements, one file of which was changed, and what goes on with it."""
+    files = dict(_campaign())
+    name = draw(st.sampled_from(sorted(files)))
+    if name == "measurements.jsonl" and draw(st.booleans()):
+        lines = [json.loads(line) for line in files[name].splitlines()]
+        number = draw(st.integers(0, len(lines) - 1))
+        lines[number] = draw(changed(lines[number]))
+        files[name] = b"".join(json.dumps(line).encode(errors="surrogatepass") + b"\n" for line in lines)
+    elif name == "measurements.parquet" and draw(st.booleans()):
+        files[name] = _changed_parquet(draw, files[name])
+    else:
+        files[name] = draw(damaged(files[name], (*_JSON_TOKENS, b"PAR1", b"\xff" * 4, b"\0" * 8)))
+    if draw(st.sampled_from([False, False, False, True])):
+        del files[draw(st.sampled_from(sorted(files)))]
+    return Case("campaign", _MEASURE, {f"device/{name}": data for name, data in files.items()})
+
+
+_MEASURE = ("profile", "-o", "device", "--sets", "100", "-q")
+
+
+def _changed_parquet(draw: st.DrawFn, data: bytes) -> bytes:
+    """A sound Parquet file of other rows or columns."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(pa.BufferReader(data))
+    number, name = draw(st.integers(0, table.num_columns - 1)), draw(st.sampled_from(table.column_names))
+    match draw(st.sampled_from(["value", "value", "value", "null", "type", "remove", "rename", "repeat", "none"])):
+        case "value":
+            rows = table.to_pylist()
+            rows[draw(st.integers(0, len(rows) - 1))][name] = draw(JUNK)
+            try:
+                table = pa.Table.from_pylist(rows, schema=table.schema)
+            except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
+                table = table.slice(1)  # no such value has that type
+        case "null":
+            table = table.set_column(number, table.field(number), pa.nulls(table.num_rows, table.field(number).type))
+        case "type":
+            table = table.set_column(number, table.column_names[number], pa.array(["x"] * table.num_rows))
+        case "remove":
+            table = table.remove_column(number)
+        case "rename":
+            table = table.rename_columns([draw(st.sampled_from([each, "x"])) for each in table.column_names])
+        case "repeat":
+            table = pa.concat_tables([table] * draw(st.sampled_from([2, 100])))
+        case "none":
+            table = table.slice(0, 0)
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression=draw(st.sampled_from(["zstd", "none", "gzip"])))
+    return bytes(sink.getvalue().to_pybytes())
 
 
 @cache
@@ -593,6 +678,7 @@ KINDS: dict[str, Callable[[], st.SearchStrategy[Case]]] = {
     "broken-specs": broken_specs,
     "plans": plans,
     "profiles": profiles,
+    "campaigns": campaigns,
     "index-files": index_files,
     "arguments": command_lines,
 }

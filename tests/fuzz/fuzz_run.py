@@ -20,12 +20,14 @@ from fuzz_cases import Case
 from typer.main import get_command
 
 import shardc.cli.run
+import shardc.profiling
 import shardc.sweep
 import shardc.workers
 from shardc import cli
 from shardc.cli.commands import app_for
 from shardc.diagnostics import CODES, DiagnosticError
 from shardc.hardware import devices_of
+from shardc.measure.campaign import missing_sets, read_campaign
 from shardc.passes.lower import lower_cluster
 from shardc.passes.place import EVALUATIONS
 from shardc.passes.verify import verify, verify_alone
@@ -62,7 +64,10 @@ class _TooLong(BaseException):
 
 @contextmanager
 def quick_commands() -> Iterator[None]:
-    """Let commands be built once, search little and stay in one process: fuzzed is what they take and refuse."""
+    """Let commands be built once, search little, stay in one process and measure nothing.
+
+    Fuzzed is what they take and refuse.
+    """
     app, evaluations = get_command(app_for([])), dict(EVALUATIONS)
     EVALUATIONS.update(dict.fromkeys(EVALUATIONS, _EVALUATIONS))
     try:
@@ -70,6 +75,8 @@ def quick_commands() -> Iterator[None]:
             patch.object(shardc.cli.run, "app_for", lambda arguments: app),
             patch.object(shardc.sweep, "cores", lambda: 1),
             patch.object(shardc.workers, "cores", lambda: 1),
+            patch.object(shardc.profiling, "_measure", lambda folder, *_, sets, **__: missing_sets(folder, sets)),
+            patch.object(shardc.profiling, "_fit", lambda folder, *_, **__: read_campaign(folder) and None),
         ):
             yield
     finally:

@@ -10,12 +10,13 @@ from fuzz_run import quick_commands, run_case
 from hypothesis import HealthCheck, given, settings
 
 TORCHREC = importlib.util.find_spec("torchrec") is not None
-EXAMPLES = {"valid-specs": 40, "broken-specs": 250, "plans": 150, "profiles": 40, "index-files": 60, "arguments": 120}
+EXAMPLES = {"valid-specs": 40, "broken-specs": 250, "plans": 150, "profiles": 40, "campaigns": 80}
+EXAMPLES |= {"index-files": 60, "arguments": 120}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_comes_in_is_taken_or_refused_with_a_diagnostic(kind):
-    if kind == "index-files":
+    if kind in ("index-files", "campaigns"):
         pytest.importorskip("torch")
 
     @settings(

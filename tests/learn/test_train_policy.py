@@ -18,7 +18,7 @@ from shardc.learn import train_policy as training
 from shardc.learn.train_policy import advantages, checkpoint_path, draw_tasks, kinds, returns, train_policy
 from shardc.placers.episode import play
 from shardc.placers.peers import load_peer
-from shardc.placers.policy import load_policy
+from shardc.placers.policy import METADATA, load_policy
 
 HARDWARE = [load_hardware("h100-80gb")]
 
@@ -119,9 +119,12 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(DiagnosticError, match=r"SH602.*another run: seed, steps differ"):
         train(out, seed=6, steps=5)
     content = checkpoint_path(out).read_bytes()
-    checkpoint_path(out).write_bytes(content[: len(content) // 2])
-    with pytest.raises(DiagnosticError, match="SH602"):
-        train(out)
+    nested = safetensors.numpy.save({}, {METADATA: '{"settings":' * 30_000})
+    other = safetensors.numpy.save({}, {METADATA: '{"settings": 1}'})
+    for damaged in (content[: len(content) // 2], nested, other):
+        checkpoint_path(out).write_bytes(damaged)
+        with pytest.raises(DiagnosticError, match="SH602"):
+            train(out)
 
 
 def test_tasks_that_nothing_fits_are_refused_and_the_checkpoint_stays(tmp_path, monkeypatch):

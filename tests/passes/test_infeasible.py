@@ -18,6 +18,7 @@ from shardc.judge import Judge
 from shardc.passes import infeasible
 from shardc.passes.infeasible import Origin, find_cause
 from shardc.passes.lower import lower
+from shardc.passes.place import place
 from shardc.passes.profile import profile
 from shardc.spec import LoadedSpec, parse_size, parse_spec
 
@@ -223,3 +224,45 @@ def test_pieces_that_leave_no_room_for_each_other(tmp_path):
     assert found.code == "SH203"
     assert "pieces" in found.message
     assert "for the 4 devices" in found.message or "onto the 4 devices" in found.message
+
+
+def test_a_problem_too_large_for_highs_is_not_asked_about(tmp_path, monkeypatch):
+    monkeypatch.setattr("shardc.passes.place._FIT_PLACES", 10)
+    sizes = [8, 8, 6, 5, 4, 3, 3, 3, 3, 3, 2]
+    found = refused(tmp_path, "318MB", *(f'name = "t{i:02}"\nrows = {size}00_000' for i, size in enumerate(sizes)))
+    assert found.message.startswith("no placement was found that fits: ")
+
+
+def test_replicas_that_one_small_rank_cannot_hold_together(tmp_path):
+    path = tmp_path / "model.toml"
+    tables = (f'[[table]]\nname = "{name}"\nrows = 500_000\nsharding = ["data_parallel"]\n' for name in "abc")
+    small = '[[cluster.rank]]\nranks = [2]\nmemory = "700MB"\n'
+    path.write_text(HEAD.format(memory="2GB").replace("[defaults]", small + "[defaults]") + "".join(tables))
+    with pytest.raises(DiagnosticError) as caught:
+        shardc.compile(path)
+    (found,) = caught.value.diagnostics
+    assert found.code == "SH203"
+    assert found.message == "tables that only go onto all devices need more memory than rank 2 has: a, b, c"
+    assert "give rank 2 as much memory as the others have" in found.help
+
+
+def test_hosts_too_small_for_what_is_cached_are_told_what_would_do(tmp_path):
+    """Three tables of 256 MB that have to be in the memory of one of two hosts, of which each has 400 MB."""
+    path, own = tmp_path / "model.toml", 'kernels = ["fused_uvm_caching"]\ncache_ratio = 0.1\n'
+    hosts = 'devices_per_host = 1\nhosts = 2\nhost_memory = "400MB"'
+    tables = (f'[[table]]\nname = "{name}"\nrows = 1_000_000\n{own}' for name in "abc")
+    path.write_text(HEAD.format(memory="2GB").replace("devices_per_host = 4", hosts) + "".join(tables))
+    with pytest.raises(DiagnosticError) as caught:
+        shardc.compile(path)
+    (found,) = caught.value.diagnostics
+    assert found.code == "SH203"
+    assert "a device has 381 MiB of its host's memory for tables" in found.message
+    assert "give each host 489 MiB of host_memory or more" in found.help
+    # The same where nothing can be tried, for want of the spec.
+    loaded = pipeline.load(path)
+    problem = lower(loaded, pipeline.devices_of(loaded))
+    with pytest.raises(DiagnosticError, match="of its host's memory") as caught:
+        place(problem, profile(problem, pipeline.devices_of(loaded), loaded).cost, policy=None)
+    assert caught.value.diagnostics[0].help.startswith("give each host 489 MiB of host_memory or more; or ")
+    path.write_text(path.read_text().replace("400MB", "489MiB"))
+    assert set(shardc.compile(path).plan["ebc"]) == set("abc")

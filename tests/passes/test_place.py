@@ -406,3 +406,20 @@ def test_thorough_is_never_worse_than_balanced(monkeypatch):
     assert thorough.bound.step_time_ms >= balanced.bound.step_time_ms
     ended = place(judge.problem, judge.cost, policy=None, effort="thorough", watch=lambda done, step_ms: False)
     assert ended.judgement.feasible
+
+
+def test_a_thorough_search_says_why_nothing_fits():
+    tables = [{"rows": 100_000, "sharding": ["table_wise"]}] * 8
+    judge = judge_of(spec_of(*tables, devices=2, memory="21MB"))
+    with pytest.raises(DiagnosticError, match="SH202"):
+        place(judge.problem, judge.cost, policy=None, effort="thorough")
+
+
+def test_a_thorough_search_that_ends_before_its_first_placement_returns_what_balanced_found():
+    judge = judge_of(spec_of(*[{"rows": 1000 * i, "pooling": float(i)} for i in range(1, 5)]))
+    calls = []
+    balanced = place(judge.problem, judge.cost, policy=None, watch=lambda done, ms: calls.append(ms) or True)
+    left = iter([True] * (len(calls) + 1))
+    ended = place(judge.problem, judge.cost, policy=None, effort="thorough", watch=lambda done, ms: next(left, False))
+    assert ended.judgement.step_time_ms == balanced.judgement.step_time_ms
+    assert ended.strategy == balanced.strategy

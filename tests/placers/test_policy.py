@@ -185,6 +185,10 @@ def test_rollouts_differ_in_the_same_way_in_every_process():
         safetensors.numpy.save({}, {"shardc": '{"format": "99"}'}),
         safetensors.numpy.save({}, {"shardc": "[]"}),
         safetensors.numpy.save({}, {"shardc": json.dumps({"format": POLICY_FORMAT, "kind": "autoshard"})}),
+        safetensors.numpy.save({}, {"shardc": "[" * 100_000}),
+        safetensors.numpy.save({"direct": np.zeros(1, np.float32)}).replace(
+            b'"F32","shape":[1]', b'"BF16","shape":[2]'
+        ),
     ],
 )
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content):
