@@ -35,8 +35,9 @@ EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
+_ON_ONE_HOST, _ON_HOSTS = 1.5, 3.0  # times the effort, of few devices
 _NEAR = 1.03  # times the lower bound: what starts nearer may reach it soon, without the policy
-_SOON = 16  # a part of the effort
+_SOON = 2  # a part of the fast effort
 _FAR = 1.2  # times the lower bound
 _CAPS = (0.5, 0.7)  # of the lower bound: what a unit may cost a device by itself, in turn
 _HUGE_MS = 1e12
@@ -193,16 +194,23 @@ def _ladder(
 ) -> Iterator[Proposal]:
     """What every rung of the ladder finds; the arguments and errors are those of `place`."""
     problem = judge.problem
-    # Many tables have more to look at; few have deep local optima, and are scored faster.
-    blocks = len(problem.blocks)
-    evaluations = int(EVALUATIONS[effort] * max(blocks / 100, min(2.0, 100 / blocks)) ** 0.5)
+    evaluations, fast = _evaluations(problem, effort), _evaluations(problem, "fast")
     enough_ms = bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0
 
-    def searched(start: Placement, evaluations: int) -> Placement:
+    def searched(start: Proposal, evaluations: int, watch: Watch) -> Proposal:
+        if start.placement is None:
+            raise ValueError("the placement that fits does not keep the constraints")
         targets = bound.phase_ms if bound else None
-        return improve(
-            judge, start, evaluations=evaluations, seed=seed, targets=targets, enough_ms=enough_ms, watch=watch
+        found = improve(
+            judge,
+            start.placement,
+            evaluations=evaluations,
+            seed=seed,
+            targets=targets,
+            enough_ms=enough_ms,
+            watch=watch,
         )
+        return _judged(judge, f"{start.strategy}+search", found)
 
     choices = _sharding_choices(problem, bound)
     options = choices[0]
@@ -212,9 +220,8 @@ def _ladder(
         yield proposals[-1]
     by_cost = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
     start = min([*proposals, by_cost], key=lambda p: p.step_time_ms)
-    if bound and start.placement and start.step_time_ms <= _NEAR * bound.step_time_ms:
-        found = searched(start.placement, evaluations // _SOON)
-        soon = _judged(judge, f"{start.strategy}+search", found)
+    if bound and start.step_time_ms <= _NEAR * bound.step_time_ms:
+        soon = searched(start, fast // _SOON, watch)
         if soon.step_time_ms <= enough_ms or not watch(0.0, soon.step_time_ms):
             yield from (by_cost, soon)
             return
@@ -225,23 +232,36 @@ def _ladder(
         proposals.append(_anything(judge, choices, evaluations, seed, origin))
         yield proposals[-1]
     start = min(proposals, key=lambda p: p.step_time_ms)
-    if start.placement is None:
-        raise ValueError("the placement that fits does not keep the constraints")
-    found = searched(start.placement, evaluations)
-    best = _judged(judge, f"{start.strategy}+search", found)
+    # What the least effort finds counts for all: more is never worse.
+    best = searched(start, fast, watch if effort == "fast" else lambda done, step_ms: watch(0.0, step_ms))
+    if effort != "fast" and best.step_time_ms > enough_ms and watch(0.0, best.step_time_ms):
+        best = min(best, searched(start, evaluations, watch), key=lambda p: p.step_time_ms)
     yield best
     if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES and watch(1.0, best.step_time_ms):
-        yield _exact(judge, found, bound, seed, watch)
+        yield _exact(judge, best, bound, seed, watch)
 
 
-def _exact(judge: Judge, found: Placement, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
+def _evaluations(problem: Problem, effort: str) -> int:
+    """How many candidates local search scores."""
+    # Many tables have more to look at; few have deep local optima, and are scored faster.
+    blocks = len(problem.blocks)
+    evaluations = EVALUATIONS[effort] * max(blocks / 100, min(2.0, 100 / blocks)) ** 0.5
+    # On several hosts there are more ways to shard; among many devices all takes longer, and brings less.
+    if problem.cluster.devices > _MANY:
+        return int(evaluations)
+    return int(evaluations * (_ON_HOSTS if problem.cluster.hosts > 1 else _ON_ONE_HOST))
+
+
+def _exact(judge: Judge, best: Proposal, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
     """What the exact solver makes of the best placement so far."""
     try:
         require_highs()
     except DiagnosticError:
         return Proposal(_EXACT, None, float("inf"))
+    if best.placement is None:
+        raise ValueError("there is no placement to begin with")
     nodes = min(_MOST_NODES, _NODES // _places(judge.problem))
-    solved = solve(judge, found, bound_ms=bound.step_time_ms, nodes=nodes, seed=seed, watch=watch)
+    solved = solve(judge, best.placement, bound_ms=bound.step_time_ms, nodes=nodes, seed=seed, watch=watch)
     return _judged(judge, _EXACT, solved.placement)
 
 

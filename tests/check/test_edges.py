@@ -92,7 +92,9 @@ def test_a_damaged_device_is_no_finding_about_the_plan(committed):
 
 def test_without_git_there_is_no_revision_to_compare_with(committed, monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
-    with pytest.raises(DiagnosticError, match="SH410 nothing to compare with: main is no file or folder, and there is no git"):
+    with pytest.raises(
+        DiagnosticError, match="SH410 nothing to compare with: main is no file or folder, and there is no git"
+    ):
         read_base("main", str(committed.plan))
 
 
