@@ -35,7 +35,7 @@ EVALUATIONS = {"fast": 10_000, "balanced": 60_000, "thorough": 2_000_000}
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
-_ON_ONE_HOST, _ON_HOSTS = 1.5, 3.0  # times the effort, of few devices
+_ON_ONE_HOST, _ON_HOSTS, _MOST_TIMES = 1.5, 3.0, 4.5  # times the effort, among few devices
 _NEAR = 1.03  # times the lower bound: what starts nearer may reach it soon, without the policy
 _SOON = 2  # a part of the fast effort
 _FAR = 1.2  # times the lower bound
@@ -243,13 +243,13 @@ def _ladder(
 
 def _evaluations(problem: Problem, effort: str) -> int:
     """How many candidates local search scores."""
-    # Many tables have more to look at; few have deep local optima, and are scored faster.
-    blocks = len(problem.blocks)
-    evaluations = EVALUATIONS[effort] * max(blocks / 100, min(2.0, 100 / blocks)) ** 0.5
-    # On several hosts there are more ways to shard; among many devices all takes longer, and brings less.
-    if problem.cluster.devices > _MANY:
-        return int(evaluations)
-    return int(evaluations * (_ON_HOSTS if problem.cluster.hosts > 1 else _ON_ONE_HOST))
+    blocks, cluster = len(problem.blocks), problem.cluster
+    many = (blocks / 100) ** 0.5
+    if cluster.devices > _MANY:  # where all takes longer, and brings less
+        return int(EVALUATIONS[effort] * max(many, 1.0))
+    # Few tables have deep local optima, and are scored faster; on several hosts there are more ways to shard.
+    times = max(many, 100 / blocks) * (_ON_HOSTS if cluster.hosts > 1 else _ON_ONE_HOST)
+    return int(EVALUATIONS[effort] * min(times, max(many, 1.0) * _MOST_TIMES))
 
 
 def _exact(judge: Judge, best: Proposal, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
