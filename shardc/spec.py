@@ -480,7 +480,9 @@ class TableSpec(DefaultsSpec):
     name: Name = Field(description="Name of the table, as in the PyTorch model.")
     features: Features | None = Field(default=None, description="Features looked up in it; default its name.")
     pin: Ranks | None = Field(default=None, description="The only ranks that may hold a piece of the table.")
-    group: Text | None = Field(default=None, description="Tables of one group are placed whole on one common device.")
+    group: Text | None = Field(
+        default=None, description="Tables that share a group are placed whole on one common device."
+    )
     apart: Text | None = Field(default=None, description="Tables of one such set are placed on different devices.")
 
 

@@ -31,5 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         code = run(arguments)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -37,7 +37,7 @@ from shardc.problem import (
     Site,
     TableInfo,
 )
-from shardc.spec import MAX_DEVICES, Bins, HostSettings, LoadedSpec, ModelSpec, Table
+from shardc.spec import MAX_DEVICES, Bins, HostSettings, LoadedSpec, ModelSpec, Table, parse_size
 from shardc.units import format_bytes
 
 _REPLICATED = ShardingType.DATA_PARALLEL
@@ -576,9 +576,14 @@ def _fits_nowhere(
         return _fits_in_no_host(loaded, first, what, min(needed[i][0][Memory.HOST] for i in too_much), cluster)
     least = min(range(len(offered)), key=lambda i: needed[i][0][0])
     size, limit = needed[least][0][0], max(room.of_site[offered[least].site])[0]
+    kind = cluster.kinds[0]
+    fix = f"give a device {format_bytes(device_bytes_for(size, kind.memory_bytes, kind.reserve_bytes))} or more"
+    who = "a device has"
+    if offered[least].site is Site.CLUSTER and (small := _small_ranks(loaded, size, cluster)):
+        limit, who, fix = small
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "
-        f"{format_bytes(size)} ({offered[least].type}), and a device has {format_bytes(limit)} for tables"
+        f"{format_bytes(size)} ({offered[least].type}), and {who} {format_bytes(limit)} for tables"
     )
     ways = []
     if len(tables) > 1:
@@ -589,10 +594,30 @@ def _fits_nowhere(
         ways.append(cached)
     if len(tables) == 1:
         ways += _changed_otherwise(first, members[0], loaded.spec.model, cluster)
-    kind = cluster.kinds[0]
-    enough = device_bytes_for(size, kind.memory_bytes, kind.reserve_bytes)
-    ways.append(f"give a device {format_bytes(enough)} or more")
+    ways.append(fix)
     return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help="; or ".join(ways))
+
+
+def _small_ranks(loaded: LoadedSpec, size: int, cluster: Cluster) -> tuple[int, str, str] | None:
+    """The ranks with memory of their own that lack room for so many bytes, if all other devices have it.
+
+    Returns:
+        What the first has for tables; "rank 0 has", or the like; and what helps.
+    """
+    small = [rank for rank, limit in cluster.rank_limit.items() if limit < size]
+    others = np.delete(cluster.memory_limit[Memory.DEVICE], small)
+    if not small or (others < size).any():
+        return None
+    limit = cluster.rank_limit[small[0]]
+    own = next(entry for entry in loaded.spec.cluster.rank if small[0] in entry.ranks)
+    memory = parse_size(own.memory) or 0
+    enough = format_bytes(device_bytes_for(size, memory, memory - limit))
+    named = f"rank{'s' * (len(small) > 1)} {', '.join(map(str, small[:_TOLD]))}{' …' * (len(small) > _TOLD)}"
+    return (
+        limit,
+        f"{named} {'have' if len(small) > 1 else 'has'}",
+        f"give {named} {enough} or more{' each' * (len(small) > 1)}",
+    )
 
 
 def _fits_in_no_host(loaded: LoadedSpec, first: Table, what: str, size: int, cluster: Cluster) -> Diagnostic:

@@ -43,6 +43,21 @@ def faults(*tables: dict, **settings) -> list[Diagnostic]:
     return list(caught.value.diagnostics)
 
 
+@pytest.mark.parametrize("ranks", [[0], [0, 2]])
+def test_ranks_with_too_little_memory_are_named_and_what_they_are_to_be_given_is_enough(ranks):
+    table = {"rows": 400_000_000, "dim": 128, "sharding": ["row_wise"]}
+
+    def with_(memory: str) -> dict:
+        return {"devices": 4, "rank": [{"ranks": ranks, "memory": memory}]}
+
+    (found,) = faults(table, **with_("5GiB"))
+    named = "rank 0" if len(ranks) == 1 else "ranks 0, 2"
+    assert f"and {named} ha" in found.message
+    (enough,) = re.findall(rf"give {named} ([0-9.]+) GiB or more", found.help)
+    lowered(table, **with_(f"{enough}GiB"))
+    faults(table, **with_(f"{float(enough) - 0.1}GiB"))
+
+
 def offered(problem: Problem, block: int = 0) -> list[tuple[str, int]]:
     return [(str(problem.option_type[o]), int(problem.option_units[o])) for o in problem.options_of(block)]
 
