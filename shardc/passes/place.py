@@ -243,13 +243,15 @@ def _ladder(
 
 def _evaluations(problem: Problem, effort: str) -> int:
     """How many candidates local search scores."""
+    # Many tables have more to look at; few have deep local optima, and are scored faster.
     blocks, cluster = len(problem.blocks), problem.cluster
-    many = (blocks / 100) ** 0.5
-    if cluster.devices > _MANY:  # where all takes longer, and brings less
-        return int(EVALUATIONS[effort] * max(many, 1.0))
-    # Few tables have deep local optima, and are scored faster; on several hosts there are more ways to shard.
-    times = max(many, 100 / blocks) * (_ON_HOSTS if cluster.hosts > 1 else _ON_ONE_HOST)
-    return int(EVALUATIONS[effort] * min(times, max(many, 1.0) * _MOST_TIMES))
+    many, few = blocks / 100, 100 / blocks
+    if cluster.devices > _MANY or len(problem.option_block) == blocks:
+        # All takes longer and brings less; or there is nothing but places to choose.
+        return int(EVALUATIONS[effort] * max(many, min(2.0, few)) ** 0.5)
+    # On several hosts there are more ways to shard.
+    times = max(many**0.5, few) * (_ON_HOSTS if cluster.hosts > 1 else _ON_ONE_HOST)
+    return int(EVALUATIONS[effort] * min(times, max(many, 1.0) ** 0.5 * _MOST_TIMES))
 
 
 def _exact(judge: Judge, best: Proposal, bound: LowerBound, seed: int, watch: Watch) -> Proposal:
