@@ -36,13 +36,13 @@ _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched 
 _PATIENCE = {"fast": 2, "balanced": 2, "thorough": 20}  # of the lower bound, by effort
 _CLEARLY = 0.95  # of the step time with the bound's options: a policy's own that are better by less are a worse start
 _ON_ONE_HOST, _ON_HOSTS, _MOST_TIMES = 1.5, 3.0, 4.5  # times the effort, among few devices
-_NEAR = 1.03  # times the lower bound: what starts nearer may reach it soon, without the policy
+_NEAR = 1.03  # times the lower bound: what starts nearer has the right options, and may reach it without the policy
 _SOON = 2  # a part of the fast effort
 _FAR = 1.2  # times the lower bound
 _CAPS = (0.5, 0.7)  # of the lower bound: what a unit may cost a device by itself, in turn
 _HUGE_MS = 1e12
 _MANY = 64  # devices: where there are more, the bound's mix of options tells little of what can be placed
-_FEW = 4  # tables a device
+_FEW, _SEVERAL = 4, 8  # tables a device
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
@@ -197,10 +197,14 @@ def _ladder(
     evaluations, fast = _evaluations(problem, effort), _evaluations(problem, "fast")
     enough_ms = bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0
 
+    devices = problem.cluster.devices
+    several = devices <= _MANY and len(problem.blocks) >= _SEVERAL * devices
+
     def searched(start: Proposal, evaluations: int, watch: Watch) -> Proposal:
         if start.placement is None:
             raise ValueError("the placement that fits does not keep the constraints")
         targets = bound.phase_ms if bound else None
+        near = bound is not None and start.step_time_ms <= _NEAR * bound.step_time_ms
         found = improve(
             judge,
             start.placement,
@@ -208,6 +212,7 @@ def _ladder(
             seed=seed,
             targets=targets,
             enough_ms=enough_ms,
+            exchanges_first=near and several,
             watch=watch,
         )
         return _judged(judge, f"{start.strategy}+search", found)

@@ -52,6 +52,7 @@ def improve(
     seed: int,
     targets: Floats | None = None,
     enough_ms: float = 0.0,
+    exchanges_first: bool = False,
     watch: Watch | None = None,
 ) -> Placement:
     """The best placement found from a feasible start.
@@ -64,9 +65,10 @@ def improve(
         targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). A
             descent that aims at them races against one that does not, and they take turns from the winner on.
         enough_ms: step time from which on no better one is looked for.
+        exchanges_first: whether options are changed only where no exchange helps any more, not the other way round.
         watch: told of the search as it goes on, and may end it, also by raising `Ended`.
     """
-    search = _Search(judge, start, np.random.default_rng(seed), evaluations)
+    search = _Search(judge, start, np.random.default_rng(seed), evaluations, exchanges_first)
     best, best_ms = search.state(), search.step_ms
     idle_kicks = 0
 
@@ -150,8 +152,11 @@ class _Search:
         step_ms: step time of the placement as it is.
     """
 
-    def __init__(self, judge: Judge, start: Placement, rng: np.random.Generator, budget: int) -> None:
+    def __init__(
+        self, judge: Judge, start: Placement, rng: np.random.Generator, budget: int, exchanges_first: bool
+    ) -> None:
         problem = judge.problem
+        self._exchanges_first = exchanges_first
         self._judge, self._problem, self._rng = judge, problem, rng
         self.budget = budget
         self._limit, self._host_kind = problem.cluster.memory_limit, problem.cluster.kind
@@ -220,6 +225,8 @@ class _Search:
         self._changes = Changes.of(self._judge, self._changes.z, targets)
         self._tried = self._tried_for[int(targets is None)]
         ways = [self._change_option, self._exchange_some, self._rebuild_some]
+        if self._exchanges_first:
+            ways = [self._exchange_some, self._change_option, self._rebuild_some]
         if leave:
             ways.append(self._leave_type)
         while self.budget > 0 and any(way() for way in ways):
