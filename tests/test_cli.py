@@ -502,6 +502,16 @@ def test_check_that_could_not_run(shardc_):
     assert "SH301" in done.out
 
 
+def test_a_wrong_base_is_told_once(shardc_):
+    Path("other.toml").write_text(SPEC)
+    done = shardc_("check", "--frozen", "--base", "no-such-branch", ".")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("SH410 nothing to compare with") == 1
+    done = shardc_("check", "--frozen", "--format", "json", "--base", "no-such-branch", ".")
+    assert json.loads(done.out) == {"format": 1, "exit_code": 2, "specs": []}
+    assert done.err.count("SH410 nothing to compare with") == 1
+
+
 # --- Formats of findings, jobs, shell completion ----------------------------------------------------------------------
 
 INVALID = SPEC.replace("pooling = 1", "poolin = 1")

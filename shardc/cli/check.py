@@ -88,6 +88,8 @@ def check(
     if base and len(names) > 1 and os.path.isfile(base):
         message = f"--base {base} is one plan, and there are {len(names)} specs: give a folder or a git revision"
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+    if base:
+        _base_is_there(base, names, format)
     wanted = _Wanted(measure, frozen, base, update, quiet)
     outcomes = []
     for outcome in _outcomes(names, wanted, 1 if measure else jobs):
@@ -97,6 +99,23 @@ def check(
         outcomes.append(outcome)
     tell_end(outcomes, format, quiet)
     return max(outcome.exit_code for outcome in outcomes)
+
+
+def _base_is_there(base: str, names: list[str], format: Format) -> None:
+    """Make sure that there is a base, which all specs share.
+
+    Raises:
+        DiagnosticError: SH410 (exit code 2), after a document that says so to machines.
+    """
+    from shardc.check.base import base_is_there
+    from shardc.plan import default_plan_path
+
+    try:
+        base_is_there(base, map(default_plan_path, names))
+    except DiagnosticError as error:
+        if format not in PEOPLE:
+            _tell_machine([], format, error.exit_code)
+        raise
 
 
 def _outcomes(names: list[str], wanted: _Wanted, jobs: int | None) -> Iterator[Outcome]:
