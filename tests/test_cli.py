@@ -512,6 +512,17 @@ def test_a_wrong_base_is_told_once(shardc_):
     assert done.err.count("SH410 nothing to compare with") == 1
 
 
+def test_a_plan_whose_spec_is_gone_is_a_warning(shardc_):
+    shardc_("compile", "-q", "model.toml")
+    Path("gone.plan.json").write_bytes(Path("model.plan.json").read_bytes())
+    done = shardc_("check", "--frozen", ".")
+    assert done.code == 0
+    assert "SH313 warning: gone.plan.json has no spec: there is no gone.toml\n" in done.out
+    assert done.out.endswith("\n1 spec checked, none with findings, 1 with warnings\n")
+    assert "SH313" not in shardc_("check", "--frozen", "model.toml").out
+    assert "file=gone.plan.json," in shardc_("check", "--frozen", "--format", "github", ".").out
+
+
 # --- Formats of findings, jobs, shell completion ----------------------------------------------------------------------
 
 INVALID = SPEC.replace("pooling = 1", "poolin = 1")
