@@ -12,7 +12,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import is_within, read_bytes
 from shardc.plan import default_plan_path, default_spec_path, may_be_plan
 
-_SPEC = re.compile(rb"^(?:\xef\xbb\xbf)?format[ \t]*=[ \t]*1[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_SPEC = re.compile(rb"^(?:\xef\xbb\xbf)?format[ \t]*=[ \t]*1[ \t]*(?:#.*)?$", re.MULTILINE)
 _SECTION = re.compile(rb"^[ \t]*\[", re.MULTILINE)
 _HEAD = 4096
 _SKIPPED = {"node_modules", "__pycache__"}
@@ -83,7 +83,8 @@ def _is_skipped(where: str, name: str) -> bool:
 def _is_spec(path: str) -> bool:
     try:
         with open(path, "rb") as file:
-            return _SPEC.search(_SECTION.split(file.read(_HEAD), maxsplit=1)[0]) is not None
+            head = file.read(_HEAD).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            return _SPEC.search(_SECTION.split(head, maxsplit=1)[0]) is not None
     except OSError:
         return False
 

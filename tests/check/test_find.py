@@ -33,6 +33,11 @@ def test_a_file_that_says_format_elsewhere_is_no_spec(folder):
     assert "other.toml" not in find(["."]).specs
 
 
+def test_a_spec_with_the_lines_of_an_old_mac_is_not_passed_over(folder):
+    Path("mac.toml").write_bytes(b"# a\rformat = 1\r[model]\r")
+    assert "mac.toml" in find(["."]).specs
+
+
 def test_specs_below_a_folder(folder):
     assert find(["."]).specs == ["a.toml", "new.toml", "b/c.toml"]
 
