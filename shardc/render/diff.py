@@ -45,7 +45,7 @@ def summary_line(diff: PlanDiff, arrow: str = "->") -> str:
     parts = []
     if not diff.shared and diff.tables:
         parts.append("the plans share no table")
-    elif diff.old.model.module != diff.new.model.module:
+    elif any(setting.what == "module" for setting in diff.settings):
         parts.append("the module is renamed")
     parts.append(", ".join(counts) if counts else "every table stays where it is")
     if diff.moved_bytes:
@@ -342,18 +342,23 @@ def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
 
 
 def _from_to(changed: TableChange) -> tuple[str, str]:
-    """How a table is sharded and where, before and after."""
-    sizes = changed.changes[0] in _FIRST
-    old, new = ("" if placed is None else _placed(placed, sizes) for placed in (changed.old, changed.new))
+    """How a table is sharded and where, before and after, with its rows and columns if they matter.
+
+    Rows are exact where their short forms would hide that they differ.
+    """
+    plans = (changed.old, changed.new)
+    sizes = [extent(placed) if placed and changed.changes[0] in _FIRST else None for placed in plans]
+    rows = {size[0] for size in sizes if size}
+    write = str if len(set(map(compact, rows))) < len(rows) else compact
+    texts = [f"{write(size[0])} x {size[1]} " if size else "" for size in sizes]
+    old, new = (text + _placed(placed) if placed else "" for text, placed in zip(texts, plans, strict=True))
     return old, new
 
 
-def _placed(placed: TablePlan, sizes: bool) -> str:
-    """How a table is sharded and where, with its rows and columns if they matter."""
-    size = extent(placed) if sizes else None
-    rows = f"{compact(size[0])} x {size[1]} " if size else ""
+def _placed(placed: TablePlan) -> str:
+    """How a table is sharded and where."""
     cached = f", {placed.cached:.0%} cached" if placed.cached < 1.0 else ""
-    return f"{rows}{placed.sharding_type} {_ranges(placed.ranks)}{cached}"
+    return f"{placed.sharding_type} {_ranges(placed.ranks)}{cached}"
 
 
 def _placed_json(placed: TablePlan | None) -> dict[str, Any] | None:
