@@ -25,7 +25,7 @@ from shardc.render.layout import (
     table,
     tabular,
 )
-from shardc.units import compact, format_bytes, format_ms
+from shardc.units import compact_beside, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
 _LISTED = 200  # of each kind in a comment, which may have 65,536 characters
@@ -342,15 +342,11 @@ def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
 
 
 def _from_to(changed: TableChange) -> tuple[str, str]:
-    """How a table is sharded and where, before and after, with its rows and columns if they matter.
-
-    Rows are exact where their short forms would hide that they differ.
-    """
+    """How a table is sharded and where, before and after, with its rows and columns if they matter."""
     plans = (changed.old, changed.new)
     sizes = [extent(placed) if placed and changed.changes[0] in _FIRST else None for placed in plans]
-    rows = {size[0] for size in sizes if size}
-    write = str if len(set(map(compact, rows))) < len(rows) else compact
-    texts = [f"{write(size[0])} x {size[1]} " if size else "" for size in sizes]
+    rows = [size[0] for size in sizes if size]
+    texts = [f"{compact_beside(size[0], rows)} x {size[1]} " if size else "" for size in sizes]
     old, new = (text + _placed(placed) if placed else "" for text, placed in zip(texts, plans, strict=True))
     return old, new
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import browser
 import numpy as np
 import pytest
+from plans import plan, whole
 
 from shardc.pipeline import load, run
 from shardc.plan import plan_bytes, read_plan
@@ -229,6 +230,13 @@ def test_bytes_of_a_resharded_table_that_stay_do_not_move(dlrm):
     old, new = read_plan(dlrm), read_plan(written(dlrm, "new.plan.json", halved))
     shown = difference(diff(old, new), Markup)
     assert "Tables: 1 resharded. 146 MiB move between devices" in shown  # half of it, and a state a row
+
+
+def test_a_table_of_a_row_more_is_told_with_all_its_digits():
+    old, new = (plan({"a": whole(0, rows=rows)}) for rows in (98_000, 98_001))
+    shown = difference(diff(old, new), Markup)
+    assert "(98000×16)" in shown
+    assert "(98001×16)" in shown
 
 
 # --- The page in a browser --------------------------------------------------------------------------------------------
