@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
     "SH310": "stated figures do not match the plan",
     "SH311": "spec changed since its plan was compiled",
     "SH312": "plan changed after it was compiled",
+    "SH313": "plan without its spec",
     "SH320": "revision not read from git",
     "SH321": "nothing found that moves so few bytes",
     "SH322": "base plan of no use, or only in part",

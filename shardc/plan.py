@@ -472,11 +472,11 @@ def _parse(file: str, text: str) -> Any:
         members = dict(pairs)
         if len(members) < len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f'the key "{twice}" occurs twice in one object')
+            raise _not_a_plan(file, f'the key "{twice}" occurs twice in one object')
         return members
 
     def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
+        raise _not_a_plan(file, f"{name} is not JSON")
 
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
@@ -492,8 +492,8 @@ def _parse(file: str, text: str) -> Any:
         raise DiagnosticError(Diagnostic("SH302", f"not JSON: {error.msg}", location)) from None
     except RecursionError:
         raise _not_a_plan(file, "nested too deep") from None
-    except ValueError as error:
-        raise _not_a_plan(file, str(error)) from None
+    except ValueError:
+        raise _not_a_plan(file, "a number in it has more digits than are read") from None
 
 
 def _not_a_plan(file: str, *reasons: str) -> DiagnosticError:

@@ -423,10 +423,12 @@ def _recosted(old: Plan, new: Plan) -> Iterator[Setting]:
 def _settings(old: Plan, new: Plan) -> list[Setting]:
     """Changes of what plans are for and made from."""
     found = []
-    for name, what in (("name", "model"), ("module", "module")):
-        before, after = (getattr(plan.model, name) for plan in (old, new))
+    for what, before, after in (
+        ("model", old.model.name, new.model.name),
+        ("module", _module(old), _module(new)),
+    ):
         if before != after:
-            found.append(Setting(what, str(before), str(after)))
+            found.append(Setting(what, before, after))
     found += _recosted(old, new)
     if old.cluster != new.cluster:
         found.append(Setting("cluster", *(_cluster(plan) for plan in (old, new))))
@@ -439,6 +441,12 @@ def _settings(old: Plan, new: Plan) -> list[Setting]:
     if old.tool.seed != new.tool.seed:
         found.append(Setting("seed", str(old.tool.seed), str(new.tool.seed)))
     return found
+
+
+def _module(plan: Plan) -> str:
+    """The module that a plan is for; where its tables are of others, those too."""
+    modules = list(plan.plan)
+    return plan.model.module + ("" if modules == [plan.model.module] else f" with tables of {', '.join(modules)}")
 
 
 def _cluster(plan: Plan) -> str:

@@ -130,18 +130,27 @@ class Sweep:
     planned: int
 
 
-def grid(loaded: LoadedSpec, varied: Sequence[Sequence[Setting]], *, weak: bool) -> list[Configuration]:
-    """Every combination of what is varied.
+def grid(
+    loaded: LoadedSpec, varied: Sequence[Sequence[Setting]], *, weak: bool, fixed: Sequence[Setting] = ()
+) -> list[Configuration]:
+    """Every combination of what is varied, each once.
 
     Args:
         loaded: the spec.
         varied: for each key its settings.
         weak: whether the global batch grows with the number of devices, from that of the spec.
+        fixed: settings that the spec has been changed by.
 
     Raises:
-        DiagnosticError: SH335 for a key that is varied twice, or too many configurations; and what is wrong whatever
-            the cluster is like, such as unknown keys and devices; exit code 2.
+        DiagnosticError: SH335 for a key that is varied twice, or set and varied, or too many configurations; and what
+            is wrong whatever the cluster is like, such as unknown keys and devices, and values that no configuration
+            can have; exit code 2.
     """
+    varied = [list({repr(setting.value): setting for setting in settings}.values()) for settings in varied]
+    for settings in varied:
+        if any(setting.keys == settings[0].keys for setting in fixed):
+            message = f"{'.'.join(settings[0].keys)} is set and varied"
+            raise DiagnosticError(Diagnostic("SH335", message, help="leave out either"), exit_code=2)
     keys = [".".join(settings[0].keys) for settings in varied]
     if weak:
         keys.append("model.global_batch")
@@ -154,11 +163,21 @@ def grid(loaded: LoadedSpec, varied: Sequence[Sequence[Setting]], *, weak: bool)
         message = f"{count:,} configurations: at most {MOST:,} are compiled" if varied else "nothing is varied"
         fix = "for example --devices 4,8,16 or --vary cluster.hosts=1,2,4"
         raise DiagnosticError(Diagnostic("SH335", message, help=fix), exit_code=2)
-    found = [_configuration(loaded, settings, weak=weak) for settings in product(*varied)]
+    combinations = list(product(*varied))
+    found = [_configuration(loaded, settings, weak=weak) for settings in combinations]
     refused = [each.reason for each in found if each.reason is not None and each.reason.code in _REFUSED]
+    for setting in (setting for settings in varied for setting in settings):
+        having = [each.reason for each, settings in zip(found, combinations, strict=True) if setting in settings]
+        refused += [reason for reason in having[:1] if reason and all(_is_about(reason, setting) for reason in having)]
     if refused:
         raise DiagnosticError(*dict.fromkeys(refused), exit_code=2)
     return found
+
+
+def _is_about(reason: Diagnostic | None, setting: Setting) -> bool:
+    """Say whether what is wrong is the value of a setting."""
+    at = reason.location if reason else None
+    return at is not None and (at.file, at.text) == (setting.option, setting.text)
 
 
 def _configuration(loaded: LoadedSpec, settings: Sequence[Setting], *, weak: bool) -> Configuration:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 def format_bytes(count: float) -> str:
     """Bytes with a binary unit and three digits: 13.4 GiB."""
@@ -24,3 +26,9 @@ def compact(count: int) -> str:
         if count >= 0.9995 * size:
             return f"{count / size:.3g}{unit}"
     return str(count)
+
+
+def compact_beside(count: int, others: Collection[int]) -> str:
+    """A count in its short form, or with all digits where another count would look the same."""
+    short = compact(count)
+    return str(count) if any(other != count and compact(other) == short for other in others) else short

@@ -502,6 +502,27 @@ def test_check_that_could_not_run(shardc_):
     assert "SH301" in done.out
 
 
+def test_a_wrong_base_is_told_once(shardc_):
+    Path("other.toml").write_text(SPEC)
+    done = shardc_("check", "--frozen", "--base", "no-such-branch", ".")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("SH410 nothing to compare with") == 1
+    done = shardc_("check", "--frozen", "--format", "json", "--base", "no-such-branch", ".")
+    assert json.loads(done.out) == {"format": 1, "exit_code": 2, "specs": []}
+    assert done.err.count("SH410 nothing to compare with") == 1
+
+
+def test_a_plan_whose_spec_is_gone_is_a_warning(shardc_):
+    shardc_("compile", "-q", "model.toml")
+    Path("gone.plan.json").write_bytes(Path("model.plan.json").read_bytes())
+    done = shardc_("check", "--frozen", ".")
+    assert done.code == 0
+    assert "SH313 warning: gone.plan.json has no spec: there is no gone.toml\n" in done.out
+    assert done.out.endswith("\n1 spec checked, none with findings, 1 with warnings\n")
+    assert "SH313" not in shardc_("check", "--frozen", "model.toml").out
+    assert "file=gone.plan.json," in shardc_("check", "--frozen", "--format", "github", ".").out
+
+
 # --- Formats of findings, jobs, shell completion ----------------------------------------------------------------------
 
 INVALID = SPEC.replace("pooling = 1", "poolin = 1")

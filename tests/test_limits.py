@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shardc import files
-from shardc.check.find import find_specs
+from shardc.check.find import find
 from shardc.diagnostics import DiagnosticError
 from shardc.spec import MAX_TABLES, load_spec, parse_spec
 
@@ -191,7 +191,7 @@ def test_links_out_of_a_folder_are_no_specs_of_it(run_command):
     Path("leak.toml").symlink_to("../secret.csv")
     Path("leak.plan.json").write_text("{}")
     with pytest.raises(DiagnosticError, match="SH001 there is no spec in"):
-        find_specs(["."])
+        find(["."])
     Path("model.toml").write_text(HEAD + TABLE)
     Path("model.plan.json").symlink_to("../secret.csv")
     said = refused(run_command, "check", ".", "--frozen", code="SH002")

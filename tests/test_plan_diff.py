@@ -209,7 +209,9 @@ def test_changes_of_what_a_plan_is_for_are_told(members, what, comparable):
 def test_tables_of_a_renamed_module_are_the_same_tables():
     old, new = plan({"a": whole(0)}), plan({"a": whole(0)})
     new = new.model_copy(update={"plan": {"sparse": new.plan["ebc"]}})
-    assert (diff(old, new).shared, diff(old, new).tables) == (1, ())
+    found = diff(old, new)
+    assert (found.shared, found.tables) == (1, ())
+    assert found.settings == (("module", "ebc", "ebc with tables of sparse"),)
 
 
 def test_plans_that_share_no_table_have_nothing_that_moves():

@@ -80,6 +80,11 @@ def test_the_global_batch_stays_or_grows_with_the_devices(spec):
         assert [each.model.global_batch for each in specs] == batches
 
 
+def test_a_value_that_is_there_twice_is_one_configuration(spec):
+    found = grid(load_spec(spec), [parse_varied("cluster.devices_per_host=4,2, 4")], weak=False)
+    assert [each.loaded.spec.cluster.devices for each in found] == [4, 2]
+
+
 def test_efficiency_is_to_the_fewest_devices_of_the_same_kind():
     points = [point(2, 10.0), point(4, 5.0), point(8, 5.0), point(2, None, "b"), point(4, 8.0, "b"), point(8, 8.0, "b")]
     found = ranked("m", points, {}, weak=False).ranked
@@ -157,6 +162,8 @@ def test_a_cluster_that_contradicts_the_spec_is_listed_with_its_reason(spec, run
         (["--hosts", "1,,2"], "SH330", "between commas"),
         (["--device", "h100"], "SH107", " --> --device:1:16\n"),
         (["--devices", "4,x"], "SH103", " --> --devices:1:26\n"),
+        (["--devices", "3,0"], "SH104", " --> --devices:1:26\n"),
+        (["--devices", "2,4", "--set", "cluster.devices_per_host=4"], "SH335", "is set and varied"),
         (["--hosts", "1,2", "--vary", "cluster.hosts=3"], "SH335", "varied twice"),
         (["--weak", "--vary", "model.global_batch=1,2"], "SH335", "--weak"),
         (["--vary", f"compile.seed={','.join(map(str, range(MOST + 1)))}"], "SH335", "at most"),

@@ -25,7 +25,7 @@ from shardc.plan import PROFILE_CHANGED, Plan, is_as_written, parse_plan, plan_b
 from shardc.spec import LoadedSpec
 from shardc.units import format_ms
 
-_REPLACED = {"SH301", "SH302", "SH304", "SH305", "SH306", "SH307", "SH308", "SH309", "SH310"}
+_REPLACED = {"SH003", "SH301", "SH302", "SH304", "SH305", "SH306", "SH307", "SH308", "SH309", "SH310"}
 """Findings about a plan for which `update` compiles another: not SH303, which a newer shardc may read."""
 
 _CURED = {"SH310", "SH312", "SH401", "SH406"}
@@ -44,7 +44,8 @@ def check(
         update: write a new plan where the old one is missing, at fault or out of date, and report on the new one.
 
     Raises:
-        DiagnosticError: the spec cannot be compiled any more, or a file cannot be read or written (exit code 2).
+        DiagnosticError: the spec cannot be compiled any more, or another file than the plan cannot be read, or the
+            plan cannot be written (exit code 2).
     """
     path = plan_path(loaded)
     try:

@@ -41,7 +41,7 @@ class Finding:
 class CheckedSpec:
     """What became of one spec."""
 
-    spec: Annotated[str, Field(description="Its file.")]
+    spec: Annotated[str, Field(description="Its file; that of the plan where a plan has no spec.")]
     plan: Annotated[str, Field(description="File of its plan.")]
     exit_code: _ExitCode
     step_time_ms: Annotated[float | None, Field(description="Step time of its plan; null if it was not weighed.")]

@@ -28,7 +28,7 @@ def check_frozen(loaded: LoadedSpec, base: Base | None = None) -> CheckReport:
         base: an older plan to compare with.
 
     Raises:
-        DiagnosticError: the plan or the hardware profile cannot be read (exit code 2).
+        DiagnosticError: the hardware profile cannot be read (exit code 2).
     """
     path = plan_path(loaded)
     try:

@@ -12,7 +12,7 @@ class Outcome:
     """What became of one spec.
 
     Attributes:
-        spec: its file.
+        spec: its file; that of the plan where a plan has no spec.
         plan: file of its plan.
         exit_code: 0 fine, 1 findings that are errors, 2 could not run.
         findings: errors and warnings.

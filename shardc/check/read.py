@@ -25,18 +25,18 @@ def read_committed(loaded: LoadedSpec) -> tuple[str, Plan]:
     """The text of a spec's plan, and the plan.
 
     Raises:
-        DiagnosticError: SH301 to SH303 (exit code 1), or why the file cannot be read (exit code 2).
+        DiagnosticError: SH301 to SH303, or SH002 and SH003 where there is something that cannot be read (exit code 1).
     """
     path = plan_path(loaded)
     if os.path.islink(path) and not is_within(path, os.path.dirname(os.path.realpath(loaded.path or ""))):
         message = f"the plan {path} is a link that leads out of the spec's folder"
-        raise DiagnosticError(Diagnostic("SH002", message), exit_code=2)
+        raise DiagnosticError(Diagnostic("SH002", message))
     try:
         text = read_text(path, "plan")
     except DiagnosticError as error:
-        if error.diagnostics[0].code != "SH001":
-            raise
-        missing = f"{loaded.path} has no plan: there is no {path}"
-        finding = Diagnostic("SH301", missing, help=f"run shardc compile {loaded.path}")
+        (finding,) = error.diagnostics
+        if finding.code == "SH001":
+            missing = f"{loaded.path} has no plan: there is no {path}"
+            finding = Diagnostic("SH301", missing, help=f"run shardc compile {loaded.path}")
         raise DiagnosticError(finding) from None
     return text, parse_plan(path, text)

@@ -17,6 +17,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError, concise
 
 if TYPE_CHECKING:
     from shardc.check.context import CheckReport
+    from shardc.check.find import Found
     from shardc.check.outcome import Outcome
 
 
@@ -84,10 +85,12 @@ def check(
         raise DiagnosticError(
             Diagnostic("SH902", "--frozen computes nothing: not with --update, --measure"), exit_code=2
         )
-    names = named_specs(specs, format)
+    names, lone = named(specs, format)
     if base and len(names) > 1 and os.path.isfile(base):
         message = f"--base {base} is one plan, and there are {len(names)} specs: give a folder or a git revision"
         raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+    if base:
+        _base_is_there(base, names, format)
     wanted = _Wanted(measure, frozen, base, update, quiet)
     outcomes = []
     for outcome in _outcomes(names, wanted, 1 if measure else jobs):
@@ -95,8 +98,38 @@ def check(
         if format in PEOPLE and not quiet:
             _tell(outcome)
         outcomes.append(outcome)
+    for outcome in map(_lone, lone):
+        tell_findings(outcome, format)
+        outcomes.append(outcome)
     tell_end(outcomes, format, quiet)
     return max(outcome.exit_code for outcome in outcomes)
+
+
+def _lone(plan: str) -> Outcome:
+    """A warning that a plan has no spec, told of the plan."""
+    from shardc.check.outcome import Outcome
+    from shardc.plan import default_spec_path
+
+    message = f"{plan} has no spec: there is no {default_spec_path(plan)}"
+    fix = "remove the plan, or restore its spec"
+    return Outcome(plan, plan, 0, (Diagnostic("SH313", message, help=fix, severity="warning"),))
+
+
+def _base_is_there(base: str, names: list[str], format: Format) -> None:
+    """Make sure that there is a base, which all specs share.
+
+    Raises:
+        DiagnosticError: SH410 (exit code 2), after a document that says so to machines.
+    """
+    from shardc.check.base import base_is_there
+    from shardc.plan import default_plan_path
+
+    try:
+        base_is_there(base, map(default_plan_path, names))
+    except DiagnosticError as error:
+        if format not in PEOPLE:
+            _tell_machine([], format, error.exit_code)
+        raise
 
 
 def _outcomes(names: list[str], wanted: _Wanted, jobs: int | None) -> Iterator[Outcome]:
@@ -155,16 +188,16 @@ def _import(frozen: bool) -> None:
         import shardc.check.checks  # noqa: F401
 
 
-def named_specs(arguments: list[str] | None, format: Format) -> list[str]:
-    """Return the specs that are meant.
+def named(arguments: list[str] | None, format: Format) -> Found:
+    """Return the specs that are meant, and plans without one.
 
     Raises:
         DiagnosticError: SH001 (exit code 2) where there are none, after a document that says so to machines.
     """
-    from shardc.check.find import find_specs
+    from shardc.check.find import find
 
     try:
-        return find_specs(arguments or ["."])
+        return find(arguments or ["."])
     except DiagnosticError as error:
         if format not in PEOPLE:
             _tell_machine([], format, error.exit_code)
@@ -220,6 +253,7 @@ def _summary(outcomes: list[Outcome]) -> str:
     failed = sum(outcome.exit_code > 0 for outcome in outcomes)
     warned = sum(outcome.exit_code == 0 and bool(outcome.findings) for outcome in outcomes)
     written = sum(outcome.updated is not None for outcome in outcomes)
-    parts = [f"{count(len(outcomes), 'spec')} checked", f"{failed or 'none'} with findings"]
+    lone = sum(outcome.spec == outcome.plan for outcome in outcomes)
+    parts = [f"{count(len(outcomes) - lone, 'spec')} checked", f"{failed or 'none'} with findings"]
     parts += [f"{warned} with warnings"] * bool(warned) + [f"{count(written, 'plan')} written"] * bool(written)
     return ", ".join(parts)

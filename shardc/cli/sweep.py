@@ -74,7 +74,8 @@ def sweep(
     from shardc.spec import load_spec
     from shardc.sweep import grid, ranked
 
-    loaded = load_spec(spec, parse_settings(settings))
+    fixed = parse_settings(settings)
+    loaded = load_spec(spec, fixed)
     if picture is not None:
         may_draw(picture, loaded, force=force)
     shorthands = (
@@ -84,7 +85,7 @@ def sweep(
     )
     varied = [parse_varied(f"{key}={values}", option) for option, key, values in shorthands if values is not None]
     varied += [parse_varied(text) for text in vary or ()]
-    configurations = grid(loaded, varied, weak=weak)
+    configurations = grid(loaded, varied, weak=weak, fixed=fixed)
     prices = _prices(price or (), configurations)
     points, interrupted = _compile(configurations, effort, seed, quiet)
     found = ranked(loaded.spec.model.name, points, prices, weak=weak, planned=len(configurations))

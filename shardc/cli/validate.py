@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardc.cli.check import PEOPLE, Format, FormatOption, SpecsArgument, named_specs, tell_end, tell_findings
+from shardc.cli.check import PEOPLE, Format, FormatOption, SpecsArgument, named, tell_end, tell_findings
 from shardc.cli.console import QuietOption, count, echo
 from shardc.diagnostics import DiagnosticError
 
@@ -14,7 +14,7 @@ def validate(specs: SpecsArgument = None, format: FormatOption = Format.FULL, qu
     from shardc.spec import load_spec
 
     outcomes = []
-    for spec in named_specs(specs, format):
+    for spec in named(specs, format).specs:
         plan = default_plan_path(spec)
         try:
             loaded = load_spec(spec)

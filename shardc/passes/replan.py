@@ -35,7 +35,7 @@ class Budget:
         """Return the budget that "5%", "2GiB" or "0" is; None for a text of another form."""
         if text == "0":
             return Budget(bytes=0)
-        limit = parse_share_or_size(text)
+        limit = 1.0 if text == "100%" else parse_share_or_size(text)
         return Budget(share=limit) if isinstance(limit, float) else None if limit is None else Budget(bytes=limit)
 
     def of(self, total_bytes: int) -> int | None:

@@ -25,7 +25,7 @@ from shardc.render.layout import (
     table,
     tabular,
 )
-from shardc.units import compact, format_bytes, format_ms
+from shardc.units import compact_beside, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
 _LISTED = 200  # of each kind in a comment, which may have 65,536 characters
@@ -45,7 +45,7 @@ def summary_line(diff: PlanDiff, arrow: str = "->") -> str:
     parts = []
     if not diff.shared and diff.tables:
         parts.append("the plans share no table")
-    elif diff.old.model.module != diff.new.model.module:
+    elif any(setting.what == "module" for setting in diff.settings):
         parts.append("the module is renamed")
     parts.append(", ".join(counts) if counts else "every table stays where it is")
     if diff.moved_bytes:
@@ -342,18 +342,19 @@ def _some_of(tables: str, width: int, glyphs: Glyphs) -> str:
 
 
 def _from_to(changed: TableChange) -> tuple[str, str]:
-    """How a table is sharded and where, before and after."""
-    sizes = changed.changes[0] in _FIRST
-    old, new = ("" if placed is None else _placed(placed, sizes) for placed in (changed.old, changed.new))
+    """How a table is sharded and where, before and after, with its rows and columns if they matter."""
+    plans = (changed.old, changed.new)
+    sizes = [extent(placed) if placed and changed.changes[0] in _FIRST else None for placed in plans]
+    rows = [size[0] for size in sizes if size]
+    texts = [f"{compact_beside(size[0], rows)} x {size[1]} " if size else "" for size in sizes]
+    old, new = (text + _placed(placed) if placed else "" for text, placed in zip(texts, plans, strict=True))
     return old, new
 
 
-def _placed(placed: TablePlan, sizes: bool) -> str:
-    """How a table is sharded and where, with its rows and columns if they matter."""
-    size = extent(placed) if sizes else None
-    rows = f"{compact(size[0])} x {size[1]} " if size else ""
+def _placed(placed: TablePlan) -> str:
+    """How a table is sharded and where."""
     cached = f", {placed.cached:.0%} cached" if placed.cached < 1.0 else ""
-    return f"{rows}{placed.sharding_type} {_ranges(placed.ranks)}{cached}"
+    return f"{placed.sharding_type} {_ranges(placed.ranks)}{cached}"
 
 
 def _placed_json(placed: TablePlan | None) -> dict[str, Any] | None:

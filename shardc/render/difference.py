@@ -10,7 +10,7 @@ from shardc.plan_diff import Change, DeviceChange, PlanDiff, TableChange
 from shardc.render.charts import Part, bar, key
 from shardc.render.markup import Markup, el, join
 from shardc.render.words import rank_ranges
-from shardc.units import compact, format_bytes, format_ms
+from shardc.units import compact_beside, format_bytes, format_ms
 
 _SAME = 5e-4  # relative: changes that are shown as none
 _MANY = 24  # rows: beyond, they scroll
@@ -49,8 +49,8 @@ def _table_changes(found: Sequence[TableChange], name_of: Callable[[str], Markup
             "tr",
             el("th", name_of(changed.name), scope="row"),
             el("td", ", ".join(changed.changes)),
-            el("td", _how(changed.old, Change.RESIZED in changed.changes)),
-            el("td", _how(changed.new, Change.RESIZED in changed.changes)),
+            el("td", _how(changed.old, changed)),
+            el("td", _how(changed.new, changed)),
             el("td", format_bytes(changed.moved_bytes) if changed.moved_bytes else "", class_="n"),
         )
         for changed in found
@@ -63,11 +63,14 @@ def _table_changes(found: Sequence[TableChange], name_of: Callable[[str], Markup
 _CHANGE_HEAD = ("Table", "Change", "Before", "Now", "Moves")
 
 
-def _how(table: TablePlan | None, resized: bool) -> str:
+def _how(table: TablePlan | None, changed: TableChange) -> str:
     """How a table is sharded; its size where that has changed."""
     if table is None:
         return "–"
-    size = "×".join(compact(number) for number in extent(table) or ()) if resized else ""
+    size = ""
+    if Change.RESIZED in changed.changes:
+        sizes = [extent(placed) or (0, 0) for placed in (changed.old, changed.new) if placed]
+        size = "×".join(map(compact_beside, extent(table) or (), zip(*sizes, strict=True)))
     cached = f", {table.cached:.0%} cached" * (table.cached < 1.0)
     return f"{table.sharding_type}{cached} on {rank_ranges(table.ranks)}" + f" ({size})" * bool(size)
 

@@ -84,10 +84,19 @@ def _property(text: str) -> str:
 
 
 def _relative(file: str) -> str:
-    """A path from the root of the workflow's checkout, or else the current folder; as it is where it is not below."""
-    root = os.path.realpath(os.environ.get("GITHUB_WORKSPACE") or os.curdir)
+    """A path from the root of the workflow's checkout, else of the repository, else from the current folder.
+
+    It is as it was where it is not below that.
+    """
+    root = os.path.realpath(os.environ.get("GITHUB_WORKSPACE") or _top() or os.curdir)
     path = os.path.relpath(os.path.realpath(file), root)
     return os.path.normpath(file) if path.split(os.sep)[0] == os.pardir else path
+
+
+def _top() -> Path | None:
+    """The folder above this one that is a repository of git, or a work tree of one."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
 
 
 def _uri(file: str) -> str:

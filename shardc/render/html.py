@@ -270,16 +270,12 @@ def _strategies(plan: Plan) -> Markup | None:
         el("td", class_="wide-only"),
         el("th", "Outcome", scope="col"),
     )
+    caption = el("caption", "What was tried", class_="unseen")
+    table = el("table", caption, el("thead", head), el("tbody", rows), class_="snug")
     return join(
         heading("Strategies", "strategies"),
         el("p", el("strong", shortened(plan.chosen.strategy, SHORT)), f" was chosen: {reason}.", class_="lead"),
-        el(
-            "table",
-            el("caption", "What was tried", class_="unseen"),
-            el("thead", head),
-            el("tbody", rows),
-            class_="snug",
-        ),
+        el("div", table, class_="wide", tabindex=0, role="region", aria_label="What was tried"),
     )
 
 

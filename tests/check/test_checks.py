@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from shardc.check.checks import check, restate
 from shardc.check.context import Base, CheckReport
 from shardc.check.frozen import check_frozen
-from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.lower import lower_cluster
@@ -141,13 +140,22 @@ def test_what_is_not_a_plan(committed):
     assert committed.codes() == ["SH303"]
 
 
-def test_a_plan_that_cannot_be_read_is_no_finding(committed):
+def test_a_plan_that_cannot_be_read_is_a_finding_of_its_spec(committed):
+    committed.plan.write_bytes(b"{\xff}")
+    assert committed.codes() == codes_frozen(committed) == ["SH003"]
+    assert check(load(committed.spec), update=True).updated.startswith("SH003")
+    assert committed.codes() == []
+    committed.plan.unlink()
+    committed.plan.symlink_to(committed.plan.name)
+    assert committed.codes() == codes_frozen(committed) == ["SH002"]
     committed.plan.unlink()
     committed.plan.mkdir()
-    with pytest.raises(DiagnosticError) as caught:
-        committed.check()
-    assert caught.value.exit_code == 2
-    assert caught.value.diagnostics[0].code == "SH002"
+    assert committed.codes() == codes_frozen(committed) == ["SH002"]
+    assert check(load(committed.spec), update=True).updated is None
+
+
+def codes_frozen(committed) -> list[str]:
+    return [finding.code for finding in check_frozen(load(committed.spec)).findings]
 
 
 def test_a_spec_that_fits_no_longer(committed):

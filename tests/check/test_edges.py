@@ -13,7 +13,7 @@ import shardc
 from shardc.check.base import read_base
 from shardc.check.checks import check
 from shardc.check.context import Base, CheckReport
-from shardc.check.find import find_specs
+from shardc.check.find import find
 from shardc.check.frozen import check_frozen
 from shardc.diagnostics import DiagnosticError
 from shardc.hardware import PROFILES
@@ -102,7 +102,7 @@ def test_without_git_there_is_no_revision_to_compare_with(committed, monkeypatch
 def test_files_that_may_not_be_read_are_passed_over(committed):
     (committed.spec.parent / "secret.toml").write_text(spec_text())
     (committed.spec.parent / "secret.toml").chmod(0)
-    assert [Path(path).name for path in find_specs([str(committed.spec.parent)])] == ["model.toml"]
+    assert [Path(path).name for path in find([str(committed.spec.parent)]).specs] == ["model.toml"]
 
 
 def test_devices_are_not_compared_with_those_of_a_base_that_has_others(committed):

@@ -125,6 +125,11 @@ def test_a_module_that_is_renamed_is_told_as_that():
     assert summary_line(diff(old, renamed)).startswith("the module is renamed; every table stays where it is; ")
 
 
+def test_a_table_of_a_row_more_is_told_with_all_its_digits():
+    found = diff(plan({"a": whole(0, rows=98_000)}), plan({"a": whole(0, rows=98_001)}))
+    assert "98000 x 16 table_wise 0" in text(found) and "98001 x 16 table_wise 0" in text(found)
+
+
 def test_plans_that_share_no_table():
     shown = " ".join(text(diff(plan({"a": whole(0)}), plan({"b": whole(1)}))).split())
     assert "the plans share no table; 1 added, 1 removed; 1.00 ms a step as before" in shown

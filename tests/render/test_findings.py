@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from xml.etree import ElementTree
 
 from shardc.check.outcome import Outcome
@@ -33,6 +35,19 @@ def test_github_files_are_relative_to_the_checkout(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "models")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
     assert "file=models/c.toml," in as_github([Outcome("c.toml", "c.plan.json", 1, (WARNING,))])
+
+
+def test_files_are_relative_to_the_top_of_the_repository(monkeypatch, tmp_path):
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    for folder in ("outside", "here/sub", "here/models"):
+        (tmp_path / folder).mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", str(tmp_path / "here")], check=True)
+    monkeypatch.chdir(tmp_path / "here/sub")
+    specs = ("../models/a.toml", "c.toml", "../../outside/d.toml")
+    outcomes = [Outcome(spec, "x.plan.json", 1, (WARNING,)) for spec in specs]
+    expected = ["models/a.toml", "sub/c.toml", "../../outside/d.toml"]
+    assert re.findall("file=([^,]*),", as_github(outcomes)) == expected
+    assert re.findall('"uri": "(.*toml)"', as_sarif(outcomes)) == expected
 
 
 def test_github_properties_keep_their_ends():

@@ -13,6 +13,7 @@ from pathlib import Path
 import browser
 import numpy as np
 import pytest
+from plans import plan, whole
 
 from shardc.pipeline import load, run
 from shardc.plan import plan_bytes, read_plan
@@ -231,6 +232,13 @@ def test_bytes_of_a_resharded_table_that_stay_do_not_move(dlrm):
     assert "Tables: 1 resharded. 146 MiB move between devices" in shown  # half of it, and a state a row
 
 
+def test_a_table_of_a_row_more_is_told_with_all_its_digits():
+    old, new = (plan({"a": whole(0, rows=rows)}) for rows in (98_000, 98_001))
+    shown = difference(diff(old, new), Markup)
+    assert "(98000×16)" in shown
+    assert "(98001×16)" in shown
+
+
 # --- The page in a browser --------------------------------------------------------------------------------------------
 
 
@@ -288,11 +296,13 @@ def pixels(png: bytes) -> set[bytes]:
 
 def test_pages_are_quiet_and_fit_every_screen(shown, plans, tmp_path):
     for name, arguments in plans.items():
-        for width in (360, 768, 1280):
+        for width in (320, 360, 768, 1280):
             window = shown(*arguments, width=width)
             assert window.messages() == [], name
             assert window.requests() == [(tmp_path / "page.html").as_uri()], name
+            window.run("document.querySelectorAll('details.dev').forEach((e) => { e.open = true; })")
             wide = window.run("return document.documentElement.scrollWidth")
+            window.run("document.querySelectorAll('details.dev').forEach((e) => { e.open = false; })")
             assert wide <= width, (name, width)
             # What is there only to be read out would otherwise lengthen the page by what scrolls within it.
             unseen = (
