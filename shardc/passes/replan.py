@@ -167,7 +167,8 @@ def _unusable(base: Plan, problem: Problem, where: Base) -> Iterator[Diagnostic]
         yield _warning("the base has none of the tables: all of them are placed anew")
         return
     if devices != before:
-        lost = f"what was on ranks {devices} to {before - 1} is placed anew" if devices < before else "ranks are added"
+        ranks = f"rank {devices}" if before - devices == 1 else f"ranks {devices} to {before - 1}"
+        lost = f"what was on {ranks} is placed anew" if devices < before else "ranks are added"
         yield _warning(f"the base is for {before} devices, the spec for {devices}: {lost}")
     if lost_ways := [
         problem.tables[table].name
