@@ -967,7 +967,7 @@ from shardc.cli import main
 main(["--help"])
 """
     done = process("-c", code, cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
 
 
 class Terminal:

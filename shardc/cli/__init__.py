@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(100_000)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        from shardc.cli.run import run  # here, so that an interrupt of the import is as quiet as a later one
+        from shardc.cli.run import run  # here, so that an interrupt of the import is told as a later one is
 
         code = run(arguments)
     except KeyboardInterrupt:
