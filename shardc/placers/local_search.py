@@ -224,9 +224,8 @@ class _Search:
         """
         self._changes = Changes.of(self._judge, self._changes.z, targets)
         self._tried = self._tried_for[int(targets is None)]
-        ways = [self._change_option, self._exchange_some, self._rebuild_some]
-        if self._exchanges_first:
-            ways = [self._exchange_some, self._change_option, self._rebuild_some]
+        first = [self._change_option, self._exchange_some]
+        ways = [*(reversed(first) if self._exchanges_first else first), self._rebuild_some]
         if leave:
             ways.append(self._leave_type)
         while self.budget > 0 and any(way() for way in ways):
