@@ -107,7 +107,8 @@ def ask(
         batch_size: samples of a device.
     """
     traffic = _traffic(limits, batch_size)
-    faults = [*_model_faults(table), *_limit_faults(table, limits, traffic, device)]
+    types, without = _types(table, limits, device)
+    faults = [*_model_faults(table), *_limit_faults(table, limits, traffic, device, without)]
     if faults:
         return [Diagnostic("SH611", f"{table.label}: {each.what}: {each.reason}", help=each.help) for each in faults]
     pooled, features = is_pooled(table), features_of(table)
@@ -127,7 +128,7 @@ def ask(
             dim=table.dim,
             pooling=pooling,
             access=Zipf(0.0),
-            sharding=_types(table, limits, device)[0],
+            sharding=types,
             kernels=(str(Kernel.FUSED),),
             cache_ratio=CACHE_RATIO,
             pin=None,
@@ -181,8 +182,10 @@ def _model_faults(table: ModelTable) -> Iterator[_Fault]:
         yield _Fault("shape", f"{table.rows} x {table.dim}: expected rows, and columns in multiples of {VECTOR}")
 
 
-def _limit_faults(table: ModelTable, limits: ParameterConstraints, traffic: _Traffic, device: str) -> Iterator[_Fault]:
-    """Yield the fields that cannot be kept, and why."""
+def _limit_faults(
+    table: ModelTable, limits: ParameterConstraints, traffic: _Traffic, device: str, without_type: _Fault | None
+) -> Iterator[_Fault]:
+    """Yield the fields that cannot be kept, and why; among them why no sharding type is left."""
     for unset in (each for each in fields(limits) if each.name not in HONOURED):
         if getattr(limits, unset.name) != _default(unset):
             yield _Fault(unset.name, REFUSED.get(unset.name, "this version of shardc does not know it"))
@@ -190,8 +193,8 @@ def _limit_faults(table: ModelTable, limits: ParameterConstraints, traffic: _Tra
         yield _Fault("device_group", f'"{limits.device_group}", but the topology has devices of the type "{device}"')
     if limits.min_partition is not None and limits.min_partition < 1:
         yield _Fault("min_partition", f"{limits.min_partition}, expected a number of columns")
-    if fault := _types(table, limits, device)[1]:
-        yield fault
+    if without_type:
+        yield without_type
     if table.config is None:
         return
     features = features_of(table)

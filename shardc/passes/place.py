@@ -219,17 +219,16 @@ def _ladder(
 
     choices = _sharding_choices(problem, bound)
     options = choices[0]
+    by_cost = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
+    if bound and by_cost.step_time_ms <= _NEAR * bound.step_time_ms:
+        soon = searched(by_cost, fast // _SOON, watch)
+        if soon.step_time_ms <= enough_ms or not watch(0.0, soon.step_time_ms):
+            yield from (by_cost, soon)
+            return
     proposals = []
     for name in HEURISTICS:
         proposals.append(_judged(judge, f"{name}_greedy", heuristic_greedy(judge, options, name)))
         yield proposals[-1]
-    by_cost = _judged(judge, _COST_GREEDY, cost_greedy(judge, options))
-    start = min([*proposals, by_cost], key=lambda p: p.step_time_ms)
-    if bound and start.step_time_ms <= _NEAR * bound.step_time_ms:
-        soon = searched(start, fast // _SOON, watch)
-        if soon.step_time_ms <= enough_ms or not watch(0.0, soon.step_time_ms):
-            yield from (by_cost, soon)
-            return
     by_policy = _by_policy(judge, options, policy)
     proposals += [_in_pieces_too(judge, by_cost, bound, by_policy.step_time_ms), by_policy]
     yield from proposals[-2:]
