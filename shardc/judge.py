@@ -18,7 +18,7 @@ from shardc.cost.model import CostModel, PhasedCost
 from shardc.problem import Bools, Floats, Ints, Placement, Problem, Site
 
 _EXACT_BITS = 32  # of the largest sum there can be; float64 has 53, and the last dozen differ between processors
-_SHARPNESS = 1000.0  # of soft maxima: two devices that differ by a thousandth of the step time count as 1 to e
+SHARPNESS = 1000.0  # of soft maxima: two devices that differ by a thousandth of the step time count as 1 to e
 LIKELY = 48  # exchanges of two devices that are scored, out of thousands
 _MOST_EXPONENT = 600.0
 _LOST = 1e-6
@@ -158,15 +158,18 @@ class Changes(ABC):
     guide: float
 
     @staticmethod
-    def of(judge: Judge, z: Floats, targets: Floats | None = None) -> Changes:
+    def of(judge: Judge, z: Floats, targets: Floats | None = None, sharpness: float = SHARPNESS) -> Changes:
         """Changes of a placement float[D, K], guided by what its cost model tells of itself.
 
         Args:
             judge: the problem and its costs.
             z: summed latents.
             targets: float[P] ms, times of the phases beyond fixed costs that the guide aims at; None if there are none.
+            sharpness: of soft maxima: devices that differ by its reciprocal of the step time count as 1 to e.
         """
-        return PhasedChanges(judge.cost, z, targets) if isinstance(judge.cost, PhasedCost) else WholeChanges(judge, z)
+        if isinstance(judge.cost, PhasedCost):
+            return PhasedChanges(judge.cost, z, targets, sharpness)
+        return WholeChanges(judge, z)
 
     @abstractmethod
     def costly(self) -> Ints:
@@ -215,13 +218,13 @@ class PhasedChanges(Changes):
     bound has found possible for all phases at once point to placements that no sum of maxima slopes towards.
     """
 
-    def __init__(self, cost: PhasedCost, z: Floats, targets: Floats | None = None) -> None:
+    def __init__(self, cost: PhasedCost, z: Floats, targets: Floats | None, sharpness: float) -> None:
         self._cost = cost
         self._targets = targets
         self.z = z.copy()
         self._ms = cost.varying_ms(z)  # [D, P]
         self._slopes: dict[int, Floats] = {}
-        self._rate = _SHARPNESS / max(float(self._ms.max(axis=0).sum()), 1e-9)  # 1/ms
+        self._rate = sharpness / max(float(self._ms.max(axis=0).sum()), 1e-9)  # 1/ms
         self._summarise()
 
     def costly(self) -> Ints:

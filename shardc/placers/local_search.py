@@ -3,8 +3,9 @@
 Two devices at a time trade up to two units each way. All such exchanges of a pair, thousands, are compared to first
 order in one step, and the best few are scored; the best is taken if it improves. When no pair improves any more, blocks
 are taken out and put back, sharded in another way or on other hosts; a local optimum is left by a few random moves, and
-what was not better is taken back (iterated local search). The effort is counted in scored candidates: one seed, one
-result, on any machine.
+what was not better is taken back (iterated local search). The maxima that exchanges lower are soft at first, so that all
+devices count and not the costliest alone, and sharper as the effort is spent. The effort is counted in scored
+candidates: one seed, one result, on any machine.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardc.judge import LIKELY, Changes, Judge
+from shardc.judge import LIKELY, SHARPNESS, Changes, Judge
 from shardc.problem import Bools, Floats, Ints, Placement, Site, distinct, ranges
 
 _LEAST_GAIN = 1e-6  # ms: above what rounding could make of two equal placements
 _PATIENCE = 60  # kicks without a better placement before the search ends early
 _HEAT = 1 / 3  # of the effort: what the first descent with each aim takes at most
+_SOFTER = 0.1  # of the sharpness of maxima: where the search begins
 _KICK = 3  # random moves that leave a local optimum
 _MOST_UNITS = 24  # of one device that one exchange chooses from
 _OPTIONS = 2048  # devices that are scored when options change, over all candidates of one step
@@ -78,7 +80,9 @@ def improve(
 
     def descend(aim: Floats | None, least_budget: float | None = None) -> None:
         nonlocal best, best_ms, idle_kicks
-        for _ in search.descend(aim, leave=least_budget is None):
+        spent = 0.0 if least_budget is not None else 1.0 - search.budget / evaluations
+        sharpness = SHARPNESS * round(_SOFTER ** (1.0 - spent), 2)
+        for _ in search.descend(aim, sharpness, leave=least_budget is None):
             if search.step_ms < best_ms:
                 best, best_ms, idle_kicks = search.state(), search.step_ms, 0
             if search.budget <= (least_budget or 0.0) or not goes_on():
@@ -173,6 +177,7 @@ class _Search:
         counts[:, 0] = problem.unit_count[problem.first_unit]
         counts[:, 1] = problem.option_units - counts[:, 0]
         self._counts = counts
+        self._sharpness = SHARPNESS
         self._clock = 0
         self._changed = np.zeros(self._devices, dtype=np.int64)  # when a device changed last
         # When exchanges between two devices were looked for last, with targets and without.
@@ -202,7 +207,7 @@ class _Search:
     def _take(self, state: _State) -> None:
         self._option, self._unit = state.option.copy(), state.unit.copy()
         self._memory, self._taken = state.memory.copy(), state.taken.copy()
-        self._changes = Changes.of(self._judge, state.z)
+        self._changes = Changes.of(self._judge, state.z, sharpness=self._sharpness)
         self.step_ms = float(self._judge.step_ms(state.z))
 
     def placement(self) -> Placement:
@@ -215,14 +220,16 @@ class _Search:
             places.append(tuple(map(int, held[np.argsort(of_place[held], kind="stable")])))
         return Placement(tuple(map(int, self._option)), tuple(places))
 
-    def descend(self, targets: Floats | None = None, *, leave: bool = True) -> Iterator[None]:
+    def descend(self, targets: Floats | None, sharpness: float, *, leave: bool) -> Iterator[None]:
         """Take improvements, yielding after each, until none is left or the budget is used up.
 
         Args:
             targets: see `shardc.judge.Changes`.
+            sharpness: likewise.
             leave: whether types that few blocks have are left too.
         """
-        self._changes = Changes.of(self._judge, self._changes.z, targets)
+        self._sharpness = sharpness
+        self._changes = Changes.of(self._judge, self._changes.z, targets, sharpness)
         self._tried = self._tried_for[int(targets is None)]
         first = [self._change_option, self._exchange_some]
         ways = [*(reversed(first) if self._exchanges_first else first), self._rebuild_some]
