@@ -93,13 +93,13 @@ def replan(
     where = base_of(base, problem)
     total = int(where.sizes(problem).sum())
     most = budget.of(total)
+    efforts = ("balanced", effort) if effort == "thorough" else (effort,)  # there is something soon
     front, (alone,) = near(
         judge,
         where,
         [choice.placement],
-        evaluations=int(EVALUATIONS[effort] * max(len(problem.blocks) / 100, 1.0) ** 0.5),
+        evaluations=[int(EVALUATIONS[each] * max(len(problem.blocks) / 100, 1.0) ** 0.5) for each in efforts],
         seed=seed,
-        most_bytes=most,
         targets=bound.phase_ms if bound else None,
         enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
         watch=watch,

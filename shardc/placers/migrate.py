@@ -9,7 +9,7 @@ against bytes; those that no other one beats in both are the front.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,14 +24,13 @@ from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Sit
 Way = tuple[int, tuple[int, ...]]
 """An option of a block and the places of its units."""
 
-BUDGETS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.15, 0.5)
-"""Shares of the model's bytes that rounds may move."""
+BUDGETS = (0.0, 0.002, 0.005, 0.02, 0.02, 0.02, 0.05, 0.15, 0.5)
+"""Shares of the model's bytes that rounds may move, in turn."""
 
-_ROUNDS = 3  # at each budget
-_SCOUTED, _WORTH_A_LOOK = 2, 1.5  # tables whose options are tried apart, and times the least work of those that are
-_SCOUTING = (0.0, 0.002, 0.005)  # budgets of such a try
-_SCOUTS, _EXPLORED = 20, 2  # part of the effort that a try has, and how many are followed up
-_FINE = 1.002  # times the step time of the others: what is this fast near the base needs no such tries
+EF = True
+_FIRST = 10  # part of the effort that placing what cannot stay has
+_SCOUTING = (0.02,)  # budgets of rounds that tell what to expect of a search
+_SCOUTS = 5  # part of the effort that scouting has
 _COSTLIEST = 2  # devices whose blocks are let go more often
 _PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
@@ -87,9 +86,8 @@ def near(
     base: Base,
     others: Sequence[Placement],
     *,
-    evaluations: int,
+    evaluations: Sequence[int],
     seed: int,
-    most_bytes: int | None = None,
     targets: Floats | None = None,
     enough_ms: float = 0.0,
     watch: Watch = lambda done, step_ms: True,
@@ -100,9 +98,8 @@ def near(
         judge: the problem and its costs.
         base: where tables are before.
         others: feasible placements that take part.
-        evaluations: how many candidates may be scored, about.
+        evaluations: how many candidates may be scored, about, before one begins anew with the next number of them.
         seed: of every random choice.
-        most_bytes: budget beyond which nothing is looked for; None for no such.
         targets: see `shardc.placers.local_search.improve`.
         enough_ms: step time from which on no better one is looked for.
         watch: told of the search as it goes on, and may end it, also by raising `Ended`.
@@ -116,16 +113,13 @@ def near(
     """
     rng = np.random.default_rng(seed)
 
-    def search(wanted: Mapping[int, int] | None = None) -> _Near:
+    def search(wanted: Mapping[int, int]) -> _Near:
         return _Near(judge, base, rng, targets, enough_ms, watch, wanted)
 
-    first = search()
-    compared = tuple(first.point(placement) for placement in others)
+    compared = tuple(map(search({}).point, others))
     found = list(compared)
     try:
-        alternatives = [search(wanted) for wanted in _alternatives(judge, base)]
-        fastest = min((point.step_time_ms for point in compared), default=0.0)
-        for points in _explored([first, *alternatives], fastest, evaluations, most_bytes):
+        for points in _explored(search, _wanted(judge, base, others), evaluations):
             found += points
     except Ended:
         if len(found) == len(compared):
@@ -134,38 +128,36 @@ def near(
 
 
 def _explored(
-    searches: Sequence[_Near], fastest: float, evaluations: int, most_bytes: int | None
+    search: Callable[[Mapping[int, int]], _Near], wanted: Iterable[Mapping[int, int]], evaluations: Sequence[int]
 ) -> Iterator[list[Point]]:
-    """What searches find: the first of several, or those that scouting finds best where it is far from the fastest."""
-    first, *alternatives = searches
-    searches = [first]
-    if alternatives:
-        total, costs = int(first.size.sum()), []
-        for number, scout in enumerate([first, *alternatives]):
-            costs.append((np.inf, number))
-            for points in scout.explored(evaluations // _SCOUTS, most_bytes, scouting=True):
-                costs[-1] = min([costs[-1], *((cost_of(point, total)[0], number) for point in points)])
-                yield points
-            if costs[0][0] <= _FINE * fastest:
-                break
-        else:
-            searches = [[first, *alternatives][number] for _, number in sorted(costs)[:_EXPLORED]]
-    for chosen in searches:
-        yield from chosen.explored(evaluations // len(searches), most_bytes)
+    """What a search finds that chooses all options itself, or one with wanted options, if scouting finds that better."""
+    least = evaluations[0]
+    free = search({})
+    yield free.restored(least // _FIRST)
+    searches = [free]
+    for options in wanted:
+        if not free.has(options):
+            other = search(options)
+            yield other.restored(least // _FIRST)
+            searches.append(other)
+    searches = [begun for begun in searches if begun.now is not None]
+    if len(searches) > 1:
+        for scout in searches:
+            yield from scout.rounds(_SCOUTING, least // _SCOUTS)
+    if searches:
+        best = min(searches, key=_Near.cost)
+        for effort in evaluations:
+            yield from best.rounds(BUDGETS, effort)
 
 
-def _alternatives(judge: Judge, base: Base) -> Iterator[dict[int, int]]:
-    """Options worth a search of their own, one at a time, of the costliest tables that are new or of another size.
+def _wanted(judge: Judge, base: Base, others: Sequence[Placement]) -> Iterator[dict[int, int]]:
+    """The options that other placements have for blocks that are new or of another size.
 
     Which of them is best depends on how much room the other tables make, which local search finds out only later.
     """
-    problem = judge.problem
-    changed = np.flatnonzero(base.sizes_there(problem) < base.sizes(problem))
-    least = np.minimum.reduceat(judge.option_ms, problem.first_option)
-    for block in changed[np.argsort(-least[changed], kind="stable")][:_SCOUTED].tolist():
-        for option in problem.options_of(block):
-            if judge.option_ms[option] <= _WORTH_A_LOOK * least[block]:
-                yield {block: option}
+    changed = np.flatnonzero(base.sizes_there(judge.problem) < base.sizes(judge.problem)).tolist()
+    for placement in others:
+        yield {block: placement.option[block] for block in changed}
 
 
 def cost_of(point: Point, total_bytes: int) -> tuple[float, int]:
@@ -234,6 +226,7 @@ class _Near:
         size: int[B], bytes of each block.
         done: share of the rounds that are over.
         ended: whether whoever watches has ended the search.
+        now: where the next round starts; None before `restored`, or if that found no way.
     """
 
     def __init__(
@@ -244,19 +237,21 @@ class _Near:
         targets: Floats | None,
         enough_ms: float,
         watch: Watch,
-        wanted: Mapping[int, int] | None = None,
+        wanted: Mapping[int, int],
     ) -> None:
         self._judge, self._problem, self._base, self._rng = judge, judge.problem, base, rng
         self._targets, self._enough_ms, self._watch = targets, enough_ms, watch
-        self._wanted = wanted or {}
+        self._wanted = wanted
         self._moved: dict[tuple[int, Way], int] = {}
         self._in_order: dict[Way, tuple[int, ...]] = {}
         self._ways = [self._as_wanted(block, way) for block, way in enumerate(base.ways)]
         self._homes = self._ways
         self.size = base.sizes(judge.problem)
+        self._total = int(self.size.sum())
         self._there = base.sizes_there(judge.problem)
         self._apart = any(len(labels) > 1 for labels in judge.problem.labels)
         self.done, self.ended = 0.0, False
+        self.now: Point | None = None
 
     def point(self, placement: Placement) -> Point:
         """A placement with its columns where most of them are already, and what it costs."""
@@ -267,29 +262,18 @@ class _Near:
         moved = sum(self._moved_by(block, way) for block, way in enumerate(_ways(aligned)))
         return Point(moved, self._judge.judge(aligned).step_time_ms, aligned)
 
-    def explored(self, evaluations: int, most_bytes: int | None, *, scouting: bool = False) -> Iterator[list[Point]]:
-        """All rounds from the placement in which as much as possible stays, or a few that tell what to expect."""
-        found = None if self.ended else self.restored(evaluations // 10)
-        if found is None:
-            return
-        yield found
-        total = int(self.size.sum())
-        now = min(found, key=lambda point: (point.moved_bytes, point.step_time_ms))
-        least = now.moved_bytes
-        budgets = [least + int(share * total) for share in (_SCOUTING if scouting else BUDGETS)]
-        if most_bytes is not None:
-            budgets = sorted({*(budget for budget in budgets if budget < most_bytes), max(most_bytes, least)})
-        rounds = [budget for budget in budgets for _ in range(1 if scouting else _ROUNDS)]
-        for number, budget in enumerate(rounds):
-            if self.ended or now.step_time_ms <= self._enough_ms:
-                break
-            self.done = number / len(rounds)
-            steps = self.round(now, budget, evaluations // len(rounds), dense=number % _ROUNDS == 0)
-            yield steps
-            now = min((p for p in [now, *steps] if p.moved_bytes <= budget), key=lambda p: cost_of(p, total))
+    def has(self, options: Mapping[int, int]) -> bool:
+        """Whether blocks have some options where the next round starts."""
+        return self.now is not None and all(self.now.placement.option[b] == o for b, o in options.items())
 
-    def restored(self, evaluations: int) -> list[Point] | None:
-        """What stays where it is as long as it may, and the rest where it is cheapest; None if no way is found."""
+    def cost(self) -> tuple[float, int]:
+        """What the placement costs from which the next round starts."""
+        if self.now is None:
+            raise ValueError("there is no placement yet")
+        return cost_of(self.now, self._total)
+
+    def restored(self, evaluations: int) -> list[Point]:
+        """What stays where it is as long as it may, and the rest where it is cheapest; empty if no way is found."""
         stay = self._staying()
         blocks = range(len(self._problem.blocks))
         free = [block for block in blocks if block not in stay]
@@ -300,13 +284,29 @@ class _Near:
             if started is not None:
                 break
             if more >= len(smallest):
-                return None
+                return []
             more = max(1, 2 * more)
             free = sorted({*free, *smallest[:more]})
         pressure = self._judge.device_ms(self._judge.loads(started)[0])
         closest = [way or self._closest(block, pressure) for block, way in enumerate(self._ways)]
         self._homes = [self._as_wanted(block, way) for block, way in enumerate(closest)]
-        return self._improved(started, free, evaluations)
+        found = self._improved(started, free, evaluations)
+        self.now = min(found, key=lambda point: (point.moved_bytes, point.step_time_ms))
+        self._least = self.now.moved_bytes
+        return found
+
+    def rounds(self, budgets: Sequence[float], evaluations: int) -> Iterator[list[Point]]:
+        """A round with each of some budgets, shares of the model's bytes, from the best within it on."""
+        for number, share in enumerate(budgets):
+            if self.now is None or self.ended or self.now.step_time_ms <= self._enough_ms:
+                break
+            self.done = number / len(budgets)
+            budget = self._least + int(share * self._total)
+            again = number > 0 and share == budgets[number - 1]
+            steps = self.round(self.now, budget, evaluations // len(budgets), dense=not again)
+            yield steps
+            within = [point for point in [self.now, *steps] if point.moved_bytes <= budget]
+            self.now = min(within, key=lambda point: cost_of(point, self._total))
 
     def _closest(self, block: int, pressure: Floats) -> Way | None:
         """As many column blocks as a table had, on the ranks of theirs that it may still be on, and lighter others."""
@@ -383,6 +383,7 @@ class _Near:
             seed=int(self._rng.integers(2**32)),
             targets=self._targets,
             enough_ms=self._enough_ms,
+            exchanges_first=EF,
             watch=self._goes_on,
         )
         for block, option, places in zip(free, found.option, found.places, strict=True):
