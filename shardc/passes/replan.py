@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, quoted_tables
@@ -21,6 +21,9 @@ MIGRATION = "migration"
 """Name of the strategy."""
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
+
+
+_HARDLY, _NEARLY = 0.02, 0.01  # bytes that hardly matter, and step time that is nearly the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,16 @@ def replan(
     within = [point for point in front if most is None or point.moved_bytes <= most]
     if not within:
         raise DiagnosticError(_too_little(front[0].moved_bytes, most or 0, total))
-    chosen = min(within, key=lambda p: cost_of(p, total)) if most is None else within[-1]
+    chosen = _worthwhile(front, total) if most is None else within[-1]
     migration = Migration(total, front, chosen, alone, most, tuple(_unusable(base, problem, where)))
     return _with(choice, chosen, alone), migration
+
+
+def _worthwhile(front: Sequence[Point], total: int) -> Point:
+    """Of the plans that hardly move anything and are nearly as fast as any, or else of all, the best bargain."""
+    enough_ms = (1.0 + _NEARLY) * front[-1].step_time_ms
+    good = [p for p in front if p.moved_bytes <= _HARDLY * total and p.step_time_ms <= enough_ms]
+    return min(good or front, key=lambda point: cost_of(point, total))
 
 
 def base_of(base: Plan, problem: Problem) -> Base:

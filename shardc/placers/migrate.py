@@ -24,13 +24,13 @@ from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Sit
 Way = tuple[int, tuple[int, ...]]
 """An option of a block and the places of its units."""
 
-BUDGETS = (0.0, 0.002, 0.005, 0.02, 0.02, 0.02, 0.05, 0.15, 0.5)
-"""Shares of the model's bytes that rounds may move, in turn."""
+BUDGETS = ((0.0, 0.1), (0.002, 0.1), (0.005, 0.2), (0.02, 0.45), (0.05, 0.05), (0.15, 0.05), (0.5, 0.05))
+"""Shares of the model's bytes that rounds may move, and the part of the effort for each."""
 
 EF = True
 _FIRST = 10  # part of the effort that placing what cannot stay has
-_SCOUTING = (0.02,)  # budgets of rounds that tell what to expect of a search
-_SCOUTS = 5  # part of the effort that scouting has
+_SCOUTING = ((0.02, 0.2),)  # as `BUDGETS`: what tells what to expect of a search
+_EACH, _LEAST = 200, 3000  # candidates that a round scores for each block that it lets go, and at least
 _COSTLIEST = 2  # devices whose blocks are let go more often
 _PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
@@ -143,7 +143,7 @@ def _explored(
     searches = [begun for begun in searches if begun.now is not None]
     if len(searches) > 1:
         for scout in searches:
-            yield from scout.rounds(_SCOUTING, least // _SCOUTS)
+            yield from scout.rounds(_SCOUTING, least)
     if searches:
         best = min(searches, key=_Near.cost)
         for effort in evaluations:
@@ -295,18 +295,19 @@ class _Near:
         self._least = self.now.moved_bytes
         return found
 
-    def rounds(self, budgets: Sequence[float], evaluations: int) -> Iterator[list[Point]]:
-        """A round with each of some budgets, shares of the model's bytes, from the best within it on."""
-        for number, share in enumerate(budgets):
-            if self.now is None or self.ended or self.now.step_time_ms <= self._enough_ms:
-                break
-            self.done = number / len(budgets)
-            budget = self._least + int(share * self._total)
-            again = number > 0 and share == budgets[number - 1]
-            steps = self.round(self.now, budget, evaluations // len(budgets), dense=not again)
-            yield steps
-            within = [point for point in [self.now, *steps] if point.moved_bytes <= budget]
-            self.now = min(within, key=lambda point: cost_of(point, self._total))
+    def rounds(self, budgets: Sequence[tuple[float, float]], evaluations: int) -> Iterator[list[Point]]:
+        """Rounds with each of some budgets (see `BUDGETS`), each from the best within it that there is."""
+        for share, part in budgets:
+            left, dense = int(part * evaluations), True
+            while left > 0 and self.now and not self.ended and self.now.step_time_ms > self._enough_ms:
+                budget = self._least + int(share * self._total)
+                free = self._let_go(self.now, budget, dense=dense)
+                effort = min(left, max(_LEAST, _EACH * len(free)))
+                left, dense = left - effort, False
+                steps = self._improved(self.now.placement, free, effort)
+                yield steps
+                within = [point for point in [self.now, *steps] if point.moved_bytes <= budget]
+                self.now = min(within, key=lambda point: (point.step_time_ms, point.moved_bytes))
 
     def _closest(self, block: int, pressure: Floats) -> Way | None:
         """As many column blocks as a table had, on the ranks of theirs that it may still be on, and lighter others."""
@@ -331,13 +332,12 @@ class _Near:
             return (option, found) if len(found) == len(ranks) else None
         return None
 
-    def round(self, now: Point, budget: int, evaluations: int, *, dense: bool) -> list[Point]:
-        """Let some blocks go, place them anew, and take back what moved for nothing.
+    def _let_go(self, now: Point, budget: int, *, dense: bool) -> list[int]:
+        """Blocks that may be placed anew within a budget.
 
         Args:
-            now: where to start.
+            now: where they are.
             budget: bytes that may have moved in the end.
-            evaluations: how many candidates may be scored, about.
             dense: whether the blocks with most work for their bytes go; or those that chance prefers by it, and those
                 on the costliest devices.
         """
@@ -354,7 +354,7 @@ class _Near:
             if not free[block] and cost[block] <= left:
                 free[block] = True
                 left -= int(cost[block])
-        return self._improved(now.placement, np.flatnonzero(free).tolist(), evaluations)
+        return [int(block) for block in np.flatnonzero(free)]
 
     def _pressing(self, now: Point) -> Bools:
         """bool[B]: the blocks that one of the costliest devices holds."""
