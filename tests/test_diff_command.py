@@ -67,7 +67,9 @@ def repository(shardc_, tmp_path):
 def test_a_difference_is_told_and_is_no_failure(shardc_):
     done = shardc_("diff", "old.plan.json", "new.plan.json")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("old.plan.json → new.plan.json\n1 moved; 66.4 KiB (50.0% of the model) between devices;")
+    assert done.out.startswith(
+        "old.plan.json → new.plan.json\n1 moved; 66.4 KiB (50.0% of all shards) between devices;"
+    )
 
 
 def test_exit_code_tells_whether_plans_differ(shardc_):
@@ -289,7 +291,7 @@ def test_the_front_is_printed_and_the_plan_says_what_moves(shardc_):
     Path("model.toml").write_text(SPEC.replace("pooling = 3", "pooling = 30"))
     done = shardc_("compile", "model.toml", "--base", "base.json")
     assert done.code == 0
-    assert re.search(r"\nmoves [\d.]+ \w+, [\d.]+% of the model's bytes\n", done.out)
+    assert re.search(r"\nmoves [\d.]+ \w+, [\d.]+% of all shards\n", done.out)
     assert len(re.findall(r" chosen", done.out.split("\nmoves ")[1])) == 1
     assert "without a base" in done.out
     moved = read_plan("model.plan.json").migration.moved_bytes
@@ -305,7 +307,7 @@ def test_a_plan_without_a_base_does_not_mention_one(shardc_):
 def test_a_budget_is_kept(shardc_):
     shardc_("compile", "model.toml", "-o", "base.json")
     Path("model.toml").write_text(SPEC.replace("pooling = 3", "pooling = 30"))
-    for limit, most in (("0", 0), ("0%", 0), ("200KiB", 200 * 1024), ("100%", 2**40)):
+    for limit, most in (("0", 0), ("0%", 0), ("0B", 0), ("200KiB", 200 * 1024), ("100%", 2**40), ("100.0%", 2**40)):
         done = shardc_("compile", "model.toml", "--base", "base.json", "--max-moved", limit, "-q")
         assert (done.code, done.out) == (0, "")
         assert read_plan("model.plan.json").migration.moved_bytes <= most
@@ -323,13 +325,15 @@ def test_what_has_to_move_is_more_than_the_budget(shardc_):
     assert Path("model.plan.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("limit", ["much", "-1%", "", "5", "120%", "nan%", "1e9B", "5 percent"])
+@pytest.mark.parametrize(
+    "limit", ["much", "-1%", "", "5", "120%", "100.1%", "nan%", "5%%", "2gib", "1e9B", "5 percent"]
+)
 def test_a_budget_that_means_nothing_is_wrong_usage(shardc_, limit):
     Path("model.plan.json").write_text("as it was")
     done = shardc_("compile", "model.toml", "--base", "old.plan.json", "--max-moved", limit)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("SH902 ")
-    assert '"5%"' in done.err
+    assert f'{limit!r} is not a percentage up to 100% such as "5%", or a size such as "2GiB"' in done.err
     assert Path("model.plan.json").read_text() == "as it was"
 
 

@@ -4,7 +4,8 @@ Every table stays where it is, and only what is new, changed or has lost its pla
 search goes on in rounds: some tables are let go, so many that all of them together are within a budget of bytes; local
 search places them while everything else stays; and what then moved for little or nothing goes back, the bytes that
 bought least first (`_homeward`). Budgets rise from round to round. Every placement on the way is a trade of step time
-against bytes; those that no other one beats in both are the front.
+against bytes; those that no other one beats in both are the front. No limit that a user sets takes part in that: of one
+front, a higher limit never gives a slower plan.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from shardc.judge import Changes, Judge
-from shardc.moves import Pieces, Weighing, transfers
+from shardc.moves import Pieces, Weighing, holdings, transfers
 from shardc.placers.greedy import cost_greedy
 from shardc.placers.local_search import Ended, Watch, improve
 from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Site
@@ -27,10 +28,10 @@ Way = tuple[int, tuple[int, ...]]
 BUDGETS = ((0.0, 0.1), (0.002, 0.1), (0.005, 0.2), (0.02, 0.45), (0.05, 0.05), (0.15, 0.05), (0.5, 0.05))
 """Shares of the model's bytes that rounds may move, and the part of the effort for each."""
 
-EF = True
 _FIRST = 10  # part of the effort that placing what cannot stay has
 _SCOUTING = ((0.02, 0.2),)  # as `BUDGETS`: what tells what to expect of a search
 _EACH, _LEAST = 200, 3000  # candidates that a round scores for each block that it lets go, and at least
+_STATED = 1e-5  # relative: plans state six digits, and what differs by less is equal
 _COSTLIEST = 2  # devices whose blocks are let go more often
 _PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
@@ -72,13 +73,20 @@ class Point:
 
     Attributes:
         moved_bytes: what devices have to get from other devices.
+        held_bytes: what all shards are, each replica counted.
         step_time_ms: predicted step time.
         placement: the placement; its column blocks are where as much of them as possible is already.
     """
 
     moved_bytes: int
+    held_bytes: int
     step_time_ms: float
     placement: Placement
+
+    @property
+    def moved_share(self) -> float:
+        """Moved bytes as a share of what all shards are (see `shardc.moves`)."""
+        return self.moved_bytes / max(self.held_bytes, 1)
 
 
 def near(
@@ -130,7 +138,7 @@ def near(
 def _explored(
     search: Callable[[Mapping[int, int]], _Near], wanted: Iterable[Mapping[int, int]], evaluations: Sequence[int]
 ) -> Iterator[list[Point]]:
-    """What a search finds that chooses all options itself, or one with wanted options, if scouting finds that better."""
+    """What a search finds that chooses all options, or one with wanted options where scouting finds that better."""
     least = evaluations[0]
     free = search({})
     yield free.restored(least // _FIRST)
@@ -160,16 +168,16 @@ def _wanted(judge: Judge, base: Base, others: Sequence[Placement]) -> Iterator[d
         yield {block: placement.option[block] for block in changed}
 
 
-def cost_of(point: Point, total_bytes: int) -> tuple[float, int]:
-    """What weighs a percent of the model's bytes like a percent of step time; of equals, the fewer bytes."""
-    return (point.step_time_ms * (1.0 + point.moved_bytes / max(total_bytes, 1)), point.moved_bytes)
+def cost_of(point: Point) -> tuple[float, int]:
+    """What weighs a percent of all bytes like a percent of step time; of equals, the fewer bytes."""
+    return (point.step_time_ms * (1.0 + point.moved_share), point.moved_bytes)
 
 
 def _front(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points that no other one is better than, or as good as, in both."""
+    """The points that no other one is better than, or as good as, in both, as far as plans state times."""
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.moved_bytes, p.step_time_ms)):
-        if not front or point.step_time_ms < front[-1].step_time_ms:
+        if not front or point.step_time_ms < front[-1].step_time_ms * (1.0 - _STATED):
             front.append(point)
     return tuple(front)
 
@@ -242,7 +250,7 @@ class _Near:
         self._judge, self._problem, self._base, self._rng = judge, judge.problem, base, rng
         self._targets, self._enough_ms, self._watch = targets, enough_ms, watch
         self._wanted = wanted
-        self._moved: dict[tuple[int, Way], int] = {}
+        self._bytes: dict[tuple[int, Way], tuple[int, int]] = {}
         self._in_order: dict[Way, tuple[int, ...]] = {}
         self._ways = [self._as_wanted(block, way) for block, way in enumerate(base.ways)]
         self._homes = self._ways
@@ -259,8 +267,8 @@ class _Near:
             placement.option,
             tuple(map(self._aligned, placement.option, placement.places)),
         )
-        moved = sum(self._moved_by(block, way) for block, way in enumerate(_ways(aligned)))
-        return Point(moved, self._judge.judge(aligned).step_time_ms, aligned)
+        moved, held = map(sum, zip(*map(self._bytes_of, range(len(self.size)), _ways(aligned)), strict=True))
+        return Point(moved, held, self._judge.judge(aligned).step_time_ms, aligned)
 
     def has(self, options: Mapping[int, int]) -> bool:
         """Whether blocks have some options where the next round starts."""
@@ -270,7 +278,7 @@ class _Near:
         """What the placement costs from which the next round starts."""
         if self.now is None:
             raise ValueError("there is no placement yet")
-        return cost_of(self.now, self._total)
+        return cost_of(self.now)
 
     def restored(self, evaluations: int) -> list[Point]:
         """What stays where it is as long as it may, and the rest where it is cheapest; empty if no way is found."""
@@ -342,7 +350,7 @@ class _Near:
                 on the costliest devices.
         """
         ways = _ways(now.placement)
-        moved = np.array([self._moved_by(block, way) for block, way in enumerate(ways)])
+        moved = np.array([self._bytes_of(block, way)[0] for block, way in enumerate(ways)])
         work = self._judge.option_ms[list(now.placement.option)]
         cost = np.maximum(self._there - moved, 1)
         free = (moved > 0) | np.array([way is None for way in self._ways])
@@ -383,7 +391,7 @@ class _Near:
             seed=int(self._rng.integers(2**32)),
             targets=self._targets,
             enough_ms=self._enough_ms,
-            exchanges_first=EF,
+            exchanges_first=True,  # the base has the right options for most
             watch=self._goes_on,
         )
         for block, option, places in zip(free, found.option, found.places, strict=True):
@@ -409,18 +417,19 @@ class _Near:
             for block, home in enumerate(self._homes):
                 if home is None or block in barred or home == ways[block]:
                     continue
-                less = self._moved_by(block, ways[block]) - self._moved_by(block, home)
-                if less > 0:
+                (moved, held), (at_home, held_at_home) = self._bytes_of(block, ways[block]), self._bytes_of(block, home)
+                if moved > at_home:
                     homes.append(block)
-                    saved.append(less)
+                    saved.append((moved - at_home, held - held_at_home))
             if not homes:
                 return
             for block in homes:
                 if block not in changes:
                     changes[block] = self._change(ways[block], self._home(block))
             step_ms, fits = self._with_one_home(z, memory, [changes[block] for block in homes])
-            rate = (step_ms - point.step_time_ms) / np.array(saved)
-            order = np.lexsort((np.array(homes), -np.array(saved), np.where(fits, rate, np.inf)))
+            less = np.array(saved)[:, 0]
+            rate = (step_ms - point.step_time_ms) / less
+            order = np.lexsort((np.array(homes), -less, np.where(fits, rate, np.inf)))
             for which in order[fits[order]].tolist():
                 tried = list(ways)
                 tried[homes[which]] = self._home(homes[which])
@@ -429,7 +438,8 @@ class _Near:
                 if self._judge.keeps_constraints(placement if self._apart else alone):
                     more = changes[homes[which]]
                     z, memory = z + more[0], memory + more[1]  # sums of latents are exact in any order
-                    point = Point(point.moved_bytes - saved[which], float(step_ms[which]), placement)
+                    moved, held = saved[which]
+                    point = Point(point.moved_bytes - moved, point.held_bytes - held, float(step_ms[which]), placement)
                     yield point
                     break
                 barred.add(homes[which])
@@ -540,19 +550,20 @@ class _Near:
 
     # --- Bytes --------------------------------------------------------------------------------------------------------
 
-    def _moved_by(self, block: int, way: Way) -> int:
-        """Bytes that move if a block is sharded and placed in a way, its places in the order of columns."""
-        if (block, way) not in self._moved:
-            self._moved[block, way] = sum(self._moved_of(table, way) for table in self._problem.blocks[block])
-        return self._moved[block, way]
+    def _bytes_of(self, block: int, way: Way) -> tuple[int, int]:
+        """Bytes that move, and of all shards, if a block is placed in a way, its places in the order of columns."""
+        if (block, way) not in self._bytes:
+            tables = [self._bytes_of_table(table, way) for table in self._problem.blocks[block]]
+            moved, held = map(sum, zip(*tables, strict=True))
+            self._bytes[block, way] = moved, held
+        return self._bytes[block, way]
 
-    def _moved_of(self, table: int, way: Way) -> int:
-        old = self._base.pieces[table]
+    def _bytes_of_table(self, table: int, way: Way) -> tuple[int, int]:
+        old, new, weighing = self._base.pieces[table], self._pieces(table, way), self._base.weighing
         if old is None:
-            return 0
-        new = self._pieces(table, way)
-        local = self._problem.cluster.devices_per_host
-        return int(self._base.weighing.bytes(transfers(old, new, local).area).sum())
+            return 0, int(weighing.bytes(new.area).sum()) * (len(new.rank) if new.replicas else 1)
+        moves = transfers(old, new, self._problem.cluster.devices_per_host)
+        return int(weighing.bytes(moves.area).sum()), int(weighing.bytes(holdings(old, new)).sum())
 
     def _pieces(self, table: int, way: Way) -> Pieces:
         option, places = way
