@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,22 @@ def test_a_budget_is_kept(shardc_):
         done = shardc_("compile", "model.toml", "--base", "base.json", "--max-moved", limit, "-q")
         assert (done.code, done.out) == (0, "")
         assert read_plan("model.plan.json").migration.moved_bytes <= most
+
+
+def test_a_time_limit_leaves_time_for_the_search_near_the_base(shardc_, monkeypatch):
+    head = SPEC[: SPEC.index("[[table]]")].replace("4096", "65536")
+    tables = [f'[[table]]\nname = "t{i}"\nrows = {30_000 * (i + 1)}\npooling = {7 * i % 13 + 1}\n' for i in range(24)]
+    Path("model.toml").write_text(head + "".join(tables))
+    shardc_("compile", "model.toml", "-o", "base.json")
+    Path("model.toml").write_text(head + "".join(tables).replace("pooling = 8\n", "pooling = 40\n"))
+    near_base = "compile", "model.toml", "--base", "base.json", "--effort", "thorough", "--max-moved", "50%"
+    shardc_(*near_base, "--time-limit", "0", "-o", "at_once.json")
+    clock = count()
+    monkeypatch.setattr("shardc.cli.search.time.monotonic", lambda: next(clock) / 1000)  # a millisecond a step
+    done = shardc_(*near_base, "--time-limit", "1", "-o", "later.json")
+    assert "SH508 warning: the time limit ended the search" in done.err
+    assert read_plan("later.json").migration.moved_bytes > 0
+    assert read_plan("later.json").score.step_time_ms < read_plan("at_once.json").score.step_time_ms
 
 
 def test_what_has_to_move_is_more_than_the_budget(shardc_):
