@@ -547,7 +547,7 @@ class BudgetSpec(_Section):
     )
     moved: Percent | None = Field(
         default=None,
-        description="Most that has to be copied to get from the plan of --base to this one, as a share of all bytes.",
+        description="Most that has to be copied to get from the plan of --base to this one, as a share of all shards.",
     )
     device_time: Percent | None = Field(
         default=None,

@@ -148,12 +148,12 @@ def _explored(
             other = search(options)
             yield other.restored(least // _FIRST)
             searches.append(other)
-    searches = [begun for begun in searches if begun.now is not None]
+    searches = [begun for begun in searches if begun.front]
     if len(searches) > 1:
         for scout in searches:
             yield from scout.rounds(_SCOUTING, least)
     if searches:
-        best = min(searches, key=_Near.cost)
+        best = min(searches, key=lambda scout: min(map(cost_of, scout.front)))
         for effort in evaluations:
             yield from best.rounds(BUDGETS, effort)
 
@@ -234,7 +234,7 @@ class _Near:
         size: int[B], bytes of each block.
         done: share of the rounds that are over.
         ended: whether whoever watches has ended the search.
-        now: where the next round starts; None before `restored`, or if that found no way.
+        front: of what it has found; empty before `restored`, or if that found no way.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class _Near:
         self._there = base.sizes_there(judge.problem)
         self._apart = any(len(labels) > 1 for labels in judge.problem.labels)
         self.done, self.ended = 0.0, False
-        self.now: Point | None = None
+        self.front: tuple[Point, ...] = ()
 
     def point(self, placement: Placement) -> Point:
         """A placement with its columns where most of them are already, and what it costs."""
@@ -271,14 +271,8 @@ class _Near:
         return Point(moved, held, self._judge.judge(aligned).step_time_ms, aligned)
 
     def has(self, options: Mapping[int, int]) -> bool:
-        """Whether blocks have some options where the next round starts."""
-        return self.now is not None and all(self.now.placement.option[b] == o for b, o in options.items())
-
-    def cost(self) -> tuple[float, int]:
-        """What the placement costs from which the next round starts."""
-        if self.now is None:
-            raise ValueError("there is no placement yet")
-        return cost_of(self.now)
+        """Whether blocks have some options where fewest bytes move."""
+        return bool(self.front) and all(self.front[0].placement.option[b] == o for b, o in options.items())
 
     def restored(self, evaluations: int) -> list[Point]:
         """What stays where it is as long as it may, and the rest where it is cheapest; empty if no way is found."""
@@ -299,23 +293,25 @@ class _Near:
         closest = [way or self._closest(block, pressure) for block, way in enumerate(self._ways)]
         self._homes = [self._as_wanted(block, way) for block, way in enumerate(closest)]
         found = self._improved(started, free, evaluations)
-        self.now = min(found, key=lambda point: (point.moved_bytes, point.step_time_ms))
-        self._least = self.now.moved_bytes
+        self.front = _front(found)
         return found
 
     def rounds(self, budgets: Sequence[tuple[float, float]], evaluations: int) -> Iterator[list[Point]]:
-        """Rounds with each of some budgets (see `BUDGETS`), each from the best within it that there is."""
+        """Rounds with each of some budgets (see `BUDGETS`), each from the fastest within it that there is."""
+        before = 0.0
         for share, part in budgets:
             left, dense = int(part * evaluations), True
-            while left > 0 and self.now and not self.ended and self.now.step_time_ms > self._enough_ms:
-                budget = self._least + int(share * self._total)
-                free = self._let_go(self.now, budget, dense=dense)
+            while left > 0 and self.front and not self.ended and self.front[-1].step_time_ms > self._enough_ms:
+                self.done = before + part - left / evaluations
+                budget = self.front[0].moved_bytes + int(share * self._total)
+                now = [point for point in self.front if point.moved_bytes <= budget][-1]
+                free = self._let_go(now, budget, dense=dense)
                 effort = min(left, max(_LEAST, _EACH * len(free)))
                 left, dense = left - effort, False
-                steps = self._improved(self.now.placement, free, effort)
+                steps = self._improved(now.placement, free, effort)
                 yield steps
-                within = [point for point in [self.now, *steps] if point.moved_bytes <= budget]
-                self.now = min(within, key=lambda point: (point.step_time_ms, point.moved_bytes))
+                self.front = _front([*self.front, *steps])
+            before += part
 
     def _closest(self, block: int, pressure: Floats) -> Way | None:
         """As many column blocks as a table had, on the ranks of theirs that it may still be on, and lighter others."""
