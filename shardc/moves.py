@@ -7,6 +7,9 @@ keeps a shard in its own memory or in its host's makes no difference. What no ol
 
 Counted are the weights and the optimizer state that belongs to them: one value a row of every rectangle that moves
 (row-wise Adagrad, whose column blocks have a state each), one (Adagrad) or two (Adam) a weight.
+
+A moved share is always the same: bytes that move, of the bytes of all shards of the new plan, each replica counted. So
+it is at most 1, also where tables become replicas, of which each that moves counts as well.
 """
 
 from __future__ import annotations
@@ -161,6 +164,17 @@ def additions(old: Pieces, new: Pieces) -> Transfers:
             areas += [area[there]]
     rank = np.concatenate([np.zeros(0, dtype=np.int64), *ranks])
     return Transfers(rank, rank, np.concatenate([_NOTHING, *areas]))
+
+
+def holdings(old: Pieces, new: Pieces) -> Ints:
+    """int[N, 4], all that the new ranks hold, each replica too, in the rectangles in which it stays, moves or is new.
+
+    What moves is a part of it, whatever is cut or put together: bytes that move are at most the bytes of these.
+    """
+    first, second = _overlaps(old.area, new.area)
+    area = _intersections(old.area[first], new.area[second])
+    copies = len(new.rank) if new.replicas else 1
+    return np.concatenate([np.repeat(area, copies, axis=0), additions(old, new).area])
 
 
 def _overlaps(old: Ints, new: Ints) -> tuple[Ints, Ints]:

@@ -115,6 +115,7 @@ def run(
     base: Plan | None = None,
     budget: Budget = Budget(),  # noqa: B008 - frozen
     watch: Watch = _never_ends,
+    watch_alone: Watch | None = None,
 ) -> Compiled:
     """The five passes, and what may stay of a base.
 
@@ -127,6 +128,7 @@ def run(
         base: a plan to stay close to. Nothing is placed anew where spec, costs and version are those of the base.
         budget: what of it may move.
         watch: told of the search for a placement as it goes on, and may end it; by raising `Ended` at once.
+        watch_alone: instead of it while tables are placed without the base, to leave time for what comes after.
 
     Raises:
         DiagnosticError: everything that is wrong with spec or base, or that makes the spec infeasible.
@@ -143,7 +145,8 @@ def run(
         return same
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, prepared.hardware, prepared.recorded)
-    choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=watch)
+    placing = watch_alone or watch
+    choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=placing)
     finish = partial(_finished, loaded, prepared, choice, base, budget, effort, seed, watch, missing)
     try:
         return finish()
@@ -166,8 +169,12 @@ def _finished(
     migration, stated = None, None
     if base:
         choice, migration = replan(choice, base, budget, effort=effort, seed=seed, watch=watch)
-        moved, total = migration.chosen.moved_bytes, migration.total_bytes
-        stated = PlanMigration(base=_plan_digest(base), moved_bytes=moved, model_bytes=total)
+        stated = PlanMigration(
+            base=_plan_digest(base),
+            moved_bytes=migration.chosen.moved_bytes,
+            model_bytes=migration.total_bytes,
+            held_bytes=migration.chosen.held_bytes,
+        )
     p90_ms = _pessimistic_ms(prepared, choice)
     plan = emit(loaded, choice, digests=prepared.digests, seed=seed, p90_ms=p90_ms, migration=stated)
     cluster = prepared.judge.problem.cluster

@@ -286,6 +286,14 @@ class PlanMigration(_Member):
     base: str = Field(description="Digest of the plan that it was compiled near to.")
     moved_bytes: Count = Field(description="Bytes that devices get from other devices: weights and optimizer state.")
     model_bytes: Count = Field(description="Bytes of all tables, each once.")
+    held_bytes: Count | None = Field(
+        None,
+        description="Bytes of all shards, each replica too: what a moved share is of; absent in old plans.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_held_bytes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_null(handler(self))
 
 
 class Plan(_Member):

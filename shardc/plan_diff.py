@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardc.moves import Pieces, Transfers, Weighing, additions, pieces_of, tables_of, transfers
+from shardc.moves import Pieces, Transfers, Weighing, additions, holdings, pieces_of, tables_of, transfers
 from shardc.passes.verify import extent
 from shardc.plan import DeviceScore, Plan, TablePlan
 from shardc.problem import Bools, Floats, Ints
@@ -137,6 +137,7 @@ class PlanDiff:
         moved_bytes: all of them; weights and optimizer state.
         added_bytes: bytes of the new plan that no device of the old one has, each once.
         model_bytes: bytes of the new plan's tables, each once.
+        held_bytes: bytes of all its shards, each replica too (see `shardc.moves.holdings`).
         devices: the devices of either plan, by rank.
         settings: changes of model, cluster and digests.
         comparable: whether both state times by the same costs.
@@ -152,6 +153,7 @@ class PlanDiff:
     moved_bytes: int
     added_bytes: int
     model_bytes: int
+    held_bytes: int
     devices: tuple[DeviceChange, ...]
     settings: tuple[Setting, ...]
     comparable: bool
@@ -159,8 +161,8 @@ class PlanDiff:
 
     @property
     def moved_share(self) -> float:
-        """Moved bytes as a share of the model's."""
-        return self.moved_bytes / max(self.model_bytes, 1)
+        """Moved bytes as a share of those of all shards of the new plan, each replica too: from 0 to 1."""
+        return self.moved_bytes / max(self.held_bytes, 1)
 
     def count(self, change: Change) -> int:
         """How many tables have changed in a way."""
@@ -211,6 +213,7 @@ def diff(old: Plan, new: Plan) -> PlanDiff:
         moved_bytes=sum(flow.bytes for flow in flows),
         added_bytes=_added(differing, weighing),
         model_bytes=_bytes([extent(placed) or (0, 0) for placed in after.values()], weighing),
+        held_bytes=_held_bytes(after, differing, weighing),
         devices=_devices(old, new, differing, weighing),
         settings=tuple(_settings(old, new)),
         comparable=old.digests.cost == new.digests.cost and old.digests.profile == new.digests.profile,
@@ -254,6 +257,14 @@ def _added(differing: Mapping[str, _Both], weighing: Weighing) -> int:
     sizes = [(both.was.extent, both.now.extent) for both in differing.values()]
     kept = [(min(was[0], now[0]), min(was[1], now[1])) for was, now in sizes]
     return _bytes([now for _, now in sizes], weighing) - _bytes(kept, weighing)
+
+
+def _held_bytes(after: Mapping[str, TablePlan], differing: Mapping[str, _Both], weighing: Weighing) -> int:
+    """Bytes of all shards after, those of tables that are the same as they are."""
+    same = [_pieces(placed, None) for name, placed in after.items() if name not in differing]
+    areas = [np.repeat(pieces.area, len(pieces.rank) if pieces.replicas else 1, axis=0) for pieces in same]
+    areas += [holdings(both.was, both.now) for both in differing.values()]
+    return int(weighing.bytes(np.concatenate([np.zeros((0, 4), dtype=np.int64), *areas])).sum())
 
 
 def _bytes(sizes: Sequence[tuple[int, int]], weighing: Weighing) -> int:

@@ -166,7 +166,7 @@ def _percent(text: str, *, below: float = 1000.0) -> float | None:
     return float(match[1]) / 100 if match and float(match[1]) < below else None
 
 
-def _share(text: str) -> float | None:
+def parse_share(text: str) -> float | None:
     """Return 0.8 for "80%", None when the text has another form or is above 100 percent."""
     share = _percent(text)
     return None if share is None or share > 1 else share
@@ -196,7 +196,7 @@ Dim = Annotated[int, Field(ge=4, le=8192, json_schema_extra={"multipleOf": 4}), 
 Size = Annotated[str, _form(_memory, "a size above zero and at most 1 PiB", 'for example "72GiB"')]
 Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
 Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
-Share = Annotated[str, _form(_share, "a percentage from 0% to 100%", 'for example "80%"')]
+Share = Annotated[str, _form(parse_share, "a percentage from 0% to 100%", 'for example "80%"')]
 Reserve = Annotated[
     str, _form(parse_share_or_size, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')
 ]
@@ -547,7 +547,7 @@ class BudgetSpec(_Section):
     )
     moved: Percent | None = Field(
         default=None,
-        description="Most that has to be copied to get from the plan of --base to this one, as a share of all bytes.",
+        description="Most that has to be copied to get from the plan of --base to this one, as a share of all shards.",
     )
     device_time: Percent | None = Field(
         default=None,

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,9 @@ def repository(shardc_, tmp_path):
 def test_a_difference_is_told_and_is_no_failure(shardc_):
     done = shardc_("diff", "old.plan.json", "new.plan.json")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("old.plan.json → new.plan.json\n1 moved; 66.4 KiB (50.0% of the model) between devices;")
+    assert done.out.startswith(
+        "old.plan.json → new.plan.json\n1 moved; 66.4 KiB (50.0% of all shards) between devices;"
+    )
 
 
 def test_exit_code_tells_whether_plans_differ(shardc_):
@@ -289,7 +292,7 @@ def test_the_front_is_printed_and_the_plan_says_what_moves(shardc_):
     Path("model.toml").write_text(SPEC.replace("pooling = 3", "pooling = 30"))
     done = shardc_("compile", "model.toml", "--base", "base.json")
     assert done.code == 0
-    assert re.search(r"\nmoves [\d.]+ \w+, [\d.]+% of the model's bytes\n", done.out)
+    assert re.search(r"\nmoves [\d.]+ \w+, [\d.]+% of all shards\n", done.out)
     assert len(re.findall(r" chosen", done.out.split("\nmoves ")[1])) == 1
     assert "without a base" in done.out
     moved = read_plan("model.plan.json").migration.moved_bytes
@@ -305,10 +308,26 @@ def test_a_plan_without_a_base_does_not_mention_one(shardc_):
 def test_a_budget_is_kept(shardc_):
     shardc_("compile", "model.toml", "-o", "base.json")
     Path("model.toml").write_text(SPEC.replace("pooling = 3", "pooling = 30"))
-    for limit, most in (("0", 0), ("0%", 0), ("200KiB", 200 * 1024), ("100%", 2**40)):
+    for limit, most in (("0", 0), ("0%", 0), ("0B", 0), ("200KiB", 200 * 1024), ("100%", 2**40), ("100.0%", 2**40)):
         done = shardc_("compile", "model.toml", "--base", "base.json", "--max-moved", limit, "-q")
         assert (done.code, done.out) == (0, "")
         assert read_plan("model.plan.json").migration.moved_bytes <= most
+
+
+def test_a_time_limit_leaves_time_for_the_search_near_the_base(shardc_, monkeypatch):
+    head = SPEC[: SPEC.index("[[table]]")].replace("4096", "65536")
+    tables = [f'[[table]]\nname = "t{i}"\nrows = {30_000 * (i + 1)}\npooling = {7 * i % 13 + 1}\n' for i in range(24)]
+    Path("model.toml").write_text(head + "".join(tables))
+    shardc_("compile", "model.toml", "-o", "base.json")
+    Path("model.toml").write_text(head + "".join(tables).replace("pooling = 8\n", "pooling = 40\n"))
+    near_base = "compile", "model.toml", "--base", "base.json", "--effort", "thorough", "--max-moved", "50%"
+    shardc_(*near_base, "--time-limit", "0", "-o", "at_once.json")
+    clock = count()
+    monkeypatch.setattr("shardc.cli.search.time.monotonic", lambda: next(clock) / 1000)  # a millisecond a step
+    done = shardc_(*near_base, "--time-limit", "1", "-o", "later.json")
+    assert "SH508 warning: the time limit ended the search" in done.err
+    assert read_plan("later.json").migration.moved_bytes > 0
+    assert read_plan("later.json").score.step_time_ms < read_plan("at_once.json").score.step_time_ms
 
 
 def test_what_has_to_move_is_more_than_the_budget(shardc_):
@@ -323,13 +342,15 @@ def test_what_has_to_move_is_more_than_the_budget(shardc_):
     assert Path("model.plan.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("limit", ["much", "-1%", "", "5", "120%", "nan%", "1e9B", "5 percent"])
+@pytest.mark.parametrize(
+    "limit", ["much", "-1%", "", "5", "120%", "100.1%", "nan%", "5%%", "2gib", "1e9B", "5 percent"]
+)
 def test_a_budget_that_means_nothing_is_wrong_usage(shardc_, limit):
     Path("model.plan.json").write_text("as it was")
     done = shardc_("compile", "model.toml", "--base", "old.plan.json", "--max-moved", limit)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("SH902 ")
-    assert '"5%"' in done.err
+    assert f'{limit!r} is not a percentage up to 100% such as "5%", or a size such as "2GiB"' in done.err
     assert Path("model.plan.json").read_text() == "as it was"
 
 

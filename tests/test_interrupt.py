@@ -118,7 +118,7 @@ def test_in_emission_the_plan_is_offered(compile_, monkeypatch):
     offered()
 
 
-@pytest.mark.parametrize(("name", "call"), [("point", 1), ("round", 1), ("round", 3), ("_homeward", 2)])
+@pytest.mark.parametrize(("name", "call"), [("point", 1), ("_let_go", 1), ("_let_go", 2), ("_homeward", 2)])
 def test_near_a_base_what_was_found_so_far_is_offered(compile_, monkeypatch, name, call):
     monkeypatch.setitem(place.EVALUATIONS, "fast", 500)
     assert compile_("--effort", "fast", "-o", "base.json").code == 0

@@ -73,6 +73,19 @@ def test_bytes_are_summed_by_pair_of_devices_the_largest_first():
     assert found.moved_share == pytest.approx(1.0)
 
 
+def test_the_moved_share_is_of_all_shards_and_replicas_count_on_both_sides():
+    assert diff(plan({"a": whole(1)}), plan({"a": replicated()})).moved_share == pytest.approx(3 / 4)
+    old, new = plan({"a": whole(1), "b": whole(0)}), plan({"a": replicated(), "b": whole(0)})
+    found = diff(old, new)
+    assert (found.moved_bytes, found.model_bytes, found.held_bytes) == (3 * BYTES, 2 * BYTES, 5 * BYTES)
+    assert diff(new, old).moved_share == 0.0
+
+
+def test_a_table_put_together_elsewhere_moves_all_of_it_and_not_more():
+    halves = {"a": sharded("column_wise", [(0, 0, 0, 1000, 8), (1, 0, 8, 1000, 8)])}
+    assert diff(plan(halves), plan({"a": whole(2)})).moved_share == pytest.approx(1.0)
+
+
 def test_a_table_that_becomes_replicas_goes_to_every_other_device():
     assert diff(plan({"a": whole(1)}), plan({"a": replicated()})).flows == tuple((1, rank, BYTES) for rank in (0, 2, 3))
     assert diff(plan({"a": replicated()}), plan({"a": whole(1)})).flows == ()

@@ -12,7 +12,7 @@ _NAMED = 3  # tables
 
 
 def moved(context: Context) -> Iterator[Diagnostic]:
-    """Yield a finding if devices have to get more than `moved` of the model's bytes from others, beside the base."""
+    """Yield a finding if more than the share `moved` of all shards' bytes has to move, beside the base."""
     allowed, base = context.limit("moved"), context.before
     if allowed is None or base is None:
         return
@@ -21,7 +21,7 @@ def moved(context: Context) -> Iterator[Diagnostic]:
     found = diff(base, context.plan)
     if found.moved_share > allowed:
         message = (
-            f"{found.moved_share:.1%} of the model ({format_bytes(found.moved_bytes)}) would have to move from "
+            f"{found.moved_share:.1%} of all shards ({format_bytes(found.moved_bytes)}) would have to move from "
             f"{context.base_name} to {context.path}, {context.allowed('moved')} is allowed"
         )
         largest = sorted(found.tables, key=lambda table: (-table.moved_bytes, table.name))[:_NAMED]

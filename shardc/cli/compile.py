@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardc.plan import Plan
 
 
+_WITHOUT_BASE = 0.5  # share of the time limit for placing tables without the base, which comes before
 _ENDED_EARLY = Diagnostic(
     "SH508",
     "the time limit ended the search: how far it gets in that time differs from run to run, and so may the plan",
@@ -80,8 +81,8 @@ def compile(
         str | None,
         typer.Option(
             metavar="LIMIT",
-            help="The most that may move from --base: 5% of the model's bytes, or 2GiB. Default: what is worth it, a"
-            " percent of the bytes for a percent of step time.",
+            help="The most that may move from --base, for the fastest plan within it: 5% of all shards' bytes, or 2GiB."
+            " Default: what is worth it, at most 2% if that is within 1% of the fastest plan.",
         ),
     ] = None,
     force: ForceOption = False,
@@ -111,7 +112,16 @@ def compile(
     previous = None if target == "-" else _existing_plan(target)
     with measuring(loaded, measure, quiet) as measured, searching(quiet, time_limit) as watch:
         try:
-            compiled = run(loaded, seed=seed, effort=effort, measure=measured, base=near, budget=budget, watch=watch)
+            compiled = run(
+                loaded,
+                seed=seed,
+                effort=effort,
+                measure=measured,
+                base=near,
+                budget=budget,
+                watch=watch,
+                watch_alone=watch.until(_WITHOUT_BASE) if near else None,
+            )
         except Ended:
             old = f"; {target} is as it was" if os.path.exists(target) else ""
             echo(f"interrupted: there is no plan yet{old}", sys.stderr)
@@ -185,7 +195,7 @@ def _budget(text: str, base: str | None) -> Budget:
         raise typer.BadParameter("there is no --base that anything would move from", param_hint="'--max-moved'")
     budget = Budget.parse(text)
     if budget is None:
-        wanted = 'a percentage such as "5%", or a size such as "2GiB"; 0 for nothing that need not move'
+        wanted = 'a percentage up to 100% such as "5%", or a size such as "2GiB"; 0 for nothing that need not move'
         raise typer.BadParameter(f"{text!r} is not {wanted}", param_hint="'--max-moved'")
     return budget
 

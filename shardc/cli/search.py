@@ -8,9 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from shardc.cli.console import Advance, echo, progress
 from shardc.units import format_ms
+
+if TYPE_CHECKING:
+    from shardc.placers.local_search import Watch
 
 _SHOWN_AFTER_S = 1.0
 _STEPS = 100  # of the progress that is shown
@@ -27,7 +31,7 @@ class SearchWatch:
     def __init__(self, advance: Advance, time_limit: float | None) -> None:
         self._advance = advance
         self._start = time.monotonic()
-        self._end = None if time_limit is None else self._start + time_limit
+        self._time_limit = time_limit
         self.interrupted = False
         self.timed_out = False
 
@@ -48,11 +52,19 @@ class SearchWatch:
 
     def __call__(self, done: float, step_ms: float) -> bool:
         """Note how far a search is, and say whether it may go on (see `shardc.placers.local_search.Watch`)."""
-        now = time.monotonic()
-        if now - self._start > _SHOWN_AFTER_S:
+        return self._goes_on(done, step_ms, 1.0)
+
+    def until(self, share: float) -> Watch:
+        """What watches a search that has a share of the time limit, from the start on."""
+        return lambda done, step_ms: self._goes_on(done, step_ms, share)
+
+    def _goes_on(self, done: float, step_ms: float, share: float) -> bool:
+        spent = time.monotonic() - self._start
+        if spent > _SHOWN_AFTER_S:
             self._advance("search", min(int(done * _STEPS), _STEPS), _STEPS, format_ms(step_ms))
-        self.timed_out = self.timed_out or (self._end is not None and now >= self._end)
-        return not (self.interrupted or self.timed_out)
+        over = self._time_limit is not None and spent >= share * self._time_limit
+        self.timed_out = self.timed_out or over
+        return not (self.interrupted or over)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, quoted_tables
@@ -14,7 +14,7 @@ from shardc.placers.local_search import Watch
 from shardc.placers.migrate import Base, Point, cost_of, near
 from shardc.plan import Plan
 from shardc.problem import Problem
-from shardc.spec import parse_share_or_size
+from shardc.spec import parse_share, parse_size
 from shardc.units import format_bytes
 
 MIGRATION = "migration"
@@ -23,9 +23,12 @@ MIGRATION = "migration"
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 
 
+_HARDLY, _NEARLY = 0.02, 0.01  # a share of bytes that hardly matters, and step time that is nearly the same
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much may move: a share of the model's bytes, or bytes; whatever is worth it if neither is given."""
+    """How much may move: a share of the bytes of all shards, or bytes; whatever is worth it if neither is given."""
 
     share: float | None = None
     bytes: int | None = None
@@ -33,14 +36,26 @@ class Budget:
     @staticmethod
     def parse(text: str) -> Budget | None:
         """Return the budget that "5%", "2GiB" or "0" is; None for a text of another form."""
-        if text == "0":
-            return Budget(bytes=0)
-        limit = 1.0 if text == "100%" else parse_share_or_size(text)
-        return Budget(share=limit) if isinstance(limit, float) else None if limit is None else Budget(bytes=limit)
+        if text.endswith("%"):
+            share = parse_share(text)
+            return None if share is None else Budget(share=share)
+        size = 0 if text in ("0", "0B") else parse_size(text)
+        return None if size is None else Budget(bytes=size)
 
-    def of(self, total_bytes: int) -> int | None:
-        """Bytes that may move of so many; None if there is no limit."""
-        return self.bytes if self.share is None else int(self.share * total_bytes)
+    def __str__(self) -> str:
+        """The budget as people read it."""
+        return f"{100 * self.share:.6g}%" if self.share is not None else format_bytes(self.bytes or 0)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any limit."""
+        return self.share is not None or self.bytes is not None
+
+    def allows(self, point: Point) -> bool:
+        """Whether no more moves for a point than may."""
+        if self.share is not None and point.moved_bytes > self.share * point.held_bytes:
+            return False
+        return self.bytes is None or point.moved_bytes <= self.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +65,9 @@ class Migration:
     Attributes:
         total_bytes: of all tables, each once: weights and optimizer state.
         front: trades of step time against moved bytes, the fewest bytes first and the fastest last.
-        chosen: the one that was chosen.
+        chosen: the one that was chosen, of the front.
         alone: the placement that was found without a base.
-        most_bytes: the budget, if there was one.
+        budget: what was allowed to move.
         warnings: what of the base could not be used.
     """
 
@@ -60,7 +75,7 @@ class Migration:
     front: tuple[Point, ...]
     chosen: Point
     alone: Point
-    most_bytes: int | None
+    budget: Budget
     warnings: tuple[Diagnostic, ...]
 
 
@@ -75,8 +90,10 @@ def replan(
 ) -> tuple[Choice, Migration]:
     """Choose a placement near a base, or the one chosen without it.
 
-    Without a budget, moving a percent of the model's bytes has to make a step a percent faster; with one, the fastest
-    placement within it is chosen.
+    With a budget it is the fastest placement within that, so a higher one never gives a slower plan. Without a budget
+    it is a plan nearly as fast as the fastest that was found, within 1 % of it, that moves hardly anything, at most 2 %
+    of all bytes; where there are several of these, or none, it is the one of them, or of all, of which each percent of
+    the bytes makes a step a percent faster.
 
     Args:
         choice: the outcome of the placement pass.
@@ -91,25 +108,30 @@ def replan(
     """
     judge, problem, bound = choice.judge, choice.judge.problem, choice.bound
     where = base_of(base, problem)
-    total = int(where.sizes(problem).sum())
-    most = budget.of(total)
+    efforts = ("balanced", effort) if effort == "thorough" else (effort,)  # there is something soon
     front, (alone,) = near(
         judge,
         where,
         [choice.placement],
-        evaluations=int(EVALUATIONS[effort] * max(len(problem.blocks) / 100, 1.0) ** 0.5),
+        evaluations=[int(EVALUATIONS[each] * max(len(problem.blocks) / 100, 1.0) ** 0.5) for each in efforts],
         seed=seed,
-        most_bytes=most,
         targets=bound.phase_ms if bound else None,
         enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
         watch=watch,
     )
-    within = [point for point in front if most is None or point.moved_bytes <= most]
+    within = [point for point in front if budget.allows(point)]
     if not within:
-        raise DiagnosticError(_too_little(front[0].moved_bytes, most or 0, total))
-    chosen = min(within, key=lambda p: cost_of(p, total)) if most is None else within[-1]
-    migration = Migration(total, front, chosen, alone, most, tuple(_unusable(base, problem, where)))
-    return _with(choice, chosen, alone), migration
+        raise DiagnosticError(_too_little(front[0], budget))
+    chosen = within[-1] if budget.given else worthwhile(front)
+    total, unusable = int(where.sizes(problem).sum()), tuple(_unusable(base, problem, where))
+    return _with(choice, chosen, alone), Migration(total, front, chosen, alone, budget, unusable)
+
+
+def worthwhile(front: Sequence[Point]) -> Point:
+    """Of the points that hardly move anything and are nearly as fast as any, or else of all, the best bargain."""
+    enough_ms = (1.0 + _NEARLY) * front[-1].step_time_ms
+    good = [point for point in front if point.moved_share <= _HARDLY and point.step_time_ms <= enough_ms]
+    return min(good or front, key=cost_of)
 
 
 def base_of(base: Plan, problem: Problem) -> Base:
@@ -153,10 +175,10 @@ def _with(choice: Choice, chosen: Point, alone: Point) -> Choice:
     )
 
 
-def _too_little(least: int, most: int, total: int) -> Diagnostic:
-    share = f"{least / max(total, 1):.1%} of the model's bytes"
-    message = f"no plan was found that moves {format_bytes(most)} or less: {format_bytes(least)} ({share}) is the least"
-    return Diagnostic("SH321", message, help=f"allow it: --max-moved {-(-least // 2**20)}MiB")
+def _too_little(least: Point, budget: Budget) -> Diagnostic:
+    needed = f"{format_bytes(least.moved_bytes)} ({least.moved_share:.1%} of all shards)"
+    message = f"no plan was found that moves {budget} or less: {needed} is the least"
+    return Diagnostic("SH321", message, help=f"allow it: --max-moved {-(-least.moved_bytes // 2**20)}MiB")
 
 
 def _unusable(base: Plan, problem: Problem, where: Base) -> Iterator[Diagnostic]:

@@ -4,19 +4,20 @@ Every table stays where it is, and only what is new, changed or has lost its pla
 search goes on in rounds: some tables are let go, so many that all of them together are within a budget of bytes; local
 search places them while everything else stays; and what then moved for little or nothing goes back, the bytes that
 bought least first (`_homeward`). Budgets rise from round to round. Every placement on the way is a trade of step time
-against bytes; those that no other one beats in both are the front.
+against bytes; those that no other one beats in both are the front. No limit that a user sets takes part in that: of one
+front, a higher limit never gives a slower plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from shardc.judge import Changes, Judge
-from shardc.moves import Pieces, Weighing, transfers
+from shardc.moves import Pieces, Weighing, holdings, transfers
 from shardc.placers.greedy import cost_greedy
 from shardc.placers.local_search import Ended, Watch, improve
 from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Site
@@ -24,14 +25,13 @@ from shardc.problem import Bools, Cluster, Floats, Ints, Placement, Problem, Sit
 Way = tuple[int, tuple[int, ...]]
 """An option of a block and the places of its units."""
 
-BUDGETS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.15, 0.5)
-"""Shares of the model's bytes that rounds may move."""
+BUDGETS = ((0.0, 0.1), (0.002, 0.1), (0.005, 0.2), (0.02, 0.45), (0.05, 0.05), (0.15, 0.05), (0.5, 0.05))
+"""Shares of the model's bytes that rounds may move, and the part of the effort for each."""
 
-_ROUNDS = 3  # at each budget
-_SCOUTED, _WORTH_A_LOOK = 2, 1.5  # tables whose options are tried apart, and times the least work of those that are
-_SCOUTING = (0.0, 0.002, 0.005)  # budgets of such a try
-_SCOUTS, _EXPLORED = 20, 2  # part of the effort that a try has, and how many are followed up
-_FINE = 1.002  # times the step time of the others: what is this fast near the base needs no such tries
+_FIRST = 10  # part of the effort that placing what cannot stay has
+_SCOUTING = ((0.02, 0.2),)  # as `BUDGETS`: what tells what to expect of a search
+_EACH, _LEAST = 200, 3000  # candidates that a round scores for each block that it lets go, and at least
+_STATED = 1e-5  # relative: plans state six digits, and what differs by less is equal
 _COSTLIEST = 2  # devices whose blocks are let go more often
 _PRESSING = 10.0  # times
 _AT_ONCE = 1 << 21  # numbers of the loads that are scored in one call
@@ -73,13 +73,20 @@ class Point:
 
     Attributes:
         moved_bytes: what devices have to get from other devices.
+        held_bytes: what all shards are, each replica counted.
         step_time_ms: predicted step time.
         placement: the placement; its column blocks are where as much of them as possible is already.
     """
 
     moved_bytes: int
+    held_bytes: int
     step_time_ms: float
     placement: Placement
+
+    @property
+    def moved_share(self) -> float:
+        """Moved bytes as a share of what all shards are (see `shardc.moves`)."""
+        return self.moved_bytes / max(self.held_bytes, 1)
 
 
 def near(
@@ -87,9 +94,8 @@ def near(
     base: Base,
     others: Sequence[Placement],
     *,
-    evaluations: int,
+    evaluations: Sequence[int],
     seed: int,
-    most_bytes: int | None = None,
     targets: Floats | None = None,
     enough_ms: float = 0.0,
     watch: Watch = lambda done, step_ms: True,
@@ -100,9 +106,8 @@ def near(
         judge: the problem and its costs.
         base: where tables are before.
         others: feasible placements that take part.
-        evaluations: how many candidates may be scored, about.
+        evaluations: how many candidates may be scored, about, before one begins anew with the next number of them.
         seed: of every random choice.
-        most_bytes: budget beyond which nothing is looked for; None for no such.
         targets: see `shardc.placers.local_search.improve`.
         enough_ms: step time from which on no better one is looked for.
         watch: told of the search as it goes on, and may end it, also by raising `Ended`.
@@ -116,16 +121,13 @@ def near(
     """
     rng = np.random.default_rng(seed)
 
-    def search(wanted: Mapping[int, int] | None = None) -> _Near:
+    def search(wanted: Mapping[int, int]) -> _Near:
         return _Near(judge, base, rng, targets, enough_ms, watch, wanted)
 
-    first = search()
-    compared = tuple(first.point(placement) for placement in others)
+    compared = tuple(map(search({}).point, others))
     found = list(compared)
     try:
-        alternatives = [search(wanted) for wanted in _alternatives(judge, base)]
-        fastest = min((point.step_time_ms for point in compared), default=0.0)
-        for points in _explored([first, *alternatives], fastest, evaluations, most_bytes):
+        for points in _explored(search, _wanted(judge, base, others), evaluations):
             found += points
     except Ended:
         if len(found) == len(compared):
@@ -134,50 +136,48 @@ def near(
 
 
 def _explored(
-    searches: Sequence[_Near], fastest: float, evaluations: int, most_bytes: int | None
+    search: Callable[[Mapping[int, int]], _Near], wanted: Iterable[Mapping[int, int]], evaluations: Sequence[int]
 ) -> Iterator[list[Point]]:
-    """What searches find: the first of several, or those that scouting finds best where it is far from the fastest."""
-    first, *alternatives = searches
-    searches = [first]
-    if alternatives:
-        total, costs = int(first.size.sum()), []
-        for number, scout in enumerate([first, *alternatives]):
-            costs.append((np.inf, number))
-            for points in scout.explored(evaluations // _SCOUTS, most_bytes, scouting=True):
-                costs[-1] = min([costs[-1], *((cost_of(point, total)[0], number) for point in points)])
-                yield points
-            if costs[0][0] <= _FINE * fastest:
-                break
-        else:
-            searches = [[first, *alternatives][number] for _, number in sorted(costs)[:_EXPLORED]]
-    for chosen in searches:
-        yield from chosen.explored(evaluations // len(searches), most_bytes)
+    """What a search finds that chooses all options, or one with wanted options where scouting finds that better."""
+    least = evaluations[0]
+    free = search({})
+    yield free.restored(least // _FIRST)
+    searches = [free]
+    for options in wanted:
+        if not free.has(options):
+            other = search(options)
+            yield other.restored(least // _FIRST)
+            searches.append(other)
+    searches = [begun for begun in searches if begun.front]
+    if len(searches) > 1:
+        for scout in searches:
+            yield from scout.rounds(_SCOUTING, least)
+    if searches:
+        best = min(searches, key=lambda scout: min(map(cost_of, scout.front)))
+        for effort in evaluations:
+            yield from best.rounds(BUDGETS, effort)
 
 
-def _alternatives(judge: Judge, base: Base) -> Iterator[dict[int, int]]:
-    """Options worth a search of their own, one at a time, of the costliest tables that are new or of another size.
+def _wanted(judge: Judge, base: Base, others: Sequence[Placement]) -> Iterator[dict[int, int]]:
+    """The options that other placements have for blocks that are new or of another size.
 
     Which of them is best depends on how much room the other tables make, which local search finds out only later.
     """
-    problem = judge.problem
-    changed = np.flatnonzero(base.sizes_there(problem) < base.sizes(problem))
-    least = np.minimum.reduceat(judge.option_ms, problem.first_option)
-    for block in changed[np.argsort(-least[changed], kind="stable")][:_SCOUTED].tolist():
-        for option in problem.options_of(block):
-            if judge.option_ms[option] <= _WORTH_A_LOOK * least[block]:
-                yield {block: option}
+    changed = np.flatnonzero(base.sizes_there(judge.problem) < base.sizes(judge.problem)).tolist()
+    for placement in others:
+        yield {block: placement.option[block] for block in changed}
 
 
-def cost_of(point: Point, total_bytes: int) -> tuple[float, int]:
-    """What weighs a percent of the model's bytes like a percent of step time; of equals, the fewer bytes."""
-    return (point.step_time_ms * (1.0 + point.moved_bytes / max(total_bytes, 1)), point.moved_bytes)
+def cost_of(point: Point) -> tuple[float, int]:
+    """What weighs a percent of all bytes like a percent of step time; of equals, the fewer bytes."""
+    return (point.step_time_ms * (1.0 + point.moved_share), point.moved_bytes)
 
 
 def _front(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points that no other one is better than, or as good as, in both."""
+    """The points that no other one is better than, or as good as, in both, as far as plans state times."""
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.moved_bytes, p.step_time_ms)):
-        if not front or point.step_time_ms < front[-1].step_time_ms:
+        if not front or point.step_time_ms < front[-1].step_time_ms * (1.0 - _STATED):
             front.append(point)
     return tuple(front)
 
@@ -234,6 +234,7 @@ class _Near:
         size: int[B], bytes of each block.
         done: share of the rounds that are over.
         ended: whether whoever watches has ended the search.
+        front: of what it has found; empty before `restored`, or if that found no way.
     """
 
     def __init__(
@@ -244,19 +245,21 @@ class _Near:
         targets: Floats | None,
         enough_ms: float,
         watch: Watch,
-        wanted: Mapping[int, int] | None = None,
+        wanted: Mapping[int, int],
     ) -> None:
         self._judge, self._problem, self._base, self._rng = judge, judge.problem, base, rng
         self._targets, self._enough_ms, self._watch = targets, enough_ms, watch
-        self._wanted = wanted or {}
-        self._moved: dict[tuple[int, Way], int] = {}
+        self._wanted = wanted
+        self._bytes: dict[tuple[int, Way], tuple[int, int]] = {}
         self._in_order: dict[Way, tuple[int, ...]] = {}
         self._ways = [self._as_wanted(block, way) for block, way in enumerate(base.ways)]
         self._homes = self._ways
         self.size = base.sizes(judge.problem)
+        self._total = int(self.size.sum())
         self._there = base.sizes_there(judge.problem)
         self._apart = any(len(labels) > 1 for labels in judge.problem.labels)
         self.done, self.ended = 0.0, False
+        self.front: tuple[Point, ...] = ()
 
     def point(self, placement: Placement) -> Point:
         """A placement with its columns where most of them are already, and what it costs."""
@@ -264,32 +267,15 @@ class _Near:
             placement.option,
             tuple(map(self._aligned, placement.option, placement.places)),
         )
-        moved = sum(self._moved_by(block, way) for block, way in enumerate(_ways(aligned)))
-        return Point(moved, self._judge.judge(aligned).step_time_ms, aligned)
+        moved, held = map(sum, zip(*map(self._bytes_of, range(len(self.size)), _ways(aligned)), strict=True))
+        return Point(moved, held, self._judge.judge(aligned).step_time_ms, aligned)
 
-    def explored(self, evaluations: int, most_bytes: int | None, *, scouting: bool = False) -> Iterator[list[Point]]:
-        """All rounds from the placement in which as much as possible stays, or a few that tell what to expect."""
-        found = None if self.ended else self.restored(evaluations // 10)
-        if found is None:
-            return
-        yield found
-        total = int(self.size.sum())
-        now = min(found, key=lambda point: (point.moved_bytes, point.step_time_ms))
-        least = now.moved_bytes
-        budgets = [least + int(share * total) for share in (_SCOUTING if scouting else BUDGETS)]
-        if most_bytes is not None:
-            budgets = sorted({*(budget for budget in budgets if budget < most_bytes), max(most_bytes, least)})
-        rounds = [budget for budget in budgets for _ in range(1 if scouting else _ROUNDS)]
-        for number, budget in enumerate(rounds):
-            if self.ended or now.step_time_ms <= self._enough_ms:
-                break
-            self.done = number / len(rounds)
-            steps = self.round(now, budget, evaluations // len(rounds), dense=number % _ROUNDS == 0)
-            yield steps
-            now = min((p for p in [now, *steps] if p.moved_bytes <= budget), key=lambda p: cost_of(p, total))
+    def has(self, options: Mapping[int, int]) -> bool:
+        """Whether blocks have some options where fewest bytes move."""
+        return bool(self.front) and all(self.front[0].placement.option[b] == o for b, o in options.items())
 
-    def restored(self, evaluations: int) -> list[Point] | None:
-        """What stays where it is as long as it may, and the rest where it is cheapest; None if no way is found."""
+    def restored(self, evaluations: int) -> list[Point]:
+        """What stays where it is as long as it may, and the rest where it is cheapest; empty if no way is found."""
         stay = self._staying()
         blocks = range(len(self._problem.blocks))
         free = [block for block in blocks if block not in stay]
@@ -300,13 +286,32 @@ class _Near:
             if started is not None:
                 break
             if more >= len(smallest):
-                return None
+                return []
             more = max(1, 2 * more)
             free = sorted({*free, *smallest[:more]})
         pressure = self._judge.device_ms(self._judge.loads(started)[0])
         closest = [way or self._closest(block, pressure) for block, way in enumerate(self._ways)]
         self._homes = [self._as_wanted(block, way) for block, way in enumerate(closest)]
-        return self._improved(started, free, evaluations)
+        found = self._improved(started, free, evaluations)
+        self.front = _front(found)
+        return found
+
+    def rounds(self, budgets: Sequence[tuple[float, float]], evaluations: int) -> Iterator[list[Point]]:
+        """Rounds with each of some budgets (see `BUDGETS`), each from the fastest within it that there is."""
+        before = 0.0
+        for share, part in budgets:
+            left, dense = int(part * evaluations), True
+            while left > 0 and self.front and not self.ended and self.front[-1].step_time_ms > self._enough_ms:
+                self.done = before + part - left / evaluations
+                budget = self.front[0].moved_bytes + int(share * self._total)
+                now = [point for point in self.front if point.moved_bytes <= budget][-1]
+                free = self._let_go(now, budget, dense=dense)
+                effort = min(left, max(_LEAST, _EACH * len(free)))
+                left, dense = left - effort, False
+                steps = self._improved(now.placement, free, effort)
+                yield steps
+                self.front = _front([*self.front, *steps])
+            before += part
 
     def _closest(self, block: int, pressure: Floats) -> Way | None:
         """As many column blocks as a table had, on the ranks of theirs that it may still be on, and lighter others."""
@@ -331,18 +336,17 @@ class _Near:
             return (option, found) if len(found) == len(ranks) else None
         return None
 
-    def round(self, now: Point, budget: int, evaluations: int, *, dense: bool) -> list[Point]:
-        """Let some blocks go, place them anew, and take back what moved for nothing.
+    def _let_go(self, now: Point, budget: int, *, dense: bool) -> list[int]:
+        """Blocks that may be placed anew within a budget.
 
         Args:
-            now: where to start.
+            now: where they are.
             budget: bytes that may have moved in the end.
-            evaluations: how many candidates may be scored, about.
             dense: whether the blocks with most work for their bytes go; or those that chance prefers by it, and those
                 on the costliest devices.
         """
         ways = _ways(now.placement)
-        moved = np.array([self._moved_by(block, way) for block, way in enumerate(ways)])
+        moved = np.array([self._bytes_of(block, way)[0] for block, way in enumerate(ways)])
         work = self._judge.option_ms[list(now.placement.option)]
         cost = np.maximum(self._there - moved, 1)
         free = (moved > 0) | np.array([way is None for way in self._ways])
@@ -354,7 +358,7 @@ class _Near:
             if not free[block] and cost[block] <= left:
                 free[block] = True
                 left -= int(cost[block])
-        return self._improved(now.placement, np.flatnonzero(free).tolist(), evaluations)
+        return [int(block) for block in np.flatnonzero(free)]
 
     def _pressing(self, now: Point) -> Bools:
         """bool[B]: the blocks that one of the costliest devices holds."""
@@ -383,6 +387,7 @@ class _Near:
             seed=int(self._rng.integers(2**32)),
             targets=self._targets,
             enough_ms=self._enough_ms,
+            exchanges_first=True,  # the base has the right options for most
             watch=self._goes_on,
         )
         for block, option, places in zip(free, found.option, found.places, strict=True):
@@ -408,18 +413,19 @@ class _Near:
             for block, home in enumerate(self._homes):
                 if home is None or block in barred or home == ways[block]:
                     continue
-                less = self._moved_by(block, ways[block]) - self._moved_by(block, home)
-                if less > 0:
+                (moved, held), (at_home, held_at_home) = self._bytes_of(block, ways[block]), self._bytes_of(block, home)
+                if moved > at_home:
                     homes.append(block)
-                    saved.append(less)
+                    saved.append((moved - at_home, held - held_at_home))
             if not homes:
                 return
             for block in homes:
                 if block not in changes:
                     changes[block] = self._change(ways[block], self._home(block))
             step_ms, fits = self._with_one_home(z, memory, [changes[block] for block in homes])
-            rate = (step_ms - point.step_time_ms) / np.array(saved)
-            order = np.lexsort((np.array(homes), -np.array(saved), np.where(fits, rate, np.inf)))
+            less = np.array(saved)[:, 0]
+            rate = (step_ms - point.step_time_ms) / less
+            order = np.lexsort((np.array(homes), -less, np.where(fits, rate, np.inf)))
             for which in order[fits[order]].tolist():
                 tried = list(ways)
                 tried[homes[which]] = self._home(homes[which])
@@ -428,7 +434,8 @@ class _Near:
                 if self._judge.keeps_constraints(placement if self._apart else alone):
                     more = changes[homes[which]]
                     z, memory = z + more[0], memory + more[1]  # sums of latents are exact in any order
-                    point = Point(point.moved_bytes - saved[which], float(step_ms[which]), placement)
+                    moved, held = saved[which]
+                    point = Point(point.moved_bytes - moved, point.held_bytes - held, float(step_ms[which]), placement)
                     yield point
                     break
                 barred.add(homes[which])
@@ -539,19 +546,20 @@ class _Near:
 
     # --- Bytes --------------------------------------------------------------------------------------------------------
 
-    def _moved_by(self, block: int, way: Way) -> int:
-        """Bytes that move if a block is sharded and placed in a way, its places in the order of columns."""
-        if (block, way) not in self._moved:
-            self._moved[block, way] = sum(self._moved_of(table, way) for table in self._problem.blocks[block])
-        return self._moved[block, way]
+    def _bytes_of(self, block: int, way: Way) -> tuple[int, int]:
+        """Bytes that move, and of all shards, if a block is placed in a way, its places in the order of columns."""
+        if (block, way) not in self._bytes:
+            tables = [self._bytes_of_table(table, way) for table in self._problem.blocks[block]]
+            moved, held = map(sum, zip(*tables, strict=True))
+            self._bytes[block, way] = moved, held
+        return self._bytes[block, way]
 
-    def _moved_of(self, table: int, way: Way) -> int:
-        old = self._base.pieces[table]
+    def _bytes_of_table(self, table: int, way: Way) -> tuple[int, int]:
+        old, new, weighing = self._base.pieces[table], self._pieces(table, way), self._base.weighing
         if old is None:
-            return 0
-        new = self._pieces(table, way)
-        local = self._problem.cluster.devices_per_host
-        return int(self._base.weighing.bytes(transfers(old, new, local).area).sum())
+            return 0, int(weighing.bytes(new.area).sum()) * (len(new.rank) if new.replicas else 1)
+        moves = transfers(old, new, self._problem.cluster.devices_per_host)
+        return int(weighing.bytes(moves.area).sum()), int(weighing.bytes(holdings(old, new)).sum())
 
     def _pieces(self, table: int, way: Way) -> Pieces:
         option, places = way

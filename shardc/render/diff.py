@@ -49,7 +49,7 @@ def summary_line(diff: PlanDiff, arrow: str = "->") -> str:
         parts.append("the module is renamed")
     parts.append(", ".join(counts) if counts else "every table stays where it is")
     if diff.moved_bytes:
-        parts.append(f"{format_bytes(diff.moved_bytes)} ({_percent(diff.moved_share)} of the model) between devices")
+        parts.append(f"{format_bytes(diff.moved_bytes)} ({_percent(diff.moved_share)} of all shards) between devices")
     parts.append(_step(diff, arrow))
     return "; ".join(parts)
 
@@ -114,6 +114,7 @@ def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
             "moved_share": diff.moved_share,
             "added_bytes": diff.added_bytes,
             "model_bytes": diff.model_bytes,
+            "held_bytes": diff.held_bytes,
             "flows": [flow._asdict() for flow in diff.flows],
             "devices": [
                 {

@@ -27,7 +27,7 @@ def difference(diff: PlanDiff, name_of: Callable[[str], Markup]) -> Markup:
     counts = ", ".join(f"{diff.count(change):,} {change}" for change in Change if diff.count(change))
     words = [f"Tables: {counts}." if counts else "No table has moved or is sharded in another way."]
     if diff.moved_bytes:
-        words.append(f"{format_bytes(diff.moved_bytes)} move between devices, {diff.moved_share:.1%} of the model.")
+        words.append(f"{format_bytes(diff.moved_bytes)} move between devices, {diff.moved_share:.1%} of all shards.")
     if diff.tables and not diff.shared:
         words.append("The plans share no table: nothing is taken over.")
     if diff.old.model.name != diff.new.model.name:

@@ -15,12 +15,19 @@ _POINTS = 10  # that are shown
 
 
 def front_text(migration: Migration, *, width: int, color: bool, unicode: bool) -> str:
-    """Trades of step time against moved bytes, the chosen one marked, and the plan without a base."""
+    """Trades of step time against moved bytes, the chosen one marked, and the plan without a base.
+
+    That plan is a row if it is a trade, else a line: others are faster, or as fast, and move less.
+    """
     glyphs = glyphs_of(unicode)
-    chosen, total = migration.chosen, max(migration.total_bytes, 1)
-    share = f"{format_bytes(chosen.moved_bytes)}, {chosen.moved_bytes / total:.2%} of the model's bytes"
-    limit = "" if migration.most_bytes is None else f"; up to {format_bytes(migration.most_bytes)} were allowed"
-    sections: list[RenderableType] = [Text(f"moves {share}{limit}", "bold"), _front(migration, glyphs, filled(width))]
+    chosen, alone, fastest = migration.chosen, migration.alone, migration.front[-1].step_time_ms
+    limit = f"; up to {migration.budget} was allowed" if migration.budget.given else ""
+    moves = f"moves {format_bytes(chosen.moved_bytes)}, {chosen.moved_share:.2%} of all shards{limit}"
+    sections: list[RenderableType] = [Text(moves, "bold"), _front(migration, glyphs, filled(width))]
+    if alone not in migration.front:
+        step = f"{alone.step_time_ms:.6g} ms  {_over(alone.step_time_ms, fastest)}".rstrip()
+        moves = f"{format_bytes(alone.moved_bytes)}, {alone.moved_share:.2%}"
+        sections.append(Text(f"without a base: moves {moves}; {step}", "dim"))
     return rendered(sections, width=width, color=color)
 
 
@@ -28,32 +35,34 @@ def _front(migration: Migration, glyphs: Glyphs, width: int) -> Table:
     """A row a point; bars show the step time beyond the fastest one."""
     points = _some(migration)
     rows = table(("moves", "right"), ("", "right"), ("step time", "right"), ("", "right"), ("", "left"), ("", "left"))
-    fastest = min(point.step_time_ms for point in points)
-    most = max(max(point.step_time_ms for point in points) - fastest, 1e-300)
-    total, free = max(migration.total_bytes, 1), width - 62
+    fastest = points[-1].step_time_ms
+    most = max(points[0].step_time_ms - fastest, 1e-300)
+    free = width - 63
     for point in points:
         over = point.step_time_ms - fastest
-        bar = glyphs.forward * (round(free * over / most) if over > 0 else 0)
         words = []
         if point is migration.chosen:
             words.append("chosen")
-        if point is migration.alone:
+        if point == migration.alone:
             words.append("without a base")
         rows.add_row(
             format_bytes(point.moved_bytes),
-            f"{point.moved_bytes / total:.2%}",
-            f"{point.step_time_ms:.5g} ms",
-            f"+{over / fastest:.2%}" if fastest and over else "",
-            Text(bar, "yellow"),
+            f"{point.moved_share:.2%}",
+            f"{point.step_time_ms:.6g} ms",
+            _over(point.step_time_ms, fastest),
+            Text(glyphs.forward * (round(free * over / most) if over > 0 else 0), "yellow"),
             " and ".join(words),
             style="bold green" if point is migration.chosen else "",
         )
     return rows
 
 
+def _over(step_ms: float, fastest_ms: float) -> str:
+    return f"{step_ms / fastest_ms - 1.0:+.2%}" if fastest_ms and step_ms != fastest_ms else ""
+
+
 def _some(migration: Migration) -> list[Point]:
-    """Points to show, the fewest bytes first: some of the front, what was chosen, and what was found without a base."""
-    front = list(migration.front)
+    """Points of the front to show, the fewest bytes first; always the first, the last and the chosen one."""
+    front = migration.front
     step = max(1, -(-len(front) // _POINTS))
-    shown = [*front[::step], front[-1], migration.chosen, migration.alone]
-    return sorted({id(point): point for point in shown}.values(), key=lambda p: (p.moved_bytes, p.step_time_ms))
+    return [p for number, p in enumerate(front) if number % step == 0 or p is front[-1] or p is migration.chosen]

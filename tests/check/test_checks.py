@@ -403,7 +403,7 @@ def test_where_nothing_moves_so_little_that_is_told_and_nothing_written(replanne
     done = replanned("check", "model.toml", "--base", "old.json", "--update")
     assert (done.code, committed.plan.exists()) == (1, False)
     assert "SH301" in done.out
-    assert "note: model.toml: no plan was found that moves 0 B or less: " in done.out
+    assert "note: model.toml: no plan was found that moves 0% or less: " in done.out
 
 
 def restated(plan, spec):

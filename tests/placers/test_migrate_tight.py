@@ -53,7 +53,7 @@ def test_columns_of_a_host_that_loses_a_device_stay_where_they_may():
     cluster = {"hosts": 2, "devices": 4}
     base = pipeline.run(parse_spec(spec_of(table | {"pin": [4, 5, 6]}, *others, **cluster)), effort="fast").plan
     assert set(base.plan["ebc"]["wide"].ranks) <= {4, 5, 6}
-    for pin in ([0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 3]):
+    for pin, least in (([0, 1, 2, 3, 5, 6, 7], 1 / 3), ([0, 1, 2, 3], 0.97)):
         found = near(spec_of(table | {"pin": pin}, *others, **cluster), base)
         assert set(found.plan.plan["ebc"]["wide"].ranks) <= set(pin)
-        assert found.plan.migration.moved_bytes < found.plan.migration.model_bytes
+        assert found.migration.front[0].moved_share < least + 0.02

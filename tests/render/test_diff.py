@@ -81,7 +81,7 @@ def test_no_figure_is_cropped_by_names(width):
 def test_the_first_line_says_it_all(found):
     assert summary_line(found) == (
         "1 added, 1 removed, 1 resized, 1 resharded, 1 moved, 1 cached; "
-        "102 KiB (less than 0.1% of the model) between devices; 1.00 ms -> 1.10 ms a step (+10.0%)"
+        "102 KiB (less than 0.1% of all shards) between devices; 1.00 ms -> 1.10 ms a step (+10.0%)"
     )
 
 
@@ -106,7 +106,7 @@ def test_times_by_other_costs_are_not_compared():
     shown = " ".join(text(found).split())
     assert "times are not comparable: they are by other costs (profile, then torchrec)" in shown
     assert "1.00 ms → 7.00 ms a step, by other costs" in shown
-    assert "%" not in shown.replace("(100.0% of the model)", "")
+    assert "%" not in shown.replace("(100.0% of all shards)", "")
     assert "forward + backward" not in shown
 
 
@@ -188,7 +188,7 @@ def test_a_difference_for_programs(found):
 EXPECTED = """
 old → new
 1 added, 1 removed, 1 resized, 1 resharded, 1 moved, 1 cached; 102 KiB (less
-than 0.1% of the model) between devices; 1.00 ms → 1.10 ms a step (+10.0%)
+than 0.1% of all shards) between devices; 1.00 ms → 1.10 ms a step (+10.0%)
 
 spec  00112233 → ffeeddcc
 the spec is another: tables that stay may cost more or less than before, which

@@ -207,7 +207,7 @@ def test_a_page_of_100_tables_is_small():
 def test_what_has_changed_between_two_plans(dlrm):
     old, new = read_plan(dlrm), read_plan(written(dlrm, "new.plan.json", swapped))
     shown = difference(diff(old, new), Markup)
-    assert "Tables: 1 removed, 1 moved. 290 MiB move between devices, 0.3% of the model." in shown
+    assert "Tables: 1 removed, 1 moved. 290 MiB move between devices, 0.3% of all shards." in shown
     assert shown.index("t_cat_22") < shown.index("t_cat_13")
     assert "Tables: 1 added, 1 moved." in difference(diff(new, old), Markup)
     assert "No table has moved" in difference(diff(old, old), Markup)
