@@ -212,7 +212,7 @@ def _ladder(
             seed=seed,
             targets=targets,
             enough_ms=enough_ms,
-            exchanges_first=near and several,
+            refine=near and several,
             watch=watch,
         )
         return _judged(judge, f"{start.strategy}+search", found)

@@ -1,11 +1,11 @@
 """Local search on summed latents: exchanges between two devices, changes of sharding option, and random kicks.
 
 Two devices at a time trade up to two units each way. All such exchanges of a pair, thousands, are compared to first
-order in one step, and the best few are scored; the best is taken if it improves. When no pair improves any more, blocks
-are taken out and put back, sharded in another way or on other hosts; a local optimum is left by a few random moves, and
-what was not better is taken back (iterated local search). The maxima that exchanges lower are soft at first, so that all
-devices count and not the costliest alone, and sharper as the effort is spent. The effort is counted in scored
-candidates: one seed, one result, on any machine.
+order in one step, and the best few are scored; the best is taken if it improves. When no pair improves any more,
+blocks are taken out and put back, sharded in another way or on other hosts; a local optimum is left by a few random
+moves, and what was not better is taken back (iterated local search). The maxima that exchanges lower are soft at
+first, so that all devices count and not the costliest alone, and sharper as the effort is spent. The effort is counted
+in scored candidates: one seed, one result, on any machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def improve(
     seed: int,
     targets: Floats | None = None,
     enough_ms: float = 0.0,
-    exchanges_first: bool = False,
+    refine: bool = False,
     watch: Watch | None = None,
 ) -> Placement:
     """The best placement found from a feasible start.
@@ -67,10 +67,11 @@ def improve(
         targets: float[P] ms, times of the phases that a lower bound holds possible (see `shardc.judge.Changes`). A
             descent that aims at them races against one that does not, and they take turns from the winner on.
         enough_ms: step time from which on no better one is looked for.
-        exchanges_first: whether options are changed only where no exchange helps any more, not the other way round.
+        refine: whether the start is near the best there is: options are changed only where no exchange helps any more,
+            not the other way round, and maxima are sharp from the beginning.
         watch: told of the search as it goes on, and may end it, also by raising `Ended`.
     """
-    search = _Search(judge, start, np.random.default_rng(seed), evaluations, exchanges_first)
+    search = _Search(judge, start, np.random.default_rng(seed), evaluations, refine)
     best, best_ms = search.state(), search.step_ms
     idle_kicks = 0
 
@@ -80,9 +81,10 @@ def improve(
 
     def descend(aim: Floats | None, least_budget: float | None = None) -> None:
         nonlocal best, best_ms, idle_kicks
-        spent = 0.0 if least_budget is not None else 1.0 - search.budget / evaluations
-        sharpness = SHARPNESS * round(_SOFTER ** (1.0 - spent), 2)
-        for _ in search.descend(aim, sharpness, leave=least_budget is None):
+        racing = least_budget is not None
+        left = 1.0 if racing else search.budget / evaluations
+        sharpness = SHARPNESS * (1.0 if refine else round(_SOFTER**left, 2))
+        for _ in search.descend(aim, sharpness, leave=not racing):
             if search.step_ms < best_ms:
                 best, best_ms, idle_kicks = search.state(), search.step_ms, 0
             if search.budget <= (least_budget or 0.0) or not goes_on():
@@ -156,11 +158,9 @@ class _Search:
         step_ms: step time of the placement as it is.
     """
 
-    def __init__(
-        self, judge: Judge, start: Placement, rng: np.random.Generator, budget: int, exchanges_first: bool
-    ) -> None:
+    def __init__(self, judge: Judge, start: Placement, rng: np.random.Generator, budget: int, refine: bool) -> None:
         problem = judge.problem
-        self._exchanges_first = exchanges_first
+        self._refine = refine
         self._judge, self._problem, self._rng = judge, problem, rng
         self.budget = budget
         self._limit, self._host_kind = problem.cluster.memory_limit, problem.cluster.kind
@@ -232,7 +232,7 @@ class _Search:
         self._changes = Changes.of(self._judge, self._changes.z, targets, sharpness)
         self._tried = self._tried_for[int(targets is None)]
         first = [self._change_option, self._exchange_some]
-        ways = [*(reversed(first) if self._exchanges_first else first), self._rebuild_some]
+        ways = [*(reversed(first) if self._refine else first), self._rebuild_some]
         if leave:
             ways.append(self._leave_type)
         while self.budget > 0 and any(way() for way in ways):

@@ -387,7 +387,7 @@ class _Near:
             seed=int(self._rng.integers(2**32)),
             targets=self._targets,
             enough_ms=self._enough_ms,
-            exchanges_first=True,  # the base has the right options for most
+            refine=True,  # the base has the right options for most
             watch=self._goes_on,
         )
         for block, option, places in zip(free, found.option, found.places, strict=True):

@@ -46,7 +46,7 @@ from torchrec_rating import rank_times  # noqa: E402
 from shardc.frameworks.torchrec import ShardcPlanner, from_sharding_plan  # noqa: E402
 
 BATCH = 2048
-CASES = ((26, 8, 3), (100, 8, 2))  # tables, ranks, repetitions
+CASES = ((26, 8, 3), (100, 8, 3))  # tables, ranks, repetitions
 LARGE = (300, 16, 1)
 
 # MLPerf's DLRM-DCNv2 with fewer rows, on so many CPU processes.
