@@ -174,9 +174,9 @@ def test_a_table_may_keep_its_device_when_it_is_split():
 @settings(max_examples=15, deadline=None)
 def test_after_many_steps_the_kept_sums_are_those_of_a_fresh_count(own, seed):
     judge = random_judge(seed, own=own)
-    search = _Search(judge, all_on_few(judge), np.random.default_rng(seed), 4000, exchanges_first=True)
+    search = _Search(judge, all_on_few(judge), np.random.default_rng(seed), 4000, refine=True)
     for _ in range(6):
-        for _ in search.descend():
+        for _ in search.descend(None, 1000.0, leave=True):
             pass
         search.kick()
         placement = search.placement()
@@ -287,7 +287,7 @@ def test_hosts_that_have_no_room_are_not_counted_as_room_for_the_pieces_of_a_gri
     judge = judge_of({"rows": 100_000, "dim": 128, "sharding": ["grid_shard"]}, devices=2, hosts=40)
     problem = judge.problem
     start = Placement((0,), (tuple(range(int(problem.option_units[0]))),))
-    search = _Search(judge, start, np.random.default_rng(0), 1000, exchanges_first=True)
+    search = _Search(judge, start, np.random.default_rng(0), 1000, refine=True)
     (option,) = np.flatnonzero(problem.option_units == 4)
     pool = np.arange(20, 60)[None]  # all but the first ten hosts, and the last ten
     for full, possible in ((16, True), (17, False)):
