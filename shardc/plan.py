@@ -37,8 +37,8 @@ _BOUNDS = {
     "greater_than": "more than",
     "less_than_equal": "at most",
     "less_than": "less than",
-    "too_short": "a length of",
-    "too_long": "a length of",
+    "too_short": "a length of at least",
+    "too_long": "a length of at most",
 }
 _EXPECTED = {
     "json": "JSON of valid Unicode",
@@ -306,8 +306,8 @@ class Plan(_Member):
     cluster: PlanCluster
     digests: Digests
     tool: Tool
-    plan: dict[str, dict[str, TablePlan]] = Field(
-        description="The sharding of each table: path of the module, then name of the table."
+    plan: dict[str, Annotated[dict[str, TablePlan], Field(min_length=1)]] = Field(
+        min_length=1, description="The sharding of each table: path of the module, then name of the table."
     )
     score: Score
     bound: Bound | None = Field(description="Lower bound; null for a cost model that has no certificate.")
