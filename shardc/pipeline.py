@@ -17,6 +17,7 @@ from shardc.cost.model import CostModel
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.hardware import PROFILES, Hardware, devices_of
 from shardc.judge import Judge
+from shardc.moves import tables_of
 from shardc.passes.emit import emit
 from shardc.passes.infeasible import Origin
 from shardc.passes.lower import lower
@@ -28,6 +29,7 @@ from shardc.passes.verify import verify, wide_caches
 from shardc.placers.local_search import Ended, Watch
 from shardc.placers.policy import Policy, load_policy
 from shardc.plan import Digests, Plan, PlanMigration, plan_bytes
+from shardc.problem import Placement, Problem
 from shardc.spec import MAX_SEED, Bins, IndexFile, LoadedSpec, load_spec, parse_spec
 
 SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
@@ -114,6 +116,7 @@ def run(
     measure: Measure | None = None,
     base: Plan | None = None,
     budget: Budget = Budget(),  # noqa: B008 - frozen
+    known: Plan | None = None,
     watch: Watch = _never_ends,
     watch_alone: Watch | None = None,
 ) -> Compiled:
@@ -127,6 +130,7 @@ def run(
         measure: measures the spec's own shards (see `shardc.passes.profile`).
         base: a plan to stay close to. Nothing is placed anew where spec, costs and version are those of the base.
         budget: what of it may move.
+        known: a plan that is improved if it fits and nothing else that fits is found; None for the base.
         watch: told of the search for a placement as it goes on, and may end it; by raising `Ended` at once.
         watch_alone: instead of it while tables are placed without the base, to leave time for what comes after.
 
@@ -145,8 +149,16 @@ def run(
         return same
     effort = effort or loaded.spec.compile.effort
     origin = Origin(loaded, prepared.hardware, prepared.recorded)
-    placing = watch_alone or watch
-    choice = place(problem, prepared.judge.cost, policy=policy, effort=effort, seed=seed, origin=origin, watch=placing)
+    choice = place(
+        problem,
+        prepared.judge.cost,
+        policy=policy,
+        effort=effort,
+        seed=seed,
+        origin=origin,
+        known=_placement_if_any(known or base, problem),
+        watch=watch_alone or watch,
+    )
     finish = partial(_finished, loaded, prepared, choice, base, budget, effort, seed, watch, missing)
     try:
         return finish()
@@ -255,6 +267,18 @@ def _unchanged(base: Plan, loaded: LoadedSpec, prepared: Prepared) -> Compiled |
     again = again.model_copy(update={name: getattr(base, name) for name in kept})
     doubts = (*prepared.warnings, *wide_caches(base, loaded, judge.problem.cluster))
     return Compiled(base, choice, doubts, prepared) if plan_bytes(again) == plan_bytes(base) else None
+
+
+def _placement_if_any(plan: Plan | None, problem: Problem) -> Placement | None:
+    """The placement that a plan writes down, if it is one of this problem, whether or not it fits."""
+    if plan is None or plan.cluster.devices != problem.cluster.devices or base_faults(plan):
+        return None
+    if {info.name for info in problem.tables} != tables_of(plan).keys():
+        return None
+    try:
+        return placement_of(plan, problem)
+    except DiagnosticError:
+        return None
 
 
 def _pessimistic_ms(prepared: Prepared, choice: Choice) -> float | None:

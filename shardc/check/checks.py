@@ -50,7 +50,7 @@ def check(
     path = plan_path(loaded)
     try:
         text, plan = read_committed(loaded)
-        compiled = run(loaded, measure=measure)
+        compiled = run(loaded, measure=measure, known=plan)
         faults = misfits(plan, loaded, compiled)
         if any(fault.code != "SH310" for fault in faults):
             raise DiagnosticError(*faults)

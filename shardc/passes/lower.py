@@ -579,8 +579,9 @@ def _fits_nowhere(
     kind = cluster.kinds[0]
     fix = f"give a device {format_bytes(device_bytes_for(size, kind.memory_bytes, kind.reserve_bytes))} or more"
     who = "a device has"
-    if offered[least].site is Site.CLUSTER and (small := _small_ranks(loaded, size, cluster)):
-        limit, who, fix = small
+    # One that takes up several devices may lack some of them only.
+    if (offered[least].site is Site.CLUSTER or limit >= size) and (few := _too_small(loaded, first, size, cluster)):
+        limit, who, fix = few
     message = (
         f"{what} fits on no device: the least that an allowed sharding puts on one is "
         f"{format_bytes(size)} ({offered[least].type}), and {who} {format_bytes(limit)} for tables"
@@ -598,25 +599,26 @@ def _fits_nowhere(
     return Diagnostic("SH201", message, loaded.at_table(first, "rows"), help="; or ".join(ways))
 
 
-def _small_ranks(loaded: LoadedSpec, size: int, cluster: Cluster) -> tuple[int, str, str] | None:
-    """The ranks with memory of their own that lack room for so many bytes, if all other devices have it.
+def _too_small(loaded: LoadedSpec, table: Table, size: int, cluster: Cluster) -> tuple[int, str, str] | None:
+    """The devices that lack room for so many bytes, if others that a table may be on have it.
 
     Returns:
-        What the first has for tables; "rank 0 has", or the like; and what helps.
+        The most that any of them has for tables; "rank 0 has", or the like; and what helps.
     """
-    small = [rank for rank, limit in cluster.rank_limit.items() if limit < size]
-    others = np.delete(cluster.memory_limit[Memory.DEVICE], small)
-    if not small or (others < size).any():
+    limits = cluster.memory_limit[Memory.DEVICE]
+    open_to = sorted(table.pin or range(cluster.devices))
+    small = [rank for rank in open_to if limits[rank] < size]
+    if not 0 < len(small) < len(open_to):
         return None
-    limit = cluster.rank_limit[small[0]]
-    own = next(entry for entry in loaded.spec.cluster.rank if small[0] in entry.ranks)
-    memory = parse_size(own.memory) or 0
-    enough = format_bytes(device_bytes_for(size, memory, memory - limit))
+    own = {rank: parse_size(entry.memory) or 0 for entry in loaded.spec.cluster.rank for rank in entry.ranks}
+    memory = [own.get(rank, cluster.kinds[cluster.kind[rank]].memory_bytes) for rank in small]
+    has = limits[small].tolist()
+    enough = max(device_bytes_for(size, all, all - free) for all, free in zip(memory, has, strict=True))
     named = f"rank{'s' * (len(small) > 1)} {', '.join(map(str, small[:_TOLD]))}{' …' * (len(small) > _TOLD)}"
     return (
-        limit,
+        max(has),
         f"{named} {'have' if len(small) > 1 else 'has'}",
-        f"give {named} {enough} or more{' each' * (len(small) > 1)}",
+        f"give {named} {format_bytes(enough)} or more{' each' * (len(small) > 1)}",
     )
 
 

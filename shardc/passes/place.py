@@ -46,6 +46,7 @@ _FEW, _SEVERAL = 4, 8  # tables a device
 _POLICY = "rl_policy"
 _COST_GREEDY = "cost_greedy"
 _MEMORY = "memory_search"
+_KNOWN = "known_plan"
 _EXACT = "exact"
 _MOST_PLACES = 4000  # of all units, that the exact solver has to choose from
 _NODES = 500_000  # of its search tree, for one place; fewer for more, of which each takes longer
@@ -119,6 +120,7 @@ def place(
     effort: str = "balanced",
     seed: int = 0,
     origin: Origin | None = None,
+    known: Placement | None = None,
     watch: Watch = lambda done, step_ms: True,
 ) -> Choice:
     """Choose a placement.
@@ -130,6 +132,7 @@ def place(
         effort: how much local search may score, a key of `EVALUATIONS`.
         seed: of every random choice.
         origin: what the problem was lowered from, for a diagnostic that says where to change it.
+        known: a placement that is improved if it fits and nothing else that fits is found.
         watch: told of local search as it goes on, and may end it; by raising `Ended` also all that comes before.
 
     Raises:
@@ -138,16 +141,17 @@ def place(
         Ended: by `watch`, before there was any placement.
     """
     if effort != "thorough":
-        return _place(problem, cost, policy, effort, seed, origin, watch)
+        return _place(problem, cost, policy, effort, seed, origin, known, watch)
     # What less effort finds comes first: more of it is never worse, and there is a plan soon.
     try:
-        earlier = _place(problem, cost, policy, "balanced", seed, None, lambda done, step_ms: watch(0.0, step_ms))
+        soon: Watch = lambda done, step_ms: watch(0.0, step_ms)  # noqa: E731
+        earlier = _place(problem, cost, policy, "balanced", seed, None, known, soon)
     except DiagnosticError:
-        return _place(problem, cost, policy, effort, seed, origin, watch)
+        return _place(problem, cost, policy, effort, seed, origin, known, watch)
     if not watch(0.0, earlier.judgement.step_time_ms):
         return earlier
     try:
-        found = _place(problem, cost, policy, effort, seed, origin, watch)
+        found = _place(problem, cost, policy, effort, seed, origin, known, watch)
     except Ended:
         return earlier
     if earlier.judgement.step_time_ms < found.judgement.step_time_ms:
@@ -162,6 +166,7 @@ def _place(
     effort: str,
     seed: int,
     origin: Origin | None,
+    known: Placement | None,
     watch: Watch,
 ) -> Choice:
     """Climb the ladder once; the arguments and errors are those of `place`."""
@@ -175,7 +180,7 @@ def _place(
         bound = lower_bound(problem, cost, judge.latents, patience=_PATIENCE[effort])
     proposals: list[Proposal] = []
     try:
-        for proposal in _ladder(judge, policy, bound, effort, seed, origin, watch):
+        for proposal in _ladder(judge, policy, bound, effort, seed, origin, known, watch):
             proposals.append(proposal)
     except Ended:
         if not any(p.placement for p in proposals):
@@ -190,6 +195,7 @@ def _ladder(
     effort: str,
     seed: int,
     origin: Origin | None,
+    known: Placement | None,
     watch: Watch,
 ) -> Iterator[Proposal]:
     """What every rung of the ladder finds; the arguments and errors are those of `place`."""
@@ -233,7 +239,8 @@ def _ladder(
     proposals += [_in_pieces_too(judge, by_cost, bound, by_policy.step_time_ms), by_policy]
     yield from proposals[-2:]
     if not any(p.placement for p in proposals):
-        proposals.append(_anything(judge, choices, evaluations, seed, origin))
+        given = _judged(judge, _KNOWN, known)
+        proposals.append(given if given.placement else _anything(judge, choices, evaluations, seed, origin))
         yield proposals[-1]
     start = min(proposals, key=lambda p: p.step_time_ms)
     # What the least effort finds counts for all: more is never worse.

@@ -180,8 +180,8 @@ class _Search:
         self._sharpness = SHARPNESS
         self._clock = 0
         self._changed = np.zeros(self._devices, dtype=np.int64)  # when a device changed last
-        # When exchanges between two devices were looked for last, with targets and without.
-        self._tried_for = np.full((2, self._devices, self._devices), -1, dtype=np.int32)
+        # When exchanges between two devices were looked for last, with targets and without: rows by the first of them.
+        self._tried_for: tuple[dict[int, Ints], ...] = ({}, {})
         self._take(self._state_of(start))
 
     def _state_of(self, placement: Placement) -> _State:
@@ -294,14 +294,16 @@ class _Search:
                 break
             if self._exchange(first, second):
                 return True
-            self._tried[first, second] = self._tried[second, first] = self._clock
+            self._tried_with(first)[second] = self._clock
+            if second in self._tried:
+                self._tried[second][first] = self._clock
         return False
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
         """Pairs of devices of which one has changed since they were tried, costly devices first; of many, some."""
         firsts = 0
         for first in map(int, self._changes.costly()):
-            stale = self._tried[first] < np.maximum(self._changed, self._changed[first])
+            stale = self._tried_with(first) < np.maximum(self._changed, self._changed[first])
             stale[first] = False
             seconds = self._rng.permutation(np.flatnonzero(stale))[:_PARTNERS]
             for second in map(int, seconds):
@@ -309,6 +311,15 @@ class _Search:
             firsts += len(seconds) > 0
             if firsts == _PARTNERS:
                 break
+
+    def _tried_with(self, device: int) -> Ints:
+        """int[D]: when exchanges between one device and others were looked for last."""
+        if device not in self._tried:
+            row = np.full(self._devices, -1)
+            for other, of_other in self._tried.items():
+                row[other] = of_other[device]
+            self._tried[device] = row
+        return self._tried[device]
 
     def _exchange(self, first: int, second: int) -> bool:
         """Trade up to two units each way between two devices, if that helps."""

@@ -688,3 +688,21 @@ def test_a_type_without_a_way_is_told_with_the_reason():
     (found,) = faults({"rows": 5, "dim": 4, "sharding": ["row_wise", "column_wise"]})
     assert "column_wise cuts" in found.message
     assert "row_wise would leave" in found.message
+
+
+def test_where_some_devices_are_too_small_they_are_named():
+    # A row-wise table needs all devices, a column-wise one of 8 vectors as many as there are.
+    row_wise = {"rows": 1_000_000_000, "dim": 64, "sharding": ["row_wise"]}
+    for table in (row_wise, {"rows": 4_000_000_000, "dim": 32, "sharding": ["column_wise"]}):
+
+        def settings(memory: str) -> dict:
+            return {"memory": "79GiB", "reserve": "0%", "rank": [{"ranks": [7], "memory": memory}]}
+
+        (found,) = faults(table, **settings("9GiB"))
+        assert found.code == "SH201"
+        assert "rank 7 has 9 GiB for tables" in found.message
+        lowered(table, **settings(re.search(r"give rank 7 ([\d.]+ GiB) or more$", found.help)[1].replace(" ", "")))
+    hosts = {"hosts": 2, "host": [{"hosts": [1], "memory": "9GiB"}]}
+    (found,) = faults(row_wise, memory="70GiB", devices=4, **hosts)
+    assert "ranks 4, 5, 6, 7 have " in found.message
+    assert "give ranks 4, 5, 6, 7 " in found.help

@@ -423,3 +423,22 @@ def test_a_thorough_search_that_ends_before_its_first_placement_returns_what_bal
     ended = place(judge.problem, judge.cost, policy=None, effort="thorough", watch=lambda done, ms: next(left, False))
     assert ended.judgement.step_time_ms == balanced.judgement.step_time_ms
     assert ended.strategy == balanced.strategy
+
+
+# --- What is known already --------------------------------------------------------------------------------------------
+
+
+def test_a_plan_that_is_known_serves_where_nothing_else_is_found(monkeypatch):
+    loaded = parse_spec(spec_of(*UNEVEN, memory="100MiB"))
+    known = shardc.pipeline.run(loaded, effort="fast").plan
+    for name in ("fit", "fits", "cost_greedy", "heuristic_greedy"):
+        monkeypatch.setattr(shardc.passes.place, name, lambda *_, **__: None)
+    monkeypatch.setattr(shardc.passes.place, "place_by_policy", lambda judge, offers, policy: [None] * len(offers))
+    with pytest.raises(DiagnosticError, match="SH203"):
+        shardc.pipeline.run(loaded)
+    other = parse_spec(spec_of(*UNEVEN, {"rows": 500}, memory="100MiB"))
+    with pytest.raises(DiagnosticError, match="SH203"):
+        shardc.pipeline.run(other, known=known)
+    assert shardc.pipeline.run(loaded, known=known).plan.score.step_time_ms <= known.score.step_time_ms
+    busier = parse_spec(spec_of(*UNEVEN, memory="100MiB", batch=40_000))
+    assert shardc.pipeline.run(busier, base=known).plan.plan.keys() == known.plan.keys()
