@@ -90,16 +90,16 @@ def _too_large(problem: Problem) -> Cause | None:
 
 def _lacking(cluster: Cluster, kind: Memory, least: int, room: int) -> str:
     """Say how much more memory tables need than there is."""
+    needed, there = format_bytes(least), format_bytes(room)
+    short = f", {format_bytes(least - room)} less" * (needed == there)
     if kind is Memory.HOST:
         hosts = f"{cluster.hosts} host{'s have' if cluster.hosts > 1 else ' has'}"
-        return (
-            f"cached tables need at least {format_bytes(least)} of all hosts together, and {hosts} {format_bytes(room)}"
-        )
+        return f"cached tables need at least {needed} of all hosts together, and {hosts} {there}{short}"
     limits = cluster.memory_limit[kind]
     each = f" ({format_bytes(int(limits[0]))} each)" * (len(set(limits.tolist())) == 1)
     return (
-        f"the model needs at least {format_bytes(least)} on all devices together, and {cluster.devices} devices have "
-        f"{format_bytes(room)} for tables{each}"
+        f"the model needs at least {needed} on all devices together, and {cluster.devices} devices have "
+        f"{there} for tables{each}{short}"
     )
 
 

@@ -442,3 +442,11 @@ def test_a_plan_that_is_known_serves_where_nothing_else_is_found(monkeypatch):
     assert shardc.pipeline.run(loaded, known=known).plan.score.step_time_ms <= known.score.step_time_ms
     busier = parse_spec(spec_of(*UNEVEN, memory="100MiB", batch=40_000))
     assert shardc.pipeline.run(busier, base=known).plan.plan.keys() == known.plan.keys()
+
+
+def test_what_lacks_less_than_three_digits_show_is_said():
+    tables = [{"rows": 50_000_000, "dim": 64, "sharding": ["table_wise"]}] * 8
+    weights = sum(table["rows"] * (table["dim"] + 1) * 4 for table in tables)  # with the optimizer's state
+    with pytest.raises(DiagnosticError, match=r"SH202.* need.* at least (.* GiB) on all .* have \1 for .*, [\d.]+ MiB"):
+        judge = judge_of(spec_of(*tables, memory=f"{weights // 4 - 2**20}B", reserve="0%"))
+        place(judge.problem, judge.cost, policy=None, effort="fast")
