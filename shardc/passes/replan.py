@@ -21,8 +21,6 @@ MIGRATION = "migration"
 """Name of the strategy."""
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
-
-
 _HARDLY, _NEARLY = 0.02, 0.01  # a share of bytes that hardly matters, and step time that is nearly the same
 
 
