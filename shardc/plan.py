@@ -306,7 +306,7 @@ class Plan(_Member):
     cluster: PlanCluster
     digests: Digests
     tool: Tool
-    plan: dict[str, Annotated[dict[str, TablePlan], Field(min_length=1)]] = Field(
+    plan: dict[str, dict[str, TablePlan]] = Field(
         min_length=1, description="The sharding of each table: path of the module, then name of the table."
     )
     score: Score

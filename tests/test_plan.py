@@ -259,7 +259,6 @@ def edited(*route: str | int, value: object) -> dict:
         (edited("plan", "ebc", "user", "shards", 0, "shard_sizes", value=[50]), "plan.ebc.user.shards[0].shard_sizes"),
         (edited("plan", "ebc", "user", "shards", 1, "placement", value="gpu 1"), "plan.ebc.user.shards[1].placement"),
         (edited("plan", "ebc", value=[]), "plan.ebc"),
-        (edited("plan", "ebc", value={}), "plan.ebc"),
         (edited("plan", value={}), "plan"),
         (edited("score", "step_time_ms", value="1.0"), "score.step_time_ms"),
         (edited("score", "devices", 1, "memory_bytes", value=0.5), "score.devices[1].memory_bytes"),
