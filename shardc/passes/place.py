@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 
@@ -144,8 +145,8 @@ def place(
         return _place(problem, cost, policy, effort, seed, origin, known, watch)
     # What less effort finds comes first: more of it is never worse, and there is a plan soon.
     try:
-        soon: Watch = lambda done, step_ms: watch(0.0, step_ms)  # noqa: E731
-        earlier = _place(problem, cost, policy, "balanced", seed, None, known, soon)
+        watch_first = partial(_at_the_start, watch)
+        earlier = _place(problem, cost, policy, "balanced", seed, None, known, watch_first)
     except DiagnosticError:
         return _place(problem, cost, policy, effort, seed, origin, known, watch)
     if not watch(0.0, earlier.judgement.step_time_ms):
@@ -244,12 +245,17 @@ def _ladder(
         yield proposals[-1]
     start = min(proposals, key=lambda p: p.step_time_ms)
     # What the least effort finds counts for all: more is never worse.
-    best = searched(start, fast, watch if effort == "fast" else lambda done, step_ms: watch(0.0, step_ms))
+    best = searched(start, fast, watch if effort == "fast" else partial(_at_the_start, watch))
     if effort != "fast" and best.step_time_ms > enough_ms and watch(0.0, best.step_time_ms):
         best = min(best, searched(start, evaluations, watch), key=lambda p: p.step_time_ms)
     yield best
     if effort == "thorough" and bound and _places(problem) <= _MOST_PLACES and watch(1.0, best.step_time_ms):
         yield _exact(judge, best, bound, seed, watch)
+
+
+def _at_the_start(watch: Watch, _done: float, step_ms: float) -> bool:
+    """Watch a search that comes before the one whose progress is told."""
+    return watch(0.0, step_ms)
 
 
 def _evaluations(problem: Problem, effort: str) -> int:

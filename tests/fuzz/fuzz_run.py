@@ -197,7 +197,7 @@ def _faults_in_torchrec(path: Path, emitted: bool) -> list[str]:
         return [f"TorchRec's loader raised {type(error).__name__}: {error}"]
     if faults := verify_alone(plan):
         return [f"TorchRec's loader took a plan with {faults[0].code} {faults[0].message}"]
-    if not plan.plan:  # what TorchRec would train without any table, and what is refused on the way back
+    if not any(plan.plan.values()):  # what TorchRec would train without any table, and what is refused on the way back
         return []
     again = from_sharding_plan(loaded)
     wanted = {
