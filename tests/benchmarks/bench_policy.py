@@ -42,7 +42,9 @@ SIZES = ((20, 4), (40, 4), (80, 4), (40, 8), (80, 8), (200, 8), (100, 16), (200,
 UNSEEN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TASKS = 20
 EVALUATIONS = 60_000
-MEASURED_TASKS, MEASURED_TABLES, MEASURED_DEVICES, MEASURED_BATCH = 2, 40, 4, 2048
+MEASURED_TASKS, MEASURED_TABLES, MEASURED_DEVICES, MEASURED_BATCH = 5, 40, 4, 1024
+MEASURED_ROWS = 1 / 16  # of a table's rows: sets of these tables are of sizes that the CPU's profile was measured with
+MEASURED_OPTIMIZER = "sgd"  # FBGEMM's row-wise Adagrad in fp32 is 2 to 5 times as slow without AVX-512, another profile
 ABLATION_STEPS, ABLATION_TASKS = 200, 20
 
 
@@ -216,24 +218,42 @@ def measured() -> None:
     from shardc.measure.plan import measure_devices
 
     strategies = ("random", "lookup_greedy", *POLICIES, "shardc")
+    print(
+        f"measured: {MEASURED_TASKS} tasks of {MEASURED_TABLES} tables with {MEASURED_ROWS:.1%} of their rows on "
+        f"{MEASURED_DEVICES} CPU devices, batch {MEASURED_BATCH}, {MEASURED_OPTIMIZER}; "
+        "ms of the slowest device, balance, ms over random's"
+    )
+    head = "".join(
+        f"{f'{what}, {how}':>21}" for what in ("ms", "balance", "ratio") for how in ("predicted", "measured")
+    )
+    print(f"  {'strategy':<20}{head}")
+    found: dict[str, list[list[float]]] = {name: [] for name in strategies}
+    disturbed = []
     for number in range(MEASURED_TASKS):
         drawn = spec("cpu-epyc", MEASURED_TABLES, MEASURED_DEVICES, [5, number], metasyn_split("test"), MEASURED_BATCH)
+        drawn["model"]["optimizer"] = MEASURED_OPTIMIZER
+        for table in drawn["table"]:
+            table["rows"] = max(1, round(table["rows"] * MEASURED_ROWS))
         loaded = parse_spec(drawn)
         hardware = pipeline.device_of(loaded)
         judge = judged(loaded)
         policy, _ = pipeline.find_policy(loaded, [hardware])
         case = bench.Case(loaded, judge.problem, judge.cost, policy, "fast", 0)
-        size = f"{MEASURED_TABLES} tables on {MEASURED_DEVICES} CPU devices, batch {MEASURED_BATCH}"
-        print(f"measured, task {number}: {size}")
-        print(f"  {'strategy':<20}{'predicted ms':>14}{'measured ms':>13}{'balance, predicted':>20}{'measured':>10}")
         for name in strategies:
             placement = bench.STRATEGIES[name].answer(case).placement
             assert placement is not None
             predicted = judge.cost.passes(judge.judge(placement).z)
-            ms = measure_devices(judge.problem, judge.problem.held(placement), hardware).ms
-            cells = (predicted.max(axis=0).sum(), ms.max(axis=0).sum(), _balance(predicted), _balance(ms))
-            print(f"  {name:<20}{cells[0]:14.3f}{cells[1]:13.3f}{cells[2]:20.3f}{cells[3]:10.3f}")
-    print("  (forward of the slowest device plus backward of the slowest; communication is not measured)\n")
+            run = measure_devices(judge.problem, judge.problem.held(placement), hardware)
+            disturbed.append(run.disturbance)
+            ms, balances = zip(*[(of.max(axis=0).sum(), _balance(of)) for of in (predicted, run.ms)], strict=True)
+            random_ms = found["random"][number][:2] if name != "random" else ms
+            found[name].append([*ms, *balances, *np.divide(ms, random_ms)])
+    for name, rows in found.items():
+        print(f"  {name:<20}" + "".join(f"{value:21.3f}" for value in np.mean(rows, axis=0)))
+    print(
+        "  (forward of the slowest device plus backward of the slowest; communication is not measured; the reference "
+        f"set took {np.median(disturbed):.2f} times as long as when the profile was made)\n"
+    )
 
 
 def _balance(ms: Any) -> float:
