@@ -32,7 +32,7 @@ from shardc.passes.lower import lower
 from shardc.passes.place import place
 from shardc.passes.profile import profile
 from shardc.placers.beam import neuroshard_beam
-from shardc.placers.episode import Scorer
+from shardc.placers.episode import offered_options
 from shardc.placers.exact import require_highs, solve
 from shardc.placers.greedy import HEURISTICS, cost_greedy, heuristic_greedy
 from shardc.placers.peers import load_peer
@@ -293,21 +293,15 @@ def _exact(case: Case) -> Answer:
     return Answer(solved.placement, time.perf_counter() - start, bound)
 
 
-def _rl_policy(case: Case) -> Placement | None:
-    return _placed_by(case, case.policy or load_policy(Path(pipeline.POLICY)))
-
-
-def _rl_policy_16(case: Case) -> Placement | None:
-    policy = (case.policy or load_policy(Path(pipeline.POLICY))).varied(_ROLLOUTS, case.seed)
-    return place_by_policy(case.judge(), [[[option] for option in case.whole]], policy, rollouts=_ROLLOUTS)[0]
+def _rl_policy(rollouts: int, case: Case) -> Placement | None:
+    policy, judge = case.policy or load_policy(Path(pipeline.POLICY)), case.judge()
+    scorer = policy if rollouts == 1 else policy.varied(rollouts, case.seed)
+    return place_by_policy(judge, [offered_options(judge.problem)], scorer, rollouts=rollouts)[0]
 
 
 def _peer(kind: str, case: Case) -> Placement | None:
-    return _placed_by(case, load_peer(pipeline.PEERS[kind], kind))
-
-
-def _placed_by(case: Case, policy: Scorer) -> Placement | None:
-    return place_by_policy(case.judge(), [[[option] for option in case.whole]], policy)[0]
+    whole = [[option] for option in case.whole]
+    return place_by_policy(case.judge(), [whole], load_peer(pipeline.PEERS[kind], kind))[0]
 
 
 def _heuristic(name: str, case: Case) -> Placement | None:
@@ -342,13 +336,13 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "torchrec_planner": Strategy("TorchRec's EmbeddingShardingPlanner", _torchrec, require_torchrec),
     "rl_policy": Strategy(
-        "shardc's RL policy alone, tables as whole as they may be",
-        partial(_timed, _rl_policy),
+        "shardc's RL policy alone, in one greedy rollout",
+        partial(_timed, partial(_rl_policy, 1)),
         lambda: load_policy(Path(pipeline.POLICY)),
     ),
     "rl_policy_16": Strategy(
         f"the best of {_ROLLOUTS} rollouts of the RL policy with weights that differ",
-        partial(_timed, _rl_policy_16),
+        partial(_timed, partial(_rl_policy, _ROLLOUTS)),
         lambda: load_policy(Path(pipeline.POLICY)),
     ),
     **{
