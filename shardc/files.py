@@ -54,7 +54,7 @@ def read_bytes(path: str | os.PathLike[str], what: str = "file", most: int | Non
     except FileNotFoundError:
         raise _failure("SH001", f"cannot read the {what} {name}: no such file") from None
     except (OSError, ValueError) as error:
-        raise _failure("SH002", f"cannot read the {what} {name}: {_reason(error)}") from None
+        raise _failure("SH002", f"cannot read the {what} {name}: {reason(error)}") from None
     if len(data) > most:
         raise _failure("SH002", f"cannot read the {what} {name}: it is larger than {most // 2**20} MiB")
     return data
@@ -114,7 +114,7 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise _failure("SH004", f"cannot make the folder {os.fspath(path)}: {_reason(error)}") from None
+        raise _failure("SH004", f"cannot make the folder {os.fspath(path)}: {reason(error)}") from None
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -138,7 +138,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             with open(name, "wb") as file:
                 file.write(data)
     except (OSError, ValueError) as error:
-        raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+        raise _failure("SH004", f"cannot write {name}: {reason(error)}") from None
 
 
 @contextmanager
@@ -163,12 +163,12 @@ def journal(path: str | os.PathLike[str]) -> Iterator[Callable[[bytes], None]]:
         except OSError as error:
             with contextlib.suppress(OSError):
                 file.truncate(end)
-            raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+            raise _failure("SH004", f"cannot write {name}: {reason(error)}") from None
 
     try:
         file = open(name, "ab+", buffering=0)  # noqa: SIM115
     except (OSError, ValueError) as error:
-        raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+        raise _failure("SH004", f"cannot write {name}: {reason(error)}") from None
     with file:
         _lock(file.fileno(), name)
         try:
@@ -177,7 +177,7 @@ def journal(path: str | os.PathLike[str]) -> Iterator[Callable[[bytes], None]]:
             file.truncate(content.rfind(b"\n") + 1)
             file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise _failure("SH004", f"cannot write {name}: {_reason(error)}") from None
+            raise _failure("SH004", f"cannot write {name}: {reason(error)}") from None
         yield add
 
 
@@ -194,7 +194,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         descriptor = os.open(name, os.O_RDONLY)
     except OSError as error:
-        raise _failure("SH004", f"cannot write to {name}: {_reason(error)}") from None
+        raise _failure("SH004", f"cannot write to {name}: {reason(error)}") from None
     try:
         _lock(descriptor, name)
         yield
@@ -261,7 +261,7 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def _reason(error: OSError | ValueError) -> str:
+def reason(error: OSError | ValueError) -> str:
     """Return the system's own words ("Is a directory"), lower case, without errno and path."""
     words = (isinstance(error, OSError) and error.strerror) or str(error)
     return words[:1].lower() + words[1:]

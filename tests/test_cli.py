@@ -508,7 +508,8 @@ def test_a_wrong_base_is_told_once(shardc_):
     assert (done.code, done.out) == (2, "")
     assert done.err.count("SH410 nothing to compare with") == 1
     done = shardc_("check", "--frozen", "--format", "json", "--base", "no-such-branch", ".")
-    assert json.loads(done.out) == {"format": 1, "exit_code": 2, "specs": []}
+    (told,) = json.loads(done.out)["diagnostics"]
+    assert (told["code"], told["severity"], told["location"]) == ("SH410", "error", None)
     assert done.err.count("SH410 nothing to compare with") == 1
 
 
@@ -518,7 +519,7 @@ def test_a_plan_whose_spec_is_gone_is_a_warning(shardc_):
     done = shardc_("check", "--frozen", ".")
     assert done.code == 0
     assert "SH313 warning: gone.plan.json has no spec: there is no gone.toml\n" in done.out
-    assert done.out.endswith("\n1 spec checked, none with findings, 1 with warnings\n")
+    assert done.out.endswith("\n1 spec checked, none with findings; 1 plan without a spec\n")
     assert "SH313" not in shardc_("check", "--frozen", "model.toml").out
     assert "file=gone.plan.json," in shardc_("check", "--frozen", "--format", "github", ".").out
 
@@ -617,7 +618,7 @@ def test_findings_as_sarif(three, command):
     done = three(command, "sarif")
     assert (done.code, done.err) == (2, COUNTED)
     (run,) = json.loads(done.out)["runs"]
-    assert run["invocations"] == [{"executionSuccessful": False, "exitCode": 2}]
+    assert run["invocations"] == [{"executionSuccessful": False, "exitCode": 2, "toolExecutionNotifications": []}]
     assert [
         (result["ruleId"], result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"])
         for result in run["results"]
@@ -637,7 +638,7 @@ exit code 2
     <testcase classname="model.toml" name="check"/>
   </testsuite>
   <testsuite name="bad.toml" tests="1" failures="1" errors="0">
-    <testcase classname="bad.toml" name="SH101 bad.toml:21:1"><failure type="SH101" \
+    <testcase classname="bad.toml" name="SH101 poolin in b"><failure type="SH101" \
 message='bad.toml:21:1: SH101 unknown key "poolin" in table "b"'>SH101 unknown key "poolin" in table "b"
   --&gt; bad.toml:21:1
    |
@@ -668,19 +669,85 @@ def test_findings_of_a_file_whose_name_is_not_text(tmp_path, format):
 
 
 @pytest.mark.parametrize("command", ["check", "validate"])
-@pytest.mark.parametrize("format", ["json", "sarif", "junit"])
+@pytest.mark.parametrize("format", ["json", "sarif", "junit", "github"])
 def test_where_there_is_no_spec_machines_get_a_document_all_the_same(shardc_, command, format):
     Path("empty").mkdir()
     done = shardc_(command, "empty", "--format", format)
     assert (done.code, done.err) == (2, "SH001 there is no spec in empty\n\n")
     match format:
         case "json":
-            assert json.loads(done.out) == {"format": 1, "exit_code": 2, "specs": []}
+            document = json.loads(done.out)
+            (told,) = document.pop("diagnostics")
+            assert document == {"format": 1, "exit_code": 2, "specs": []}
+            assert (told["code"], told["message"]) == ("SH001", "there is no spec in empty")
         case "sarif":
             (run,) = json.loads(done.out)["runs"]
             assert (run["results"], run["invocations"][0]["exitCode"]) == ([], 2)
+            assert run["invocations"][0]["toolExecutionNotifications"] == [
+                {"descriptor": {"id": "SH001"}, "level": "error", "message": {"text": "there is no spec in empty"}}
+            ]
         case "junit":
-            assert list(ElementTree.fromstring(done.out)) == []
+            root = ElementTree.fromstring(done.out)
+            assert [root.get(name) for name in ("tests", "failures", "errors")] == ["1", "0", "1"]
+            assert root.find("testsuite/testcase/error").get("message") == "SH001 there is no spec in empty"
+        case "github":
+            assert done.out == "::error title=SH001 no such file::there is no spec in empty\n"
+
+
+@pytest.mark.parametrize("arguments", ["--base one.json model.toml other.toml", "--frozen --update"])
+def test_machines_are_told_of_arguments_that_do_not_go_together(shardc_, arguments):
+    for name in ("other.toml", "one.json"):
+        Path(name).write_text(SPEC)
+    done = shardc_("check", *arguments.split(), "--format", "json")
+    assert (done.code, [told["code"] for told in json.loads(done.out)["diagnostics"]]) == (2, ["SH902"])
+    assert done.err.startswith("SH902 ")
+
+
+@pytest.mark.parametrize("command", ["check", "validate"])
+def test_a_link_that_is_left_out_is_told_and_fails_nothing(shardc_, command):
+    shardc_("compile", "-q", "model.toml")
+    Path("models").mkdir()
+    for name in ("model.toml", "model.plan.json"):
+        Path(name).rename(f"models/{name}")
+    Path("out.toml").write_text(SPEC)
+    Path("models/out.toml").symlink_to("../out.toml")
+    told = "SH002 warning: models/out.toml is left out: it is a link that leads out of models\n"
+    for format in ("full", "concise"):
+        done = shardc_(command, "models", "--format", format)
+        assert (done.code, done.err) == (0, "")
+        assert told in done.out
+    if command == "check":
+        assert done.out.endswith("\n1 spec checked, none with findings; 1 not looked at\n")
+    assert shardc_(command, "models", "--format", "github").out.startswith("::warning title=SH002 ")
+    root = ElementTree.fromstring(shardc_(command, "models", "--format", "junit").out)
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["2", "0", "0"]
+
+
+def test_each_spec_is_counted_once_by_its_worst(shardc_):
+    budget = '[budget]\nmoved = "1%"\n'
+    for name, text in (("warned", SPEC + budget), ("both", SPEC + budget + 'headroom = "100%"\n')):
+        Path(f"{name}.toml").write_text(text)
+        shardc_("compile", "-q", f"{name}.toml")
+    Path("gone.plan.json").write_bytes(Path("both.plan.json").read_bytes())
+    done = shardc_("check", "--frozen", ".")
+    assert done.out.endswith("\n3 specs checked, 2 with findings, 1 with warnings only; 1 plan without a spec\n")
+
+
+def test_a_base_that_is_not_set_is_no_base(shardc_):
+    done = shardc_("check", "--base", "", "model.toml")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("SH902 Invalid value for '--base': expected a value, found an empty one")
+
+
+def test_a_base_from_stdin(shardc_, tmp_path):
+    shardc_("compile", "-q", "model.toml")
+    Path("model.toml").write_text(SPEC + '[budget]\nmoved = "1%"\n')
+    plan = Path("model.plan.json").read_bytes()
+    for text, code in ((plan, b""), (plan[:100], b"SH410 warning: moved is not checked for model.plan.json: stdin ")):
+        command = [sys.executable, "-m", "shardc", "check", "model.toml", "--base", "-"]
+        done = subprocess.run(command, input=text, capture_output=True, check=True)
+        assert done.stdout.startswith(code)
+        assert (b"SH410" in done.stdout) == bool(code)
 
 
 def test_validate_takes_folders_and_leaves_other_files_alone(shardc_):

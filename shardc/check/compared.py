@@ -1,4 +1,4 @@
-"""SH410: a budget is for the change from an older plan, and there is none to compare with."""
+"""SH410: there is no older plan to compare with, or none that can be used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from shardc.diagnostics import Diagnostic
 _COMPARED = ("moved", "device_time", "device_memory")
 """Budgets of what changes."""
 
+_REPAIR = "compare with another plan; for a change that repairs this one, this is as it should be"
+
 
 def compared(context: Context) -> Iterator[Diagnostic]:
-    """Yield a finding for each reason why a budget of what changes is not checked."""
+    """Yield a finding for each reason why a budget of what changes is not checked, and for a base that is of no use."""
     skipped: dict[tuple[str, str], list[str]] = {}
     for name in _COMPARED:
         if context.limit(name) is not None and (why := _why_not(name, context)):
@@ -21,6 +23,8 @@ def compared(context: Context) -> Iterator[Diagnostic]:
         verb = "is" if len(names) == 1 else "are"
         message = f"{', '.join(names)} {verb} not checked for {context.path}: {reason}"
         yield Diagnostic("SH410", message, context.at(names[0]), help=fix)
+    if not skipped and context.base and context.base.fault:
+        yield Diagnostic("SH410", context.base.fault, context.loaded.at(), help=_REPAIR)
 
 
 def _why_not(name: str, context: Context) -> tuple[str, str] | None:
@@ -31,6 +35,8 @@ def _why_not(name: str, context: Context) -> tuple[str, str] | None:
             "there is no --base",
             "compare with the plan of another revision: --base origin/main, or a file or folder",
         )
+    if context.base.fault:
+        return context.base.fault, _REPAIR
     if before is None:
         return f"there is no {context.base.name}", "for a plan that is new, this is as it should be"
     if name == "moved":

@@ -19,13 +19,15 @@ class Base:
 
     Attributes:
         name: what to call it: a file, or a file at a git revision.
-        plan: the older plan; None where there is no such file.
+        plan: the older plan; None where there is no such file, or none that can be used.
         argument: what `shardc compile --base` reads it from.
+        fault: why what is there cannot be used.
     """
 
     name: str
     plan: Plan | None
     argument: str
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

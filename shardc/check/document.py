@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from shardc.check.outcome import Outcome
+from shardc.check.outcome import Outcome, exit_code
 from shardc.diagnostics import Diagnostic
 
 _From1 = Annotated[int, Field(ge=1)]
@@ -60,12 +60,15 @@ class CheckDocument:
     format: Annotated[Literal[1], Field(description="Version of this document.")]
     exit_code: _ExitCode
     specs: tuple[CheckedSpec, ...]
+    diagnostics: Annotated[
+        tuple[Finding, ...],
+        Field(description="What is about no spec: why nothing could be run, or (warnings) what was left out."),
+    ]
 
 
-def check_document(outcomes: Sequence[Outcome], least: int = 0) -> CheckDocument:
-    """Return the document about some specs; about none it has this exit code."""
-    exit_code = max((outcome.exit_code for outcome in outcomes), default=least)
-    return CheckDocument(1, exit_code, tuple(map(_checked, outcomes)))
+def check_document(outcomes: Sequence[Outcome], apart: Sequence[Diagnostic] = ()) -> CheckDocument:
+    """Return the document about some specs, and what was found apart from them."""
+    return CheckDocument(1, exit_code(outcomes, apart), tuple(map(_checked, outcomes)), tuple(map(_finding, apart)))
 
 
 def check_schema() -> dict[str, Any]:

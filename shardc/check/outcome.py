@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardc.diagnostics import Diagnostic
@@ -30,3 +31,14 @@ class Outcome:
     step_time_ms: float | None = None
     gap: float | None = None
     updated: str | None = None
+
+
+def exit_code(outcomes: Iterable[Outcome], apart: Iterable[Diagnostic]) -> int:
+    """Return the exit code of a command that came to these outcomes.
+
+    Args:
+        outcomes: one for each spec.
+        apart: findings about no spec, of which an error says that something could not be run.
+    """
+    stopped = any(finding.severity == "error" for finding in apart)
+    return 2 if stopped else max((outcome.exit_code for outcome in outcomes), default=0)

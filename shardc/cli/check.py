@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -65,7 +65,8 @@ def check(
         typer.Option(
             metavar="REV|PATH",
             callback=a_value,
-            help="Compare with the plan at a git revision, in a file or in a folder.",
+            help="Compare with the plans at a git revision or in a folder, each where it is now, or with one plan:"
+            " a file, - for stdin, or REV:PATH. A revision comes before a file or folder of its name: that is ./NAME.",
         ),
     ] = None,
     update: Annotated[
@@ -81,28 +82,26 @@ def check(
     Compiles each spec again, in memory, and exits with 1 if its plan is missing, no longer fits the spec, is over the
     budget, or could be better.
     """
-    if frozen and (update or measure):
-        raise DiagnosticError(
-            Diagnostic("SH902", "--frozen computes nothing: not with --update, --measure"), exit_code=2
-        )
-    names, lone = named(specs, format)
-    if base and len(names) > 1 and os.path.isfile(base):
-        message = f"--base {base} is one plan, and there are {len(names)} specs: give a folder or a git revision"
-        raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
-    if base:
-        _base_is_there(base, names, format)
+    with stopping(format):
+        if frozen and (update or measure):
+            raise DiagnosticError(
+                Diagnostic("SH902", "--frozen computes nothing: not with --update, --measure"), exit_code=2
+            )
+        found = named(specs)
+        if base:
+            _base_is_there(base, found.specs)
     wanted = _Wanted(measure, frozen, base, update, quiet)
     outcomes = []
-    for outcome in _outcomes(names, wanted, 1 if measure else jobs):
+    tell_unseen(found.unseen, format)
+    for outcome in _outcomes(found.specs, wanted, 1 if measure else jobs):
         tell_findings(outcome, format)
         if format in PEOPLE and not quiet:
             _tell(outcome)
         outcomes.append(outcome)
-    for outcome in map(_lone, lone):
+    for outcome in map(_lone, found.lone):
         tell_findings(outcome, format)
         outcomes.append(outcome)
-    tell_end(outcomes, format, quiet)
-    return max(outcome.exit_code for outcome in outcomes)
+    return tell_end(outcomes, found.unseen, format, quiet)
 
 
 def _lone(plan: str) -> Outcome:
@@ -115,21 +114,16 @@ def _lone(plan: str) -> Outcome:
     return Outcome(plan, plan, 0, (Diagnostic("SH313", message, help=fix, severity="warning"),))
 
 
-def _base_is_there(base: str, names: list[str], format: Format) -> None:
+def _base_is_there(base: str, names: list[str]) -> None:
     """Make sure that there is a base, which all specs share.
 
     Raises:
-        DiagnosticError: SH410 (exit code 2), after a document that says so to machines.
+        DiagnosticError: SH410, or SH902 when it is one plan for several specs; exit code 2.
     """
     from shardc.check.base import base_is_there
     from shardc.plan import default_plan_path
 
-    try:
-        base_is_there(base, map(default_plan_path, names))
-    except DiagnosticError as error:
-        if format not in PEOPLE:
-            _tell_machine([], format, error.exit_code)
-        raise
+    base_is_there(base, [default_plan_path(name) for name in names])
 
 
 def _outcomes(names: list[str], wanted: _Wanted, jobs: int | None) -> Iterator[Outcome]:
@@ -188,20 +182,36 @@ def _import(frozen: bool) -> None:
         import shardc.check.checks  # noqa: F401
 
 
-def named(arguments: list[str] | None, format: Format) -> Found:
+@contextmanager
+def stopping(format: Format) -> Iterator[None]:
+    """Tell machines too why nothing could be run; people are told wherever the error ends."""
+    try:
+        yield
+    except DiagnosticError as error:
+        if format not in PEOPLE:
+            _tell_machine([], error.diagnostics, format)
+        raise
+
+
+def named(arguments: list[str] | None) -> Found:
     """Return the specs that are meant, and plans without one.
 
     Raises:
-        DiagnosticError: SH001 (exit code 2) where there are none, after a document that says so to machines.
+        DiagnosticError: as of `shardc.check.find.find`.
     """
     from shardc.check.find import find
 
-    try:
-        return find(arguments or ["."])
-    except DiagnosticError as error:
-        if format not in PEOPLE:
-            _tell_machine([], format, error.exit_code)
-        raise
+    return find(arguments or ["."])
+
+
+def tell_unseen(unseen: Sequence[Diagnostic], format: Format) -> None:
+    """Show what was not looked at; nothing in a format for machines."""
+    for finding in unseen if format in PEOPLE else ():
+        exit_code = 2 if finding.severity == "error" else 1
+        if format is Format.FULL:
+            report(DiagnosticError(finding, exit_code=exit_code))
+        else:
+            echo(concise(finding), sys.stderr if exit_code == 2 else sys.stdout)
 
 
 def tell_findings(outcome: Outcome, format: Format) -> None:
@@ -214,15 +224,21 @@ def tell_findings(outcome: Outcome, format: Format) -> None:
         report(DiagnosticError(*outcome.findings, exit_code=max(outcome.exit_code, 1)))
 
 
-def tell_end(outcomes: list[Outcome], format: Format, quiet: bool) -> None:
-    """Show what comes after the last spec: in a format for machines everything, and how many specs have findings."""
+def tell_end(outcomes: list[Outcome], unseen: Sequence[Diagnostic], format: Format, quiet: bool) -> int:
+    """Show what comes after the last spec, and return the exit code.
+
+    In a format for machines that is everything; then, how many specs have findings.
+    """
+    from shardc.check.outcome import exit_code
+
     if format not in PEOPLE:
-        _tell_machine(outcomes, format)
+        _tell_machine(outcomes, unseen, format)
     if not quiet:
-        echo(_summary(outcomes), sys.stdout if format in PEOPLE else sys.stderr)
+        echo(_summary(outcomes, unseen), sys.stdout if format in PEOPLE else sys.stderr)
+    return exit_code(outcomes, unseen)
 
 
-def _tell_machine(outcomes: list[Outcome], format: Format, least: int = 0) -> None:
+def _tell_machine(outcomes: list[Outcome], apart: Sequence[Diagnostic], format: Format) -> None:
     from shardc.render import findings
 
     # A file's name need not be UTF-8.
@@ -233,7 +249,7 @@ def _tell_machine(outcomes: list[Outcome], format: Format, least: int = 0) -> No
         Format.SARIF: findings.as_sarif,
         Format.JUNIT: findings.as_junit,
     }
-    if text := as_text[format](outcomes, least):
+    if text := as_text[format](outcomes, apart):
         echo(text)
 
 
@@ -249,11 +265,14 @@ def _tell(outcome: Outcome) -> None:
         echo(f"note: {outcome.spec}: {note}")
 
 
-def _summary(outcomes: list[Outcome]) -> str:
-    failed = sum(outcome.exit_code > 0 for outcome in outcomes)
-    warned = sum(outcome.exit_code == 0 and bool(outcome.findings) for outcome in outcomes)
-    written = sum(outcome.updated is not None for outcome in outcomes)
-    lone = sum(outcome.spec == outcome.plan for outcome in outcomes)
-    parts = [f"{count(len(outcomes) - lone, 'spec')} checked", f"{failed or 'none'} with findings"]
-    parts += [f"{warned} with warnings"] * bool(warned) + [f"{count(written, 'plan')} written"] * bool(written)
-    return ", ".join(parts)
+def _summary(outcomes: list[Outcome], unseen: Sequence[Diagnostic]) -> str:
+    """How many specs there are of each kind, each counted once, by its worst finding; apart, what is no spec."""
+    specs = [outcome for outcome in outcomes if outcome.spec != outcome.plan]
+    failed = sum(outcome.exit_code > 0 for outcome in specs)
+    warned = sum(outcome.exit_code == 0 and bool(outcome.findings) for outcome in specs)
+    written = sum(outcome.updated is not None for outcome in specs)
+    lone = len(outcomes) - len(specs)
+    parts = [f"{count(len(specs), 'spec')} checked", f"{failed or 'none'} with findings"]
+    parts += [f"{warned} with warnings only"] * bool(warned) + [f"{count(written, 'plan')} written"] * bool(written)
+    apart = [f"{count(lone, 'plan')} without a spec"] * bool(lone) + [f"{len(unseen)} not looked at"] * bool(unseen)
+    return "; ".join([", ".join(parts), *apart])

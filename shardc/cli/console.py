@@ -56,11 +56,13 @@ SetOption = Annotated[
 
 
 def a_value(value: str | None) -> str | None:
-    """Refuse an option as the value of an option: the value was forgotten.
+    """Refuse nothing, and an option, as the value of an option: the value was forgotten, or a variable is not set.
 
     Raises:
-        BadParameter: for "--help" and the like.
+        BadParameter: for "", "--help" and the like.
     """
+    if value == "":
+        raise typer.BadParameter("expected a value, found an empty one: leave the option out where there is none")
     if value is not None and value.startswith("--"):
         raise typer.BadParameter(f"expected a value, found the option {value}")
     return value

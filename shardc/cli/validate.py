@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from shardc.cli.check import PEOPLE, Format, FormatOption, SpecsArgument, named, tell_end, tell_findings
+from shardc.cli.check import (
+    PEOPLE,
+    Format,
+    FormatOption,
+    SpecsArgument,
+    named,
+    stopping,
+    tell_end,
+    tell_findings,
+    tell_unseen,
+)
 from shardc.cli.console import QuietOption, count, echo
 from shardc.diagnostics import DiagnosticError
 
@@ -13,8 +23,11 @@ def validate(specs: SpecsArgument = None, format: FormatOption = Format.FULL, qu
     from shardc.plan import default_plan_path
     from shardc.spec import load_spec
 
+    with stopping(format):
+        found = named(specs)
+    tell_unseen(found.unseen, format)
     outcomes = []
-    for spec in named(specs, format).specs:
+    for spec in found.specs:
         plan = default_plan_path(spec)
         try:
             loaded = load_spec(spec)
@@ -26,6 +39,4 @@ def validate(specs: SpecsArgument = None, format: FormatOption = Format.FULL, qu
             if format in PEOPLE and not quiet:
                 tables, devices = count(len(loaded.tables), "table"), count(loaded.spec.cluster.devices, "device")
                 echo(f"ok {spec}: {tables}, {devices}")
-    if format not in PEOPLE:
-        tell_end(outcomes, format, quiet)
-    return max(outcome.exit_code for outcome in outcomes)
+    return tell_end(outcomes, found.unseen, format, quiet or format in PEOPLE)

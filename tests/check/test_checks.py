@@ -415,7 +415,6 @@ def restated(plan, spec):
     ("base", "said"),
     [
         ([], "moved, device_time are not checked for model.plan.json: there is no --base"),
-        (["--base", ""], "moved, device_time are not checked for model.plan.json: there is no --base"),
         (
             ["--base", "empty"],
             "moved, device_time are not checked for model.plan.json: there is no empty/model.plan.json",
@@ -430,13 +429,30 @@ def test_budgets_that_are_not_checked_are_told(committed, run_command, monkeypat
     done = run_command("check", "model.toml", *base, *frozen)
     assert (done.code, done.err) == (0, "")
     assert f"SH410 warning: {said}\n  --> model.toml:16:9\n" in done.out
-    assert "1 spec checked, none with findings, 1 with warnings" in done.out
+    assert "1 spec checked, none with findings, 1 with warnings only" in done.out
     (finding,) = json.loads(run_command("check", "model.toml", *base, *frozen, "--format", "json").out)["specs"][0][
         "findings"
     ]
     assert (finding["code"], finding["severity"], finding["message"]) == ("SH410", "warning", said)
     committed.rewrite(extra='[budget]\nmoved = "1%"\nseverity = { SH410 = "error" }\n')
     assert run_command("check", "model.toml", *base, *frozen).code == 1
+
+
+@pytest.mark.parametrize(("budget", "line"), [("", 1), ('[budget]\nmoved = "1%"\n', 16)])
+@pytest.mark.parametrize("frozen", [[], ["--frozen"]])
+def test_a_base_that_cannot_be_used_does_not_stop_what_repairs_it(
+    committed, run_command, monkeypatch, budget, line, frozen
+):
+    monkeypatch.chdir(committed.spec.parent)
+    committed.rewrite(extra=budget)
+    committed.compile()
+    Path("old.json").write_text(committed.plan.read_text()[:500])
+    done = run_command("check", "model.toml", "--base", "old.json", *frozen, "--format", "json")
+    assert done.code == 0
+    (finding,) = json.loads(done.out)["specs"][0]["findings"]
+    assert (finding["code"], finding["severity"]) == ("SH410", "warning")
+    assert (finding["location"]["file"], finding["location"]["line"]) == ("model.toml", line)
+    assert "old.json cannot be used: SH302 not JSON" in finding["message"]
 
 
 def test_a_base_that_does_not_compare_is_told(committed):

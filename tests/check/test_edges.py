@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -98,11 +99,44 @@ def test_without_git_there_is_no_revision_to_compare_with(committed, monkeypatch
         read_base("main", str(committed.plan))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_files_that_may_not_be_read_are_passed_over(committed):
-    (committed.spec.parent / "secret.toml").write_text(spec_text())
-    (committed.spec.parent / "secret.toml").chmod(0)
-    assert [Path(path).name for path in find([str(committed.spec.parent)]).specs] == ["model.toml"]
+@pytest.fixture(params=["modes", "errors"])
+def closed(committed, monkeypatch, request) -> str:
+    """Make a spec and a folder that cannot be read beside the committed spec, and return why not."""
+    monkeypatch.chdir(committed.spec.parent)
+    Path("closed").mkdir()
+    if request.param == "modes":
+        if os.geteuid() == 0:
+            pytest.skip("root reads everything")
+        Path("secret.toml").write_text(spec_text())
+        for name in ("closed", "secret.toml"):
+            Path(name).chmod(0)
+        return "permission denied"
+    Path("secret.toml").symlink_to("secret.toml")
+    look = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return "too many levels of symbolic links"
+
+
+def test_what_cannot_be_read_is_told(closed, run_command):
+    found = find(["."])
+    assert found.specs == ["model.toml", "secret.toml"]
+    assert [finding.message for finding in found.unseen] == [f"cannot look into the folder closed: {closed}"]
+    with pytest.raises(DiagnosticError) as caught:
+        find(["closed"])
+    assert [finding.message for finding in caught.value.diagnostics] == [
+        f"cannot look into the folder closed: {closed}"
+    ]
+    for command in ("validate", "check --frozen --jobs 1"):
+        done = run_command(*command.split(), ".")
+        assert done.code == 2
+        assert f"SH002 cannot read the spec secret.toml: {closed}\n" in done.err
+        assert f"SH002 cannot look into the folder closed: {closed}\n" in done.err
 
 
 def test_devices_are_not_compared_with_those_of_a_base_that_has_others(committed):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,4 +66,41 @@ def test_plans_of_a_folder_without_a_spec(folder):
     Path("terraform.plan.json").write_text("{}")
     assert find(["."]).lone == ["b/gone.plan.json"]
     assert find([".", "b"]).lone == ["b/gone.plan.json"]
-    assert find(["b/gone.plan.json"]) == (["b/gone.toml"], [])
+    assert find(["b/gone.plan.json"]) == (["b/gone.toml"], [], [])
+
+
+def test_a_link_is_a_spec_unless_it_leads_out_of_the_folder(folder):
+    Path("links").mkdir()
+    Path("links/m.toml").symlink_to("../a.toml")
+    Path("links/project.toml").symlink_to("../pyproject.toml")
+    Path("links/.#lock.toml").symlink_to("nobody@nowhere.1")
+    assert "links/m.toml" in find(["."]).specs
+    assert find(["."]).unseen == []
+    assert find(["links/m.toml", "links/*.toml"]).specs == ["links/m.toml", "links/project.toml"]
+    with pytest.raises(DiagnosticError) as caught:
+        find(["links"])
+    left_out, none = caught.value.diagnostics
+    assert (none.code, caught.value.exit_code) == ("SH001", 2)
+    assert (left_out.code, left_out.severity) == ("SH002", "warning")
+    assert left_out.message == "links/m.toml is left out: it is a link that leads out of links"
+    Path("links/b.toml").write_text("format = 1\n")
+    assert find(["links", "links"]) == (["links/b.toml"], [], [left_out])
+
+
+def test_links_to_folders_are_not_looked_into(folder):
+    Path("b/again").symlink_to("..")
+    assert find(["."]).specs == ["a.toml", "new.toml", "b/c.toml"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_a_spec_that_is_not_utf_8_is_not_passed_over(folder, encoding):
+    start = {"utf-16-le": "\ufeff", "utf-16-be": "\ufeff"}.get(encoding, "")
+    Path("wide.toml").write_bytes(f"{start}# é\r\nformat = 1\r\n[model]\r\n".encode(encoding))
+    Path("other.toml").write_bytes(f"{start}[tool]\r\nformat = 1\r\n".encode(encoding))
+    assert [name for name in find(["."]).specs if name in ("wide.toml", "other.toml")] == ["wide.toml"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_pipe_is_not_waited_for(folder):
+    os.mkfifo("pipe.toml")
+    assert "pipe.toml" not in find(["."]).specs

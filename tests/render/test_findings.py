@@ -137,3 +137,69 @@ def test_json_says_everything():
     found = document["specs"][0]["findings"][0]
     assert (found["code"], found["location"]["line"], found["help"]) == ("SH402", 3, "search longer")
     assert document["specs"][1]["findings"] == []
+
+
+def names(outcome: Outcome) -> list[str]:
+    """Names of findings, which JUnit and SARIF have alike."""
+    junit = [case.get("name") for case in ElementTree.fromstring(as_junit([outcome])).iter("testcase")]
+    results = json.loads(as_sarif([outcome]))["runs"][0]["results"]
+    assert junit == [result["partialFingerprints"]["shardcFinding/v1"] for result in results]
+    return junit
+
+
+def test_names_of_findings_stay_when_lines_are_added_above():
+    def found(line: int) -> Outcome:
+        places = (
+            Location("m.toml", line, 7, 4, 'gap = "1%"'),
+            Location("m.toml", line + 1, 1, 9, "[[table]]"),
+            Location("t.csv", line, 3, 5, "a,-1 "),
+            Location("m.plan.json", line, 20, 1, '  "ranks": [0, 1'),
+            Location("m.toml", 1, 1, 1, "# a comment" * line),
+            Location("m.toml", line + 9, 1, 6, "poolin = 1"),
+            Location("m.toml", line + 19, 1, 6, "poolin = 1"),
+            Location("m.toml", line + 29, 1, 6, "poolin = 1"),
+        )
+        messages = (
+            "over",
+            "missing",
+            "negative",
+            "not JSON",
+            "of no line",
+            *(f'unknown key in table "{name}"' for name in "aab"),
+        )
+        findings = (Diagnostic("SH101", text, at) for text, at in zip(messages, places, strict=True))
+        return Outcome("m.toml", "m.plan.json", 1, (*findings, WARNING))
+
+    expected = [
+        "SH101 gap",
+        "SH101 [[table]]",
+        "SH101 t.csv -1",
+        "SH101 m.plan.json ranks",
+        "SH101",
+        "SH101 poolin in a",
+        "SH101 poolin in a (2)",
+        "SH101 poolin in b",
+        "SH406",
+    ]
+    assert names(found(3)) == names(found(30)) == expected
+
+
+def test_what_is_about_no_spec_is_told_beside_the_rest():
+    apart = [Diagnostic("SH002", "no look"), Diagnostic("SH002", "a link", severity="warning")]
+    document = json.loads(as_json(OUTCOMES, apart))
+    assert document["exit_code"] == 2
+    assert [(told["severity"], told["message"]) for told in document["diagnostics"]] == [
+        ("error", "no look"),
+        ("warning", "a link"),
+    ]
+    assert json.loads(as_json(OUTCOMES, apart[1:]))["exit_code"] == 1
+    (run,) = json.loads(as_sarif(OUTCOMES, apart))["runs"]
+    (invocation,) = run["invocations"]
+    assert [told["level"] for told in invocation["toolExecutionNotifications"]] == ["error", "warning"]
+    assert len(run["results"]) == 2
+    assert as_github(OUTCOMES, apart).splitlines()[:2] == [
+        "::error title=SH002 not a readable file::no look",
+        "::warning title=SH002 not a readable file::a link",
+    ]
+    root = ElementTree.fromstring(as_junit(OUTCOMES, apart))
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["5", "1", "1"]
