@@ -70,7 +70,7 @@ DataType = Literal["fp32", "fp16", "bf16", "int64", "int32", "int8", "uint8", "i
 
 
 class _Member(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 def _without_empty(members: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -211,7 +211,7 @@ Ranks = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_DEVICES)], ...], *_SET
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class ModelSpec(_Section):
