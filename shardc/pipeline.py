@@ -15,7 +15,7 @@ from typing import Any
 import shardc
 from shardc.cost.model import CostModel
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.hardware import PROFILES, Hardware, devices_of
+from shardc.hardware import DOCUMENT, PROFILES, Hardware, devices_of
 from shardc.judge import Judge
 from shardc.moves import tables_of
 from shardc.passes.emit import emit
@@ -355,18 +355,23 @@ def find_policy(loaded: LoadedSpec, hardware: Sequence[Hardware]) -> tuple[Polic
     device = loaded.spec.cluster.device_names[0]
     own = Path(os.path.dirname(loaded.path or "")) / device / "policy.safetensors"
     warnings: list[Diagnostic] = []
-    for path in ([own] if len(hardware) == 1 and own.exists() else []) + [Path(POLICY)]:
+    if len(hardware) == 1 and os.path.lexists(own):
         try:
-            policy = load_policy(path)
+            policy = load_policy(own)
+            if hardware[0].digest in policy.metadata.get("digests", "").split():
+                return policy, ()
+            message = f"policy weights {own}: trained for another profile than this"
         except DiagnosticError as error:
-            warnings += [replace(diagnostic, severity="warning") for diagnostic in error.diagnostics]
-            continue
-        if path != own or hardware[0].digest in policy.metadata.get("digests", "").split():
-            return policy, tuple(warnings)
-        message = f"policy weights {path}: trained for another profile than this; the shipped policy is used instead"
-        fix = f"make them anew with `shardc train policy --profile {device} -o {path}`"
-        warnings.append(Diagnostic("SH602", message, help=fix, severity="warning"))
-    return None, tuple(warnings)
+            message = error.diagnostics[0].message
+        trained = own.parent if (own.parent / DOCUMENT).exists() else device
+        fix = f"make them anew: shardc train policy --profile {trained} -o {own} --force"
+        warnings.append(Diagnostic("SH602", f"{message}; the shipped policy is used", help=fix, severity="warning"))
+    try:
+        return load_policy(Path(POLICY)), tuple(warnings)
+    except DiagnosticError as error:
+        found = error.diagnostics[0]
+        message = f"{found.message}; tables are placed without a policy, by heuristics and local search"
+        return None, (*warnings, replace(found, message=message, severity="warning"))
 
 
 def read_recorded_accesses(loaded: LoadedSpec) -> dict[str, Bins]:

@@ -963,20 +963,13 @@ def test_train_policy(shardc_, monkeypatch):
         progress(10, steps, "2.00% above the bound")
         return {"steps": "10"}
 
-    fake(monkeypatch, "shardc.learn.train_policy", train_policy=train_policy, kinds=lambda: {"autoshard": None})
+    kinds = {"autoshard": None}
+    fake(monkeypatch, "shardc.learn.train_policy", train_policy=train_policy, kinds=lambda: kinds, require_new=Path)
     arguments = "train policy -o weights --kind autoshard --profile h100-80gb --profile l4-24gb --steps 10 --seed 1"
     assert str(shardc_(*arguments.split())) == (
         "exit code 0\n--- stdout\nsteps: 10\nweights written to weights; the learning curve lies beside them\n"
         "--- stderr\ntrain 10/10 2.00% above the bound\n"
     )
-
-
-def test_train_policy_overwrites_nothing_unless_told_to(shardc_, monkeypatch):
-    fake(monkeypatch, "shardc.learn.train_policy", train_policy=lambda *_, **__: None, kinds=lambda: {"shardc": None})
-    Path("policy.safetensors").write_text("mine")
-    refused = shardc_("train", "policy")
-    assert (refused.code, "SH004 policy.safetensors is there already" in refused.err) == (2, True)
-    assert shardc_("train", "policy", "--force").code == 0
 
 
 def test_train_policy_of_an_unknown_kind(shardc_):

@@ -29,22 +29,22 @@ def policy(
     kind: Annotated[str, typer.Option(metavar="KIND", help="shardc, autoshard or dreamshard.")] = "shardc",
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 500,
     seed: SeedOption = 0,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite weights that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train the RL policy that places tables.
 
-    Interrupted or killed, the same command goes on. Under torchrun, ranks train together.
+    Half an hour of one core for 500 steps. Interrupted or killed, the same command goes on. Under torchrun, ranks train
+    together. Beside the weights lie the learning curve (.csv, .svg) and, while training lasts, a checkpoint.
     """
     from shardc.hardware import hardware_names
-    from shardc.learn.train_policy import kinds, train_policy
+    from shardc.learn.train_policy import kinds, require_new, train_policy
 
     if kind not in kinds():
         message = f'there is no policy of the kind "{kind}"'
         raise DiagnosticError(Diagnostic("SH902", message, help=f"kinds: {', '.join(kinds())}"), exit_code=2)
-    if output.exists() and not force:
-        message = f"{output} is there already"
-        raise DiagnosticError(Diagnostic("SH004", message, help="name another file with -o; or --force"), exit_code=2)
+    if not force:
+        require_new(output)
     with progress(quiet) as advance:
         try:
             outcome = train_policy(

@@ -23,6 +23,7 @@ Under torchrun, every rank plays tasks of its own, and what they found (how weig
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ import shardc
 from shardc.cost.bound import lower_bound
 from shardc.cost.model import StepCost
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import make_folder, write_atomic
+from shardc.files import alone_in, make_folder, read_bytes, write_atomic
 from shardc.hardware import Hardware, load_hardware
 from shardc.judge import Judge
 from shardc.passes.infeasible import find_cause
@@ -163,21 +164,20 @@ def train_policy(
         steps: gradient steps.
         seed: of tasks, rollouts and weights.
         kind: of policy, a key of `kinds()`.
-        progress: called with step, steps, and how validation tasks fare.
+        progress: called with steps that are done, steps, and how validation tasks fared last.
 
     Returns:
         The metadata written with the weights; None on all ranks but the first.
 
     Raises:
-        DiagnosticError: SH004 when nothing can be written at `out`, SH602 when there is a checkpoint of another run,
-            SH202 or SH203 when tasks do not fit in memory, SH606 when training diverged; earlier checkpoints are kept.
+        DiagnosticError: SH004 when nothing can be written at `out`, or another run is doing so, SH602 when there is a
+            checkpoint that is damaged or of another run, SH202 or SH203 when tasks do not fit in memory, SH606 when
+            training diverged; earlier checkpoints are kept.
     """
     hardware = [load_hardware(name) for name in profiles]
-    with _Ranks.together() as ranks:
+    with _Ranks.together() as ranks, _alone_at(out, ranks):
         digests = tuple(one.digest for one in hardware)
         settings = Settings(kind, tuple(profiles), digests, steps, seed, ranks.count, shardc.__version__)
-        if ranks.first:
-            _require_writable(out)
         how = kinds()[kind]
         state = _start(out, settings, reads=ranks.first)
         _share(state, ranks)
@@ -185,21 +185,28 @@ def train_policy(
         train = [draw([seed, 0, group]) for group in range(_GROUPS)]
         validation = [draw([seed, 1, group]) for group in range(_VALIDATION_GROUPS)]
         bounds = [_bounds(group) for group in validation if ranks.first]
+        note = "from the checkpoint" if state.step else ""
         while state.step < steps:
+            if ranks.first:
+                progress(state.step, steps, note)
             state.step += 1
             which = np.random.default_rng([seed, 2, state.step, ranks.rank]).choice(_GROUPS, how.groups, replace=False)
             fared = how.learn(how, state, [train[group] for group in which], settings, ranks)
-            if not all(np.isfinite(array).all() for array in state.weights.values()):
+            if not _are_finite(fared, *state.weights.values()):
                 raise DiagnosticError(_diverged(state.step), exit_code=2)
             if not ranks.first or (state.step % max(1, steps // _REPORTS) and state.step != steps):
                 continue
             figures = evaluate(validation, bounds, how.scorer(state.weights))
+            if not _are_finite(figures):
+                raise DiagnosticError(_diverged(state.step), exit_code=2)
             state.curve.append((state.step, *fared, *figures))
             cost = float(how.costs(np.array(1.0 + figures[1]), np.array(figures[2])))
             if cost < state.best_cost:
                 state.best, state.best_cost = dict(state.weights), cost
             _save(out, settings, state)
-            progress(state.step, steps, f"{figures[1]:.2%} above the bound, balance {figures[2]:.3f}")
+            note = f"{figures[1]:.2%} above the bound, balance {figures[2]:.3f}"
+        if ranks.first:
+            progress(state.step, steps, note)
         return _finish(out, settings, state, hardware) if ranks.first else None
 
 
@@ -475,8 +482,12 @@ def _split(flat: Floats, like: Mapping[str, Floats]) -> dict[str, Floats]:
     return {name: part.reshape(-1, *array.shape) for (name, array), part in zip(like.items(), parts, strict=True)}
 
 
+def _are_finite(*arrays: Any) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)
+
+
 def _diverged(step: int) -> Diagnostic:
-    message = f"training diverged: the weights are no longer finite after step {step}"
+    message = f"training diverged: weights, or what rollouts cost, are no longer finite after step {step}"
     fix = "the last checkpoint was kept; train with another seed, or on other profiles"
     return Diagnostic("SH606", message, help=fix)
 
@@ -583,14 +594,47 @@ def _share(state: _State, ranks: _Ranks) -> None:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _alone_at(out: Path, ranks: _Ranks) -> Iterator[None]:
+    """Keep other runs from the folder of `out`, of which the first rank makes sure that it can be written in."""
+    if not ranks.first:
+        yield
+        return
+    _require_writable(out)
+    with alone_in(out.parent):
+        yield
+
+
 def _require_writable(out: Path) -> None:
-    """Find out before training what would prevent the weights from being written after it."""
-    if out.is_dir():
-        raise DiagnosticError(Diagnostic("SH004", f"cannot write {out}: is a directory"), exit_code=2)
+    """Find out before training what would prevent the weights and what lies beside them from being written."""
+    for path in (out, *_beside(out)):
+        if path.is_dir():
+            raise DiagnosticError(Diagnostic("SH004", f"cannot write {path}: is a directory"), exit_code=2)
     make_folder(out.parent)
-    probe = out.with_name(f".{out.name}.{os.getpid()}")
-    write_atomic(probe, b"")
-    probe.unlink()
+    if not os.access(out.parent, os.W_OK):
+        message = f"cannot write {out}: no permission to write in its folder"
+        raise DiagnosticError(Diagnostic("SH004", message), exit_code=2)
+
+
+def _beside(out: Path) -> list[Path]:
+    """The checkpoint, and the learning curve as a table and as a picture."""
+    return [checkpoint_path(out), out.with_suffix(".csv"), out.with_suffix(".svg")]
+
+
+def require_new(out: Path) -> None:
+    """Make sure that training overwrites no weights, and no files beside them that are not of the same run.
+
+    Raises:
+        DiagnosticError: SH902 for a name that is not of weights, SH004 for what is there already; exit code 2.
+    """
+    if out.suffix != ".safetensors":
+        fix = "its checkpoint (.checkpoint) and learning curve (.csv, .svg) lie beside it"
+        message = f"weights go into a file that ends in .safetensors, not {out}"
+        raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)
+    kept = [out] if checkpoint_path(out).exists() else [out, *_beside(out)]
+    if found := next((path for path in kept if path.exists()), None):
+        message = f"{found} is there already"
+        raise DiagnosticError(Diagnostic("SH004", message, help="name another file with -o; or --force"), exit_code=2)
 
 
 def checkpoint_path(out: Path) -> Path:
@@ -611,26 +655,47 @@ def _start(out: Path, settings: Settings, *, reads: bool) -> _State:
     if not reads or not path.exists():
         return _State(0, weights, memory, dict(weights), float("inf"), [])
     fix = f"to start anew, delete {path}"
+    wanted = json.loads(json.dumps(asdict(settings)))
     try:
-        arrays = safetensors.numpy.load(path.read_bytes())
+        content = read_bytes(path, "checkpoint")
+        arrays = safetensors.numpy.load(content)
         with safetensors.safe_open(path, framework="numpy") as file:
             document = json.loads(file.metadata()[METADATA])
-        saved = dict(document["settings"])
-        state = _State(
-            step=int(document["step"]),
-            weights={name: arrays[f"weights/{name}"].reshape(array.shape) for name, array in weights.items()},
-            memory={name: arrays[f"memory/{name}"].reshape(array.shape) for name, array in memory.items()},
-            best={name: arrays[f"best/{name}"].reshape(array.shape) for name, array in weights.items()},
-            best_cost=float(document["best_cost"]),
-            curve=[tuple(row) for row in document["curve"]],
-        )
+        digest, saved = document.pop("digest"), dict(document["settings"])
+        if digest != _checkpoint_digest(arrays, document):
+            raise ValueError("damaged, or altered since it was written")
+        differing = sorted(key for key in wanted if saved.get(key) != wanted[key])
+        state = None if differing else _resumed(arrays, document, weights, memory)
+    except DiagnosticError as error:
+        message = error.diagnostics[0].message
+        raise DiagnosticError(Diagnostic("SH602", message, help=fix), exit_code=2) from error
     except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DiagnosticError(Diagnostic("SH602", f"checkpoint {path}: {error}", help=fix), exit_code=2) from error
-    wanted = json.loads(json.dumps(asdict(settings)))
-    if differing := sorted(key for key in wanted if saved.get(key) != wanted[key]):
+    if state is None:
         message = f"checkpoint {path} is of another run: {', '.join(differing)} differ"
         raise DiagnosticError(Diagnostic("SH602", message, help=f"name another file with -o; or {fix}"), exit_code=2)
     return state
+
+
+def _resumed(
+    arrays: Mapping[str, Any], document: dict[str, Any], weights: Mapping[str, Floats], memory: Mapping[str, Floats]
+) -> _State:
+    return _State(
+        step=int(document["step"]),
+        weights={name: arrays[f"weights/{name}"].reshape(array.shape) for name, array in weights.items()},
+        memory={name: arrays[f"memory/{name}"].reshape(array.shape) for name, array in memory.items()},
+        best={name: arrays[f"best/{name}"].reshape(array.shape) for name, array in weights.items()},
+        best_cost=float(document["best_cost"]),
+        curve=[tuple(row) for row in document["curve"]],
+    )
+
+
+def _checkpoint_digest(arrays: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Of everything in a checkpoint, in full precision."""
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].shape}\n".encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return "sha256:" + digest.hexdigest()
 
 
 def _save(out: Path, settings: Settings, state: _State) -> None:
@@ -638,6 +703,7 @@ def _save(out: Path, settings: Settings, state: _State) -> None:
     parts = {"weights": state.weights, "memory": state.memory, "best": state.best}
     arrays = {f"{part}/{name}": np.ascontiguousarray(array) for part, of in parts.items() for name, array in of.items()}
     document = {"settings": asdict(settings), "step": state.step, "best_cost": state.best_cost, "curve": state.curve}
+    document["digest"] = _checkpoint_digest(arrays, document)
     content = safetensors.numpy.save(arrays, {METADATA: json.dumps(document, sort_keys=True)})
     write_atomic(checkpoint_path(out), content)
     rows = [",".join(_COLUMNS), *(",".join(f"{value:.6g}" for value in row) for row in state.curve)]

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 
 from shardc.diagnostics import DiagnosticError
+from shardc.files import alone_in
 from shardc.hardware import load_hardware
 from shardc.learn import train_policy as training
-from shardc.learn.train_policy import advantages, checkpoint_path, draw_tasks, kinds, returns, train_policy
+from shardc.learn.train_policy import advantages, balance, checkpoint_path, draw_tasks, kinds, returns, train_policy
 from shardc.placers.episode import play
 from shardc.placers.peers import load_peer
 from shardc.placers.policy import METADATA, load_policy
@@ -100,7 +101,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(kind, tmp_path):
     assert not out.exists()
     steps = []
     train(out, kind=kind, progress=lambda step, *_: steps.append(step))
-    assert steps == [3, 4]
+    assert steps == [2, 3, 4]
     train(tmp_path / "whole.safetensors", kind=kind)
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -111,7 +112,8 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
         pass
 
     def kill(step: int, steps: int, note: str) -> None:
-        raise Killed
+        if step:
+            raise Killed
 
     out = tmp_path / "w.safetensors"
     with pytest.raises(Killed):
@@ -121,10 +123,17 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     content = checkpoint_path(out).read_bytes()
     nested = safetensors.numpy.save({}, {METADATA: '{"settings":' * 30_000})
     other = safetensors.numpy.save({}, {METADATA: '{"settings": 1}'})
-    for damaged in (content[: len(content) // 2], nested, other):
+    flipped = bytearray(content)
+    flipped[-100] ^= 1  # a low bit of a weight: structure and sizes stay
+    further = content.replace(b'\\"step\\": 1', b'\\"step\\": 3')
+    assert further != content
+    for damaged in (content[: len(content) // 2], nested, other, bytes(flipped), further):
         checkpoint_path(out).write_bytes(damaged)
         with pytest.raises(DiagnosticError, match="SH602"):
             train(out)
+    with pytest.raises(DiagnosticError, match=r"SH602.*another run: kind"):
+        checkpoint_path(out).write_bytes(content)
+        train(out, kind="dreamshard")
 
 
 def test_tasks_that_nothing_fits_are_refused_and_the_checkpoint_stays(tmp_path, monkeypatch):
@@ -132,7 +141,8 @@ def test_tasks_that_nothing_fits_are_refused_and_the_checkpoint_stays(tmp_path, 
         pass
 
     def kill(step: int, steps: int, note: str) -> None:
-        raise Killed
+        if step:
+            raise Killed
 
     out = tmp_path / "w.safetensors"
     with pytest.raises(Killed):
@@ -147,19 +157,29 @@ def test_tasks_that_nothing_fits_are_refused_and_the_checkpoint_stays(tmp_path, 
     train(out)
 
 
-def test_weights_that_are_no_longer_finite_end_training_and_the_checkpoint_stays(tmp_path, monkeypatch):
-    def advantages_once(*arguments):
-        found = advantages(*arguments)
+@pytest.mark.parametrize(
+    ("kind", "what"), [("dreamshard", "advantages"), ("dreamshard", "returns"), ("shardc", "returns")]
+)
+def test_what_is_no_longer_finite_ends_training_and_the_checkpoint_stays(kind, what, tmp_path, monkeypatch):
+    def once(*arguments):
+        found = original(*arguments)
         return found * np.nan if steps and steps[-1] == 2 else found
 
-    steps = []
-    monkeypatch.setattr(training, "advantages", advantages_once)
+    steps, original = [], getattr(training, what)
+    monkeypatch.setattr(training, what, once)
     out = tmp_path / "w.safetensors"
     with pytest.raises(DiagnosticError, match=r"SH606.*after step 3"):
-        train(out, kind="dreamshard", progress=lambda step, *_: steps.append(step))
+        train(out, kind=kind, progress=lambda step, *_: steps.append(step))
     arrays = safetensors.numpy.load_file(checkpoint_path(out))
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert not out.exists()
+
+
+def test_validation_that_is_not_finite_ends_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "balance", lambda cost, z: balance(cost, z) * np.nan)
+    with pytest.raises(DiagnosticError, match="SH606"):
+        train(tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 # --- What it refuses --------------------------------------------------------------------------------------------------
@@ -170,6 +190,24 @@ def test_what_cannot_be_written_is_said_before_training(tmp_path):
     for out in (tmp_path / "file" / "w.safetensors", tmp_path):
         with pytest.raises(DiagnosticError, match="SH004"):
             train(out, progress=lambda *_: pytest.fail("it trained"))
+
+
+def test_two_runs_do_not_write_into_one_folder_at_once(tmp_path):
+    with alone_in(tmp_path), pytest.raises(DiagnosticError, match=r"SH004.*another process"):
+        train(tmp_path / "w.safetensors", progress=lambda *_: pytest.fail("it trained"))
+
+
+def test_nothing_that_is_there_is_overwritten_unless_it_is_told_to(tmp_path, run_command):
+    table = tmp_path / "model.csv"
+    table.write_text("name,rows\n")
+    command = ("train", "policy", "--steps", "1", "--profile", "h100-80gb", "-q", "-o")
+    for name, code in (("model.safetensors", "SH004"), ("w.checkpoint", "SH902"), ("w.csv", "SH902"), ("-", "SH902")):
+        done = run_command(*command, str(tmp_path / name))
+        assert (done.code, code in done.err) == (2, True), done
+    assert [path.name for path in tmp_path.iterdir()] == ["model.csv"]
+    assert table.read_text() == "name,rows\n"
+    assert run_command(*command, str(tmp_path / "model.safetensors"), "--force").code == 0
+    assert table.read_text().startswith("step,")
 
 
 def test_no_tasks_and_no_profiles_are_refused():
