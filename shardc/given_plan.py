@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import MAX_BYTES, read_text
 from shardc.git import ask_git
 from shardc.passes.verify import verify_alone
-from shardc.plan import Plan, parse_plan
+from shardc.plan import Plan, parse_plan, parse_stated
 
 STDIN = "-"
 
@@ -26,11 +28,24 @@ def read_given(name: str) -> Plan:
         DiagnosticError: as of `shardc.plan.read_plan`; SH320 when git has no such file; SH305 or SH306 when shards do
             not make up tables; always with exit code 2, as nothing is found where nothing could be looked at.
     """
-    if name == STDIN:
-        return sound("stdin", plan_text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1)))
-    if is_file(name):
-        return sound(name, read_text(name, "plan"))
-    return sound(name, plan_text(name, _show(name)))
+    return sound(*_text_of(name))
+
+
+def read_stated(name: str) -> tuple[Plan, tuple[Diagnostic, ...]]:
+    """Read a plan whose stated figures are shown: the plan, and SH312 as a warning if it was edited.
+
+    Raises:
+        DiagnosticError: as of `read_given`.
+    """
+    label, text = _text_of(name)
+    with _nothing_to_look_at():
+        plan, as_written = parse_stated(label, text)
+    _refuse_faults(label, plan)
+    if as_written is not False:
+        return plan, ()
+    message = f"{label} was edited after it was compiled: its figures may not be its placement's"
+    fix = "shardc compile SPEC --base PLAN --max-moved 0 keeps its placement, with figures that are true of it"
+    return plan, (Diagnostic("SH312", message, help=fix, severity="warning"),)
 
 
 def is_file(name: str) -> bool:
@@ -49,14 +64,34 @@ def sound(name: str, text: str) -> Plan:
         DiagnosticError: SH302 or SH303 when it is no plan, SH305 or SH306 when its shards do not make up tables that
             TorchRec runs; exit code 2.
     """
-    try:
+    with _nothing_to_look_at():
         plan = parse_plan(name, text)
+    _refuse_faults(name, plan)
+    return plan
+
+
+def _text_of(name: str) -> tuple[str, str]:
+    """What to call a plan in messages, and its text."""
+    if name == STDIN:
+        return "stdin", plan_text("stdin", sys.stdin.buffer.read(MAX_BYTES + 1))
+    if is_file(name):
+        return name, read_text(name, "plan")
+    return name, plan_text(name, _show(name))
+
+
+@contextmanager
+def _nothing_to_look_at() -> Iterator[None]:
+    """Make what is raised one of exit code 2."""
+    try:
+        yield
     except DiagnosticError as error:
         raise DiagnosticError(*error.diagnostics, exit_code=2) from None
+
+
+def _refuse_faults(name: str, plan: Plan) -> None:
     if faults := verify_alone(plan):
         renamed = (replace(fault, message=f"{name}: {fault.message}") for fault in faults)
         raise DiagnosticError(*renamed, exit_code=2)
-    return plan
 
 
 def _show(name: str) -> bytes:

@@ -23,14 +23,14 @@ from shardc.passes.infeasible import Origin
 from shardc.passes.lower import lower
 from shardc.passes.place import Choice, Why, place
 from shardc.passes.profile import Measure, profile
-from shardc.passes.replan import Budget, Migration, base_faults, replan
+from shardc.passes.replan import Migration, base_faults, replan
 from shardc.passes.restore import placement_of
 from shardc.passes.verify import verify, wide_caches
 from shardc.placers.local_search import Ended, Watch
 from shardc.placers.policy import Policy, load_policy
 from shardc.plan import Digests, Plan, PlanMigration, plan_bytes
 from shardc.problem import Placement, Problem
-from shardc.spec import MAX_SEED, Bins, IndexFile, LoadedSpec, load_spec, parse_spec
+from shardc.spec import MAX_SEED, Bins, IndexFile, LoadedSpec, MoveBudget, load_spec, parse_spec
 
 SpecLike = str | os.PathLike[str] | Mapping[str, Any] | LoadedSpec
 POLICY = PROFILES / "policy.safetensors"
@@ -115,7 +115,7 @@ def run(
     effort: str | None = None,
     measure: Measure | None = None,
     base: Plan | None = None,
-    budget: Budget = Budget(),  # noqa: B008 - frozen
+    budget: MoveBudget = MoveBudget(),  # noqa: B008 - frozen
     known: Plan | None = None,
     watch: Watch = _never_ends,
     watch_alone: Watch | None = None,
@@ -171,7 +171,7 @@ def _finished(
     prepared: Prepared,
     choice: Choice,
     base: Plan | None,
-    budget: Budget,
+    budget: MoveBudget,
     effort: str,
     seed: int,
     watch: Watch,
@@ -197,7 +197,7 @@ def _finished(
     return Compiled(plan, choice, doubts, prepared, migration)
 
 
-def near(compiled: Compiled, loaded: LoadedSpec, base: Plan, budget: Budget) -> Compiled:
+def near(compiled: Compiled, loaded: LoadedSpec, base: Plan, budget: MoveBudget) -> Compiled:
     """A compiled spec, compiled near a base: what `run` gives with one, without placing tables once more.
 
     Args:

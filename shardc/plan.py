@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
+import re
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from pydantic_core import ErrorDetails
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import read_text, write_atomic
-from shardc.spec import CONFLICT, Precision, ShardingType
+from shardc.vocabulary import CONFLICT, Precision, ShardingType
+
+if TYPE_CHECKING:
+    from shardc.json_text import JsonText
 
 # Bump it only when a reader of the old format would misread the new one. Readers ignore members that they do not know,
 # so adding a member is no reason; they reject a document whose format is greater than theirs.
@@ -70,7 +74,7 @@ DataType = Literal["fp32", "fp16", "bf16", "int64", "int32", "int8", "uint8", "i
 
 
 class _Member(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 def _without_empty(members: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -351,7 +355,7 @@ def plan_bytes(plan: Plan) -> bytes:
     longer has one member a line, so that a shard that moves changes one line.
     """
     document = _rounded(plan.model_dump(mode="json"))
-    return (_layout(document | {"digest": _digest(document)}, "", "") + "\n").encode()
+    return (_layout(document | {"digest": _digest(_plain(document))}, "", "") + "\n").encode()
 
 
 def canonical_json(value: Any) -> str:
@@ -379,7 +383,16 @@ def parse_plan(file: str, text: str) -> Plan:
     Raises:
         DiagnosticError: SH302 and SH303, as of `read_plan`.
     """
+    return _plan_of(file, text, _parse(file, text))
+
+
+def parse_stated(file: str, text: str) -> tuple[Plan, bool | None]:
+    """Return the plan that a text is, and whether it is as shardc wrote it; see `parse_plan` and `is_as_written`."""
     document = _parse(file, text)
+    return _plan_of(file, text, document), _is_as_written(document)
+
+
+def _plan_of(file: str, text: str, document: Any) -> Plan:
     if not isinstance(document, dict):
         raise _not_a_plan(file, "a plan is a JSON object")
     version = document.get("format")
@@ -390,7 +403,8 @@ def parse_plan(file: str, text: str) -> Plan:
         return Plan.model_validate_json(text, strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-        raise _not_a_plan(file, *(_member(detail["loc"], _complaint(detail)) for detail in details)) from None
+        at = _positions(file, text).locate(details[0]["loc"])
+        raise _not_a_plan(file, *(_member(detail["loc"], _complaint(detail)) for detail in details), at=at) from None
 
 
 def may_be_plan(content: bytes) -> bool:
@@ -404,15 +418,24 @@ def is_as_written(text: str) -> bool | None:
     Args:
         text: a document that `parse_plan` takes.
     """
-    document = json.loads(text)
+    return _is_as_written(json.loads(text, parse_float=_number))
+
+
+def _is_as_written(document: dict[str, Any]) -> bool | None:
     return None if document.get("digest") is None else document["digest"] == _digest(document)
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Digest of all members but "digest": of what they say, not of how numbers and text are written."""
-    content = _plain({name: value for name, value in document.items() if name != "digest"})
+    """Digest of all members but "digest": of what they say, not of how text is written; numbers are `_plain`."""
+    content = {name: value for name, value in document.items() if name != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _number(text: str) -> int | float:
+    """A number with a point or exponent, as `_plain` has it."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _plain(value: Any) -> Any:
@@ -479,15 +502,17 @@ def _parse(file: str, text: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) < len(pairs):
-            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise _not_a_plan(file, f'the key "{twice}" occurs twice in one object')
+            twice, at = _positions(file, text).duplicate()
+            fix = "leave one of the two, and compile the spec again"
+            raise _not_a_plan(file, f'the key "{twice}" occurs twice in one object', at=at, help=fix)
         return members
 
     def constant(name: str) -> NoReturn:
-        raise _not_a_plan(file, f"{name} is not JSON")
+        at = _positions(file, text).first(re.escape(name))
+        raise _not_a_plan(file, f"{name} is not JSON", at=at, help="compile the spec again")
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_float=_number)
     except json.JSONDecodeError as error:
         lines = text.split("\n")
         if found := CONFLICT.search(text):
@@ -501,13 +526,20 @@ def _parse(file: str, text: str) -> Any:
     except RecursionError:
         raise _not_a_plan(file, "nested too deep") from None
     except ValueError:
-        raise _not_a_plan(file, "a number in it has more digits than are read") from None
+        long = _positions(file, text).first(rf"-?\d{{{sys.get_int_max_str_digits() + 1},}}")
+        raise _not_a_plan(file, "a number in it has more digits than are read", at=long) from None
 
 
-def _not_a_plan(file: str, *reasons: str) -> DiagnosticError:
+def _positions(file: str, text: str) -> JsonText:
+    from shardc.json_text import JsonText  # hardly any plan has anything wrong
+
+    return JsonText(file, text)
+
+
+def _not_a_plan(file: str, *reasons: str, at: Location | None = None, help: str | None = None) -> DiagnosticError:
     first, *others = dict.fromkeys(reasons)
     notes = others[:_MAX_ERRORS] + [f"and {len(others) - _MAX_ERRORS} more"] * (len(others) > _MAX_ERRORS)
-    return DiagnosticError(Diagnostic("SH302", f"{file} is not a plan: {first}", notes=tuple(notes)))
+    return DiagnosticError(Diagnostic("SH302", f"{file} is not a plan: {first}", at, help, notes=tuple(notes)))
 
 
 def _member(path: Iterable[str | int], complaint: str) -> str:

@@ -23,6 +23,8 @@ from shardc.diagnostics import CODES, Diagnostic, DiagnosticError, Location, quo
 from shardc.files import MAX_SPEC_BYTES, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
+from shardc.units import format_bytes
+from shardc.vocabulary import CONFLICT, MAX_DEVICES, Precision, ShardingType
 
 FORMAT = 1
 """The version of the spec's format that this shardc reads."""
@@ -47,7 +49,6 @@ _USUAL_KERNELS, _CACHING = ("fused",), "fused_uvm_caching"
 CACHE_RATIO = 0.2
 """Share of the rows of a cached table that a cache holds: TorchRec's load factor unless it is told another."""
 
-MAX_DEVICES = 65536
 MAX_MEMORY = 2**50
 """Bytes of a device or a host."""
 
@@ -63,14 +64,7 @@ _INT64_MAX = 2**63 - 1
 _MAX_ELEMENTS = 2**58
 _NAME_LENGTH = 200
 
-CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |\r?$)", re.MULTILINE)
-"""A mark of git's where a merge needs somebody to decide."""
-
-ShardingType = Literal[
-    "table_wise", "column_wise", "table_column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"
-]
 Kernel = Literal["fused", "fused_uvm_caching"]
-Precision = Literal["fp32", "fp16", "bf16"]
 
 
 # --- The values of a spec ---------------------------------------------------------------------------------------------
@@ -172,12 +166,44 @@ def parse_share(text: str) -> float | None:
     return None if share is None or share > 1 else share
 
 
+@dataclass(frozen=True, slots=True)
+class MoveBudget:
+    """How much may move: a share of the bytes of all shards, or bytes; whatever is worth it if neither is given."""
+
+    share: float | None = None
+    bytes: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> MoveBudget | None:
+        """Return the budget that "5%", "2GiB" or "0" is; None for a text of another form."""
+        if text.endswith("%"):
+            share = parse_share(text)
+            return None if share is None else MoveBudget(share=share)
+        size = 0 if text in ("0", "0B") else parse_size(text)
+        return None if size is None else MoveBudget(bytes=size)
+
+    def __str__(self) -> str:
+        """The budget as people read it."""
+        return f"{100 * self.share:.6g}%" if self.share is not None else format_bytes(self.bytes or 0)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any limit."""
+        return self.share is not None or self.bytes is not None
+
+    def allows(self, moved_bytes: int, held_bytes: int) -> bool:
+        """Whether no more moves than may, of the bytes of all shards."""
+        if self.share is not None and moved_bytes > self.share * held_bytes:
+            return False
+        return self.bytes is None or moved_bytes <= self.bytes
+
+
 def parse_share_or_size(text: str) -> float | int | None:
     """Return a fraction for a percentage, bytes for a size."""
     return _percent(text, below=100.0) if text.endswith("%") else parse_size(text)
 
 
-def _form(parse: Callable[[str], float | None], expected: str, example: str) -> BeforeValidator:
+def _form(parse: Callable[[str], object], expected: str, example: str) -> BeforeValidator:
     """Check that a value is a string that `parse` understands; the string is kept as it was written."""
 
     def check(value: Any) -> Any:
@@ -190,13 +216,27 @@ def _form(parse: Callable[[str], float | None], expected: str, example: str) -> 
     return BeforeValidator(check)
 
 
+def _share(value: Any) -> Any:
+    """Check that a value is a percentage or a fraction; it is kept as it was written."""
+    expected, example = "a percentage from 0% to 100% or a fraction from 0 to 1", 'for example "80%" or 0.8'
+    is_number = type(value) in (int, float)
+    if not is_number and not isinstance(value, str):
+        _reject(f"expected {expected}, found {_kind(value)}", code="SH103", help=example)
+    if not (0 <= value <= 1 if is_number else parse_share(value) is not None):
+        _reject(f"expected {expected}, found {_quoted(value)}", help=example)
+    return value
+
+
 Text = Annotated[str, AfterValidator(_printable), Field(json_schema_extra={"minLength": 1, "maxLength": _NAME_LENGTH})]
 Name = Annotated[Text, AfterValidator(_table_name), Field(json_schema_extra={"pattern": "^[^./]+$"})]
 Dim = Annotated[int, Field(ge=4, le=8192, json_schema_extra={"multipleOf": 4}), AfterValidator(_vector_length)]
 Size = Annotated[str, _form(_memory, "a size above zero and at most 1 PiB", 'for example "72GiB"')]
 Bandwidth = Annotated[str, _form(parse_bandwidth, "a bandwidth above zero", 'for example "450GB/s" (bytes, not bits)')]
 Percent = Annotated[str, _form(_percent, "a percentage from 0% to below 1000%", 'for example "2%"')]
-Share = Annotated[str, _form(parse_share, "a percentage from 0% to 100%", 'for example "80%"')]
+Share = Annotated[str | Annotated[float, Field(ge=0, le=1)], BeforeValidator(_share)]
+Moved = Annotated[
+    str, _form(MoveBudget.parse, "a percentage from 0% to 100% or a size", 'for example "5%", "2GiB" or "0"')
+]
 Reserve = Annotated[
     str, _form(parse_share_or_size, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')
 ]
@@ -211,7 +251,7 @@ Ranks = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_DEVICES)], ...], *_SET
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSpec(_Section):
@@ -539,15 +579,18 @@ class BudgetSpec(_Section):
     )
     balance: Share | None = Field(
         default=None,
-        description="Least degree of balance: the least compute time of a device, as a share of the greatest.",
+        description="Least degree of balance: the least compute time of a device, as a share of the greatest: "
+        '"96%" or 0.96.',
     )
     headroom: Share | None = Field(
         default=None,
-        description="Least share of the memory that tables may take of a device which stays free on the fullest one.",
+        description="Least share of the memory that tables may take of a device which stays free on the fullest one: "
+        '"10%" or 0.1.',
     )
-    moved: Percent | None = Field(
+    moved: Moved | None = Field(
         default=None,
-        description="Most that has to be copied to get from the plan of --base to this one, as a share of all shards.",
+        description="Most that has to be copied to get from the plan of --base to this one: "
+        'of the bytes of all shards "5%", or "2GiB".',
     )
     device_time: Percent | None = Field(
         default=None,
@@ -563,8 +606,13 @@ class BudgetSpec(_Section):
 
     def limit(self, name: str) -> float | None:
         """Return a limit as a fraction, None where there is none."""
-        text = getattr(self, name)
-        return None if text is None else _percent(text)
+        given = getattr(self, name)
+        return _percent(given) if isinstance(given, str) else given
+
+    @property
+    def may_move(self) -> MoveBudget | None:
+        """What `moved` allows; None where there is no such limit."""
+        return None if self.moved is None else MoveBudget.parse(self.moved)
 
     def grade(self, code: str) -> Grade:
         """Return what findings of a code are: error, unless the spec or the code says otherwise."""
@@ -1394,6 +1442,8 @@ def _draft07(node: Any) -> Any:
     if len(options) == 1:
         del node["anyOf"]
         node = {**options[0], **node}
+    elif options:
+        node["anyOf"] = options
     if "$ref" in node and len(node) > 1:
         node["allOf"] = [{"$ref": node.pop("$ref")}]
     return node

@@ -85,6 +85,49 @@ def test_json_and_markdown_go_to_stdout(shardc_):
     assert shardc_("diff", "old.plan.json", "new.plan.json", "--format", "markdown").out.startswith("**`m`**: 1 moved;")
 
 
+@pytest.fixture
+def edited(shardc_):
+    """The same, and a plan in which somebody has written another step time."""
+    text = Path("old.plan.json").read_text()
+    Path("ed.json").write_text(text.replace('"step_time_ms": 1.0', '"step_time_ms": 0.1'))
+    assert Path("ed.json").read_text() != text
+    return shardc_
+
+
+EDITED = "ed.json was edited after it was compiled: its figures may not be its placement's"
+
+
+@pytest.mark.parametrize("arguments", [["old.plan.json", "ed.json"], ["ed.json", "old.plan.json"]])
+def test_figures_of_an_edited_plan_come_with_a_warning(edited, arguments):
+    done = edited("diff", *arguments)
+    assert (done.code, done.err.count("SH312")) == (0, 1)
+    assert done.err.startswith(f"SH312 warning: {EDITED}\nhelp: shardc compile SPEC --base PLAN --max-moved 0 ")
+    document = json.loads(edited("diff", *arguments, "--format", "json").out)
+    assert [(found["code"], found["message"]) for found in document["warnings"]] == [("SH312", EDITED)]
+    comment = edited("diff", *arguments, "--format", "markdown")
+    assert f"\n> **SH312** {EDITED}\n" in comment.out
+    assert EDITED in comment.err
+
+
+def test_an_edited_plan_is_told_once_and_another_layout_is_no_edit(edited):
+    assert edited("diff", "ed.json", "ed.json").err.count("SH312") == 1
+    Path("one-line.json").write_text(json.dumps(json.loads(Path("old.plan.json").read_text())))
+    assert edited("diff", "old.plan.json", "one-line.json").err == ""
+    document = json.loads(edited("diff", "old.plan.json", "one-line.json", "--format", "json").out)
+    assert document["warnings"] == []
+
+
+@pytest.mark.parametrize("arguments", [["ed.json"], ["old.plan.json", "--base", "ed.json"]])
+def test_a_report_of_an_edited_plan_says_so(edited, arguments):
+    done = edited("report", *arguments, "-o", "page.html")
+    assert (done.code, EDITED in done.err) == (0, True)
+    assert "SH312" in Path("page.html").read_text()
+
+
+def test_what_is_computed_from_shards_needs_no_warning(edited):
+    assert edited("migrate", "ed.json", "new.plan.json").err == ""
+
+
 LONG = [f"the_embedding_table_of_a_feature_with_a_name_that_is_long_{i}" for i in range(30)]
 
 

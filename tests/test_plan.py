@@ -240,6 +240,48 @@ def test_a_syntax_error_is_located(path: Path) -> None:
     assert str(raised.value).startswith(f"{path}:3:11: SH302 ")
 
 
+@pytest.mark.parametrize(
+    ("content", "place", "marked", "help"),
+    [
+        ('{"a": [{"b": 1},\n  {"b": "}", "c": 2,\n   "b" : 3}], "a": 0}', "3:4", '"b"', "leave one of the two"),
+        ('{"\\u0061": {"x": 1},\r\n "a": {}}', "2:2", '"a"', "leave one of the two"),
+        ('{"a": {"b": "NaN",\n "c": [1, -Infinity]}}', "2:11", "-Infinity", "compile the spec again"),
+        ('{"a": "' + "9" * 5000 + '",\n "b": -' + "9" * 5000 + "}", "2:7", "-" + "9" * 5000, None),
+        ('{\n"format": 1, "model": 7}', "2:23", "7", None),
+    ],
+)
+def test_what_a_parser_does_not_place_is_located(
+    path: Path, content: str, place: str, marked: str, help: str | None
+) -> None:
+    with pytest.raises(DiagnosticError) as raised:
+        read(path, content.encode())
+    (finding,) = raised.value.diagnostics
+    at = finding.location
+    assert at is not None
+    assert str(at) == f"{path}:{place}"
+    assert at.text[at.column - 1 :][: at.length] == marked
+    assert finding.help == help if help is None else help in (finding.help or "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "marked"),
+    [
+        ('"balance": 0.9', '"balance": "high"', '"high"'),
+        ('"rank": 1', '"rank": 1.5', "1.5"),
+        ('"gap": 0.0416667, ', "", '"bound"'),  # what is missing is missing there
+    ],
+)
+def test_a_member_that_no_plan_has_is_located(path: Path, old: str, new: str, marked: str) -> None:
+    text = plan_bytes(Plan.model_validate(document())).decode()
+    assert text.count(old) == 1
+    with pytest.raises(DiagnosticError) as raised:
+        read(path, text.replace(old, new).encode())
+    at = raised.value.diagnostics[0].location
+    assert at is not None
+    assert at.text[at.column - 1 :][: at.length] == marked
+    assert at.line == text[: text.index(old)].count("\n") + 1
+
+
 def edited(*route: str | int, value: object) -> dict:
     content = document()
     at = content

@@ -153,9 +153,34 @@ def test_a_what_if_replaces_no_plan_unless_it_is_told_where_to(spec, run_command
     assert plan.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("compile {} --set cluster.hosts=abc", "SH103"),
+        ("compile {} --set cluster.hosts=0", "SH104"),
+        ("compile {} --set cluster.device=h10", "SH107"),
+        ("compile {} --set table.zzz.dim=4", "SH331"),
+        ("compile {} --set hosts", "SH330"),
+        ("compile {} --effort much", "SH902"),
+        ("explain {} --set cluster.hosts=abc", "SH103"),
+        ("sweep {} --devices 1 --set cluster.hosts=abc", "SH103"),
+        ("sweep {} --devices a", "SH103"),
+    ],
+)
+def test_whatever_is_wrong_with_an_option_the_exit_code_is_2(spec, run_command, arguments, code):
+    done = run_command(*arguments.format(spec).split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"{code} ")
+
+
+def test_what_is_wrong_with_the_spec_itself_is_a_finding_whatever_is_set(spec, run_command):
+    spec.write_text(spec.read_text().replace("global_batch = ", "global_batch = -"))
+    assert run_command("compile", str(spec), "--set", "cluster.hosts=2").code == 1
+
+
 def test_a_bad_setting_ends_a_compile_with_its_place(spec, run_command, tmp_path):
     done = run_command("compile", str(spec), "--set", "cluster.device_per_host=4")
-    assert done.code == 1
+    assert done.code == 2
     assert 'unknown key "device_per_host" in [cluster]' in done.err
     assert "--set:1:9" in done.err
     assert 'did you mean "devices_per_host"?' in done.err

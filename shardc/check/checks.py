@@ -18,7 +18,6 @@ from shardc.files import write_atomic
 from shardc.judge import Judge
 from shardc.passes.emit import emit
 from shardc.passes.profile import Measure
-from shardc.passes.replan import Budget
 from shardc.passes.restore import placement_of
 from shardc.pipeline import Compiled, near, run
 from shardc.plan import PROFILE_CHANGED, Plan, is_as_written, parse_plan, plan_bytes
@@ -102,11 +101,11 @@ def _anew(compiled: Compiled, loaded: LoadedSpec, base: Base | None) -> tuple[Pl
 
     None, and a note, where nothing was found within that budget.
     """
-    share = loaded.spec.budget.limit("moved")
-    if share is None or base is None or base.plan is None:
+    budget = loaded.spec.budget.may_move
+    if budget is None or base is None or base.plan is None:
         return compiled.plan, ()
     try:
-        return near(compiled, loaded, base.plan, Budget(share=share)).plan, ()
+        return near(compiled, loaded, base.plan, budget).plan, ()
     except DiagnosticError as error:
         (finding,) = error.diagnostics
         if finding.code != "SH321":

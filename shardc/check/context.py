@@ -65,8 +65,8 @@ class Context:
     def recompile(self) -> str:
         """The advice to compile the spec again, near the base if the budget wants that."""
         near = ""
-        if self.before and self.limit("moved") is not None and self.base:
-            near = f" --base {shlex.quote(self.base.argument)} --max-moved {self.allowed('moved')}"
+        if self.before and self.limits("moved") and self.base:
+            near = f" --base {shlex.quote(self.base.argument)} --max-moved {shlex.quote(self.allowed('moved'))}"
         return f"run shardc compile {self.loaded.path}{near} and review the diff"
 
     @property
@@ -79,13 +79,18 @@ class Context:
         """What to call the base."""
         return self.base.name if self.base else "the base"
 
+    def limits(self, name: str) -> bool:
+        """Whether the budget has such a limit."""
+        return getattr(self.loaded.spec.budget, name) is not None
+
     def limit(self, name: str) -> float | None:
         """A limit of the budget as a fraction; None where there is none."""
         return self.loaded.spec.budget.limit(name)
 
     def allowed(self, name: str) -> str:
         """A limit of the budget as it is written."""
-        return str(getattr(self.loaded.spec.budget, name))
+        written = getattr(self.loaded.spec.budget, name)
+        return written if isinstance(written, str) else f"{written:g}"
 
     def at(self, name: str) -> Location | None:
         """Where the spec sets a limit; None where it leaves it at its default."""

@@ -12,14 +12,14 @@ _NAMED = 3  # tables
 
 
 def moved(context: Context) -> Iterator[Diagnostic]:
-    """Yield a finding if more than the share `moved` of all shards' bytes has to move, beside the base."""
-    allowed, base = context.limit("moved"), context.before
+    """Yield a finding if more has to move from the base than `moved` allows: a share of all shards, or bytes."""
+    allowed, base = context.loaded.spec.budget.may_move, context.before
     if allowed is None or base is None:
         return
     from shardc.plan_diff import diff  # few checks have a base
 
     found = diff(base, context.plan)
-    if found.moved_share > allowed:
+    if not allowed.allows(found.moved_bytes, found.held_bytes):
         message = (
             f"{found.moved_share:.1%} of all shards ({format_bytes(found.moved_bytes)}) would have to move from "
             f"{context.base_name} to {context.path}, {context.allowed('moved')} is allowed"

@@ -1,6 +1,7 @@
 """The command line: data on stdout, everything else on stderr.
 
-Exit codes: 0 fine, 1 findings (an invalid spec, an infeasible model, a failed check), 2 could not run, 130 interrupted.
+Exit codes: 0 fine, 1 findings (an invalid spec, an infeasible model, a failed check), 2 could not run, as with a wrong
+option, 130 interrupted.
 
 One module a command (or a group of commands); `commands` puts them together, `console` has what they share, `run` turns
 whatever goes wrong into a diagnostic. Heavy modules are imported inside the commands: `shardc --help` and `shardc

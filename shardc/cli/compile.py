@@ -33,9 +33,9 @@ from shardc.cli.search import searching
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 if TYPE_CHECKING:
-    from shardc.passes.replan import Budget
     from shardc.pipeline import Compiled
     from shardc.plan import Plan
+    from shardc.spec import MoveBudget
 
 
 _WITHOUT_BASE = 0.5  # share of the time limit for placing tables without the base, which comes before
@@ -91,14 +91,14 @@ def compile(
     """Compile a spec to a sharding plan.
 
     Ctrl-C ends the search, and keeps the best plan so far beside the old one. With --set, a plan is only written where
-    -o says: what would be otherwise does not replace what is.
+    -o says: what would be otherwise does not replace what is. The exit code is 1 if the spec is not valid or nothing
+    fits, 2 if an option is wrong, also a value of --set that a spec may not have.
     """
-    from shardc.passes.replan import Budget
     from shardc.pipeline import run
     from shardc.placers.local_search import Ended
     from shardc.plan import default_plan_path, may_be_plan, plan_bytes
     from shardc.settings import parse_settings
-    from shardc.spec import load_spec
+    from shardc.spec import MoveBudget, load_spec
 
     loaded = load_spec(spec, parse_settings(settings))
     target = str(output) if output else default_plan_path(spec)
@@ -107,7 +107,7 @@ def compile(
     if not what_if:
         own_place = os.path.abspath(target) == os.path.abspath(default_plan_path(spec))
         may_write(target, force=force or own_place, own=may_be_plan)
-    budget = _budget(max_moved, base) if max_moved is not None else Budget()
+    budget = _budget(max_moved, base) if max_moved is not None else MoveBudget()
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)
     with measuring(loaded, measure, quiet) as measured, searching(quiet, time_limit) as watch:
@@ -188,12 +188,12 @@ def _say_what_moves(compiled: Compiled, stream: TextIO) -> None:
     echo("\n" + text, stream)
 
 
-def _budget(text: str, base: str | None) -> Budget:
-    from shardc.passes.replan import Budget
+def _budget(text: str, base: str | None) -> MoveBudget:
+    from shardc.spec import MoveBudget
 
     if base is None:
         raise typer.BadParameter("there is no --base that anything would move from", param_hint="'--max-moved'")
-    budget = Budget.parse(text)
+    budget = MoveBudget.parse(text)
     if budget is None:
         wanted = 'a percentage up to 100% such as "5%", or a size such as "2GiB"; 0 for nothing that need not move'
         raise typer.BadParameter(f"{text!r} is not {wanted}", param_hint="'--max-moved'")

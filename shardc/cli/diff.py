@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shardc.cli.console import configure, echo, in_color, in_unicode, width
+from shardc.cli.console import configure, echo, in_color, in_unicode, tell, width
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
 FORMS = "A plan: a file, - for stdin, or REV:PATH for a file of a git revision."
@@ -37,14 +37,17 @@ def diff(
     """Say what differs between two plans: tables, bytes that move, and what becomes of the devices.
 
     Moved bytes are weights and optimizer state that a device does not hold and gets from another one. Without
-    --exit-code the exit code is 0 whether the plans differ or not.
+    --exit-code the exit code is 0 whether the plans differ or not. Figures are those that the plans state; a plan that
+    was edited is a warning.
     """
-    from shardc.given_plan import STDIN, read_given
+    from shardc.given_plan import STDIN, read_stated
     from shardc.plan_diff import diff as compare
     from shardc.render.diff import diff_json, diff_markdown, diff_text
 
     not_both_stdin(old, new)
-    found = compare(read_given(old), read_given(new))
+    (before, warned), (after, warned_too) = read_stated(old), read_stated(new)
+    found, warnings = compare(before, after), tuple(dict.fromkeys(warned + warned_too))
+    tell(warnings)
     names = tuple("stdin" if name == STDIN else name for name in (old, new))
     match format:
         case DiffFormat.TEXT:
@@ -53,9 +56,9 @@ def diff(
                 found, (names[0], names[1]), width=width(), color=in_color(stream), unicode=in_unicode(stream)
             )
         case DiffFormat.JSON:
-            text = diff_json(found, (names[0], names[1]))
+            text = diff_json(found, (names[0], names[1]), warnings)
         case DiffFormat.MARKDOWN:
-            text = diff_markdown(found, (names[0], names[1]))
+            text = diff_markdown(found, (names[0], names[1]), warnings)
     if format is not DiffFormat.TEXT:
         configure(sys.stdout, encoding="utf-8", newline="\n")
     echo(text.removesuffix("\n"))

@@ -49,18 +49,19 @@ def report(
     How the time of devices divides among tables is shown where the spec lies beside the plan.
     """
     from shardc.files import write_atomic
-    from shardc.given_plan import read_given
+    from shardc.given_plan import read_stated
     from shardc.render.html import report_html
 
     if base:
         not_both_stdin(base, plan)
-    read = read_given(plan)
-    old = read_given(base) if base else None
+    read, warnings = read_stated(plan)
+    old, warnings_of_old = read_stated(base) if base else (None, ())
     target = output or _target(plan)
     to_stdout = str(target) == "-"
     if not to_stdout:
         _may_write(target, plan, base, force)
     contents = _contents(read, plan)
+    contents = replace(contents, warnings=tuple(dict.fromkeys((*warnings, *warnings_of_old, *contents.warnings))))
     if not quiet:
         tell(contents.warnings)
     page = report_html(read, contents, old)

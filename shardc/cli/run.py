@@ -41,7 +41,8 @@ def run(arguments: Sequence[str] | None) -> int:
 
 def _failure(error: Exception) -> DiagnosticError:
     if isinstance(error, DiagnosticError):
-        return error
+        wrong_option = any(map(_is_of_option, error.diagnostics))
+        return DiagnosticError(*error.diagnostics, exit_code=2) if wrong_option else error
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
         return _missing_extra(error)
     if isinstance(error, _UsageError):
@@ -49,6 +50,11 @@ def _failure(error: Exception) -> DiagnosticError:
     if isinstance(error, OSError) and _raised_by_typer(error):
         return stdout_failure(error)
     return _internal(error)
+
+
+def _is_of_option(finding: Diagnostic) -> bool:
+    """Say whether what is not valid in a spec was set on the command line, so that the spec itself has no fault."""
+    return finding.code.startswith("SH1") and finding.location is not None and finding.location.file.startswith("--")
 
 
 def _raised_by_typer(error: OSError) -> bool:

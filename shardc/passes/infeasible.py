@@ -25,8 +25,9 @@ from shardc.memory import device_bytes_for, host_bytes, rounded_up
 from shardc.passes.lower import lower
 from shardc.placers.feasible import Fit, fit
 from shardc.problem import Bools, Cluster, Floats, Ints, Kernel, Memory, Problem, ShardingType, Site, distinct
-from shardc.spec import MAX_DEVICES, Bins, ClusterSpec, LoadedSpec, Table, parse_size
+from shardc.spec import Bins, ClusterSpec, LoadedSpec, Table, parse_size
 from shardc.units import format_bytes
+from shardc.vocabulary import MAX_DEVICES
 
 EVALUATIONS = 3000
 """Candidates that are scored to find out whether a change helps: fewer than any compile scores."""

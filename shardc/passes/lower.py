@@ -37,8 +37,9 @@ from shardc.problem import (
     Site,
     TableInfo,
 )
-from shardc.spec import MAX_DEVICES, Bins, HostSettings, LoadedSpec, ModelSpec, Table, parse_size
+from shardc.spec import Bins, HostSettings, LoadedSpec, ModelSpec, Table, parse_size
 from shardc.units import format_bytes
+from shardc.vocabulary import MAX_DEVICES
 
 _REPLICATED = ShardingType.DATA_PARALLEL
 _TOLD = 20  # tables that fit nowhere of which each is told what would help

@@ -14,7 +14,7 @@ from shardc.placers.local_search import Watch
 from shardc.placers.migrate import Base, Point, cost_of, near
 from shardc.plan import Plan
 from shardc.problem import Problem
-from shardc.spec import parse_share, parse_size
+from shardc.spec import MoveBudget
 from shardc.units import format_bytes
 
 MIGRATION = "migration"
@@ -22,38 +22,6 @@ MIGRATION = "migration"
 
 _CLOSE = 1e-4  # relative: a plan this close to the lower bound is not searched further
 _HARDLY, _NEARLY = 0.02, 0.01  # a share of bytes that hardly matters, and step time that is nearly the same
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much may move: a share of the bytes of all shards, or bytes; whatever is worth it if neither is given."""
-
-    share: float | None = None
-    bytes: int | None = None
-
-    @staticmethod
-    def parse(text: str) -> Budget | None:
-        """Return the budget that "5%", "2GiB" or "0" is; None for a text of another form."""
-        if text.endswith("%"):
-            share = parse_share(text)
-            return None if share is None else Budget(share=share)
-        size = 0 if text in ("0", "0B") else parse_size(text)
-        return None if size is None else Budget(bytes=size)
-
-    def __str__(self) -> str:
-        """The budget as people read it."""
-        return f"{100 * self.share:.6g}%" if self.share is not None else format_bytes(self.bytes or 0)
-
-    @property
-    def given(self) -> bool:
-        """Whether there is any limit."""
-        return self.share is not None or self.bytes is not None
-
-    def allows(self, point: Point) -> bool:
-        """Whether no more moves for a point than may."""
-        if self.share is not None and point.moved_bytes > self.share * point.held_bytes:
-            return False
-        return self.bytes is None or point.moved_bytes <= self.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +41,14 @@ class Migration:
     front: tuple[Point, ...]
     chosen: Point
     alone: Point
-    budget: Budget
+    budget: MoveBudget
     warnings: tuple[Diagnostic, ...]
 
 
 def replan(
     choice: Choice,
     base: Plan,
-    budget: Budget,
+    budget: MoveBudget,
     *,
     effort: str,
     seed: int,
@@ -117,7 +85,7 @@ def replan(
         enough_ms=bound.step_time_ms * (1.0 + _CLOSE) if bound else 0.0,
         watch=watch,
     )
-    within = [point for point in front if budget.allows(point)]
+    within = [point for point in front if budget.allows(point.moved_bytes, point.held_bytes)]
     if not within:
         raise DiagnosticError(_too_little(front[0], budget))
     chosen = within[-1] if budget.given else worthwhile(front)
@@ -173,7 +141,7 @@ def _with(choice: Choice, chosen: Point, alone: Point) -> Choice:
     )
 
 
-def _too_little(least: Point, budget: Budget) -> Diagnostic:
+def _too_little(least: Point, budget: MoveBudget) -> Diagnostic:
     needed = f"{format_bytes(least.moved_bytes)} ({least.moved_share:.1%} of all shards)"
     message = f"no plan was found that moves {budget} or less: {needed} is the least"
     return Diagnostic("SH321", message, help=f"allow it: --max-moved {-(-least.moved_bytes // 2**20)}MiB")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
+from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 
@@ -13,8 +15,11 @@ from shardc.diagnostics import Diagnostic, quoted_tables
 from shardc.memory import host_bytes, shard_bytes
 from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
 from shardc.problem import BYTES_PER_ELEMENT, Cluster, Ints, Memory
-from shardc.spec import MAX_DEVICES, LoadedSpec, Table
 from shardc.units import format_bytes
+from shardc.vocabulary import MAX_DEVICES
+
+if TYPE_CHECKING:
+    from shardc.spec import LoadedSpec, Table
 
 _NAMED = 5
 _KERNELS = {"cuda": ("fused", "fused_uvm", "fused_uvm_caching"), "cpu": ("fused",)}  # of tables with shards
@@ -163,14 +168,24 @@ def _other_tables(plan: Plan, loaded: LoadedSpec) -> Iterator[Diagnostic]:
     if stated and not stated.keys() & wanted.keys():
         theirs, ours = _quoted(plan.model.name), _quoted(loaded.spec.model.name)
         message = f"the plan, of the model {theirs}, has none of the tables of {ours}"
-        yield Diagnostic("SH304", message, loaded.at("model", "name"), help="compile the spec again")
+        fix = _compile_again(wanted, stated)
+        yield Diagnostic("SH304", message, loaded.at("model", "name"), help=fix)
         return
-    if missing := [name for name in wanted if name not in stated]:
+    missing, extra = [name for name in wanted if name not in stated], sorted(stated.keys() - wanted.keys())
+    if missing:
         message = f"the plan does not place {quoted_tables(missing)}"
-        yield Diagnostic("SH304", message, loaded.at_table(wanted[missing[0]]), help="compile the spec again")
-    if extra := sorted(stated.keys() - wanted.keys()):
+        yield Diagnostic("SH304", message, loaded.at_table(wanted[missing[0]]), help=_compile_again(missing, extra))
+    if extra:
         message = f"the plan places {quoted_tables(extra)}, which the spec does not have"
-        yield Diagnostic("SH304", message, help="compile the spec again")
+        yield Diagnostic("SH304", message, help=_compile_again(missing, extra))
+
+
+def _compile_again(ours: Iterable[str], theirs: Iterable[str]) -> str:
+    """The advice where names differ; also in what, where they look the same."""
+    alike = sorted({normalize("NFC", name) for name in ours} & {normalize("NFC", name) for name in theirs})
+    if not alike:
+        return "compile the spec again"
+    return f"compile the spec again: spec and plan write {quoted_tables(alike)} in different Unicode normalizations"
 
 
 def _broken_shards(table: Table, placed: TablePlan, loaded: LoadedSpec, cluster: Cluster) -> Iterator[Diagnostic]:

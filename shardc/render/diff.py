@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shardc.diagnostics import Diagnostic
 from shardc.passes.verify import extent
 from shardc.plan import TablePlan, canonical_json
 from shardc.plan_diff import STATED, Change, DeviceChange, PlanDiff, Share, TableChange
@@ -30,7 +32,6 @@ from shardc.units import compact_beside, format_bytes, format_ms
 _TABLES, _FLOWS = 20, 8  # shown to people
 _LISTED = 200  # of each kind in a comment, which may have 65,536 characters
 _WIDE, _NAME, _SHORT_NAME = 100, 24, 14  # columns from which names have more room, and what they have
-_BESIDE = 20  # columns of the other columns and between them
 _FIGURES = 44  # columns of a device's figures
 _FIRST = (Change.ADDED, Change.REMOVED, Change.RESIZED)
 _SIGNS = {Change.ADDED: "+", Change.REMOVED: "-"}
@@ -87,8 +88,8 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
     return rendered(sections, width=width, color=color)
 
 
-def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
-    """What differs, for programs. Members are added, never renamed."""
+def diff_json(diff: PlanDiff, names: tuple[str, str], warnings: Sequence[Diagnostic] = ()) -> str:
+    """What differs, and how far to trust the plans' figures, for programs. Members are added, never renamed."""
     scores = [{"step_time_ms": plan.score.step_time_ms, "phases": plan.score.phases} for plan in (diff.old, diff.new)]
     return canonical_json(
         {
@@ -98,6 +99,7 @@ def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
             "summary": summary_line(diff),
             "differ": diff.differ,
             "comparable": diff.comparable,
+            "warnings": [{"code": found.code, "message": found.message, "help": found.help} for found in warnings],
             "shared_tables": diff.shared,
             "settings": [setting._asdict() for setting in diff.settings],
             "tables": [
@@ -133,12 +135,13 @@ def diff_json(diff: PlanDiff, names: tuple[str, str]) -> str:
     )
 
 
-def diff_markdown(diff: PlanDiff, names: tuple[str, str]) -> str:
-    """What differs, as a comment of a pull request: a line, a small table, and the rest folded away."""
+def diff_markdown(diff: PlanDiff, names: tuple[str, str], warnings: Sequence[Diagnostic] = ()) -> str:
+    """What differs, as a comment of a pull request: a line, warnings, a small table, and the rest folded away."""
     arrow = "→"
     lines = [f"**{_code(diff.new.model.name)}**: {summary_line(diff, arrow)}", ""]
+    lines += [f"> **{found.code}** {_escaped(found.message)}\n" for found in warnings]
     if not diff.differ:
-        return lines[0] + "\n"
+        return "\n".join(lines).rstrip("\n") + "\n"
     lines += [
         f"| | {_code(names[0])} | {_code(names[1])} | |",
         "|---|---:|---:|---:|",
@@ -231,20 +234,17 @@ def _tables(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
     )
     changed = _by_bytes(diff)
     longest = width if width > MOST else _NAME if width >= _WIDE else _SHORT_NAME
-    names = [shortened(printable(entry.name), longest, glyphs) for entry in changed[:_TABLES]]
-    how = [", ".join(entry.changes) for entry in changed[:_TABLES]]
-    hidden = len(changed) - _TABLES
-    rest = f"{glyphs.more} {hidden} more" if hidden > 0 else ""
-    widest = max(map(len, ["table", rest, *names])) + max(map(len, ["change", *how]))
-    room = min((width - _BESIDE - widest) // 2, MOST)
-    for entry, name, words in zip(changed, names, how, strict=False):
+    for column in rows.columns[3:5]:
+        column.no_wrap = False  # where a table goes is what it is about
+    for entry in changed[:_TABLES]:
         first = entry.changes[0]
-        old, new = (shortened(text, room, glyphs) for text in _from_to(entry))
+        name = shortened(printable(entry.name), longest, glyphs)
+        old, new = (shortened(text, MOST, glyphs) for text in _from_to(entry))
         moves = format_bytes(entry.moved_bytes) if entry.moved_bytes else ""
-        rows.add_row(_SIGNS.get(first, "~"), name, words, old, new, moves, style=_STYLES.get(first))
-    if rest:
-        moved = sum(entry.moved_bytes for entry in changed[_TABLES:])
-        rows.add_row("", rest, "", "", "", format_bytes(moved) if moved else "")
+        rows.add_row(_SIGNS.get(first, "~"), name, ", ".join(entry.changes), old, new, moves, style=_STYLES.get(first))
+    if rest := changed[_TABLES:]:
+        moved = sum(entry.moved_bytes for entry in rest)
+        rows.add_row("", f"{glyphs.more} {len(rest)} more", "", "", "", format_bytes(moved) if moved else "")
     return rows
 
 
@@ -394,6 +394,11 @@ def _code(text: str) -> str:
     """Text that markdown and HTML leave alone, in a table too."""
     plain = "".join(" " if not c.isprintable() else c for c in text)
     return "`" + plain.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _escaped(text: str) -> str:
+    """Text that markdown and HTML show as it is."""
+    return re.sub(r"([\\`*_\[\]<>&|~])", r"\\\1", printable(text))
 
 
 def _count(number: int, what: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +346,35 @@ def test_a_plan_compared_with_an_older_one(committed):
     assert {"SH407", "SH408", "SH409"} <= codes
 
 
+@pytest.mark.parametrize(
+    ("limit", "allowed"), [("300MiB", True), ("26%", True), ("200 MiB", False), ("24%", False), ("0", False)]
+)
+def test_what_moves_is_limited_as_a_share_or_as_bytes(committed, limit, allowed):
+    base = Base("old", read_plan(committed.plan), "old")
+    committed.move("a", 1 - base.plan.plan["ebc"]["a"].ranks[0])  # 248 MiB, a quarter of all
+    committed.plan.write_bytes(plan_bytes(restated(read_plan(committed.plan), committed.spec)))
+    committed.rewrite(extra=f'[budget]\nmoved = "{limit}"\n')
+    loaded = load(committed.spec)
+    for report in (check(loaded, base=base), check_frozen(loaded, base)):
+        found = [finding for finding in report.findings if finding.code == "SH407"]
+        assert len(found) == (not allowed)
+        for finding in found:
+            assert finding.message.startswith("25.0% of all shards (248 MiB) would have to move from old to ")
+            assert finding.message.endswith(f", {limit} is allowed")
+            assert f"--base old --max-moved {shlex.quote(limit)} and" in finding.help
+    assert "SH410" in {finding.code for finding in check(loaded).findings}  # nothing to compare with
+
+
+def test_a_share_is_a_percentage_or_a_fraction(committed):
+    committed.rewrite(extra="[budget]\nbalance = 1\nheadroom = 0.999\n")
+    findings = committed.check().findings
+    assert [finding.code for finding in findings] == ["SH404", "SH405"]
+    assert "1 is asked for" in findings[0].message
+    assert "0.999 is asked for" in findings[1].message
+    committed.rewrite(extra="[budget]\nbalance = 0.01\nheadroom = 0.01\n")
+    assert committed.codes() == []
+
+
 def near_spec(pooling: int, extra: str = "") -> str:
     """Eight tables on four devices, of which one has changed: the best placement of all is far from the old one."""
     spec = SPEC.replace("devices_per_host = 2", "devices_per_host = 4") + extra
@@ -383,7 +413,9 @@ def test_what_is_better_within_the_budget_of_moved_bytes_is_told_and_written(rep
     assert committed.plan.read_bytes() == good
 
 
-def test_a_plan_that_moves_too_much_is_replaced_by_one_within_the_budget(replanned, committed):
+@pytest.mark.parametrize("limit", ["26%", "530 MiB"])
+def test_a_plan_that_moves_too_much_is_replaced_by_one_within_the_budget(replanned, committed, limit):
+    committed.spec.write_text(near_spec(60, f'[budget]\nmoved = "{limit}"\nimprovement = "0%"\n'))
     good = committed.plan.read_bytes()
     committed.compile()  # without a base
     done = replanned("check", "model.toml", "--base", "old.json", "--format", "concise")
@@ -458,7 +490,7 @@ def test_a_base_that_cannot_be_used_does_not_stop_what_repairs_it(
 def test_a_base_that_does_not_compare_is_told(committed):
     before = Base("old", read_plan(committed.plan), "old")
     committed.spec.write_text(
-        spec_text(extra='[budget]\nmoved = "900%"\ndevice_time = "900%"\ndevice_memory = "900%"\n').replace(
+        spec_text(extra='[budget]\nmoved = "100%"\ndevice_time = "900%"\ndevice_memory = "900%"\n').replace(
             "devices_per_host = 2", "devices_per_host = 4"
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ from shardc.diagnostics import Diagnostic
 from shardc.passes.verify import ShardMemory, plan_cluster, shard_memory, too_many_devices, verify_alone, wide_caches
 from shardc.plan import Plan
 from shardc.problem import Memory
-from shardc.spec import MAX_DEVICES, LoadedSpec, load_spec
+from shardc.spec import LoadedSpec, load_spec
+from shardc.vocabulary import MAX_DEVICES
 
 FULL = (
     SPEC.replace('optimizer = "rowwise_adagrad"', 'optimizer = "rowwise_adagrad"\nweights = "fp32"\noutputs = "fp32"')
@@ -226,6 +228,21 @@ def test_every_fault_is_told_in_full(loaded: LoadedSpec, edit: Edit, expected: l
     assert found[: len(expected)] == expected
     # Shards of another size, or elsewhere, take other memory than the plan states; nothing else is said.
     assert all(finding in of_memory for finding in found[len(expected) :])
+
+
+def test_names_that_differ_in_their_unicode_normalization_only_are_told(loaded: LoadedSpec) -> None:
+    composed, decomposed = (normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    path = Path(loaded.path or "").with_name("normalized.toml")
+    path.write_text(FULL.replace('name = "ads"', f'name = "{composed}"'), encoding="utf-8")
+    content = sound()
+    tables = content["plan"]["ebc"]
+    tables[decomposed] = tables.pop("ads")
+    missing, extra = check(load_spec(path), content, WITH_HOST)
+    assert (missing.code, extra.code) == ("SH304", "SH304")
+    said_so = f'{AGAIN}: spec and plan write table "{composed}" in different Unicode normalizations'
+    assert missing.help == extra.help == said_so
+    tables["ghost"] = tables.pop(decomposed)
+    assert [finding.help for finding in check(load_spec(path), content, WITH_HOST)] == [AGAIN, AGAIN]
 
 
 def test_a_kernel_that_the_spec_does_not_allow_points_to_the_kernels(loaded: LoadedSpec) -> None:

@@ -10,14 +10,14 @@ from shardc import pipeline
 from shardc.diagnostics import DiagnosticError
 from shardc.judge import Judge
 from shardc.passes.place import EVALUATIONS, Outcome, Why
-from shardc.passes.replan import MIGRATION, Budget, base_of, worthwhile
+from shardc.passes.replan import MIGRATION, base_of, worthwhile
 from shardc.passes.verify import verify
 from shardc.pipeline import Compiled, prepare
 from shardc.placers.migrate import Point, near
 from shardc.plan import Plan, plan_bytes
 from shardc.plan_diff import diff
 from shardc.problem import Placement
-from shardc.spec import parse_spec
+from shardc.spec import MoveBudget, parse_spec
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_a_base_without_the_rows_of_its_tables_is_refused():
 def test_nothing_moves_where_nothing_may_and_nothing_has_to():
     base, spec = compiled(many()).plan, many()
     spec["table"][7]["pooling"] = 60.0
-    found = compiled(spec, base, budget=Budget(bytes=0))
+    found = compiled(spec, base, budget=MoveBudget(bytes=0))
     assert found.migration.chosen.moved_bytes == 0
     assert diff(base, found.plan).flows == ()
 
@@ -162,13 +162,13 @@ def test_a_higher_limit_never_gives_a_slower_plan(seed):
     spec["table"].append({"name": "new", "rows": 200_000, "dim": 64, "pooling": 10.0})
     steps = []
     for share in (0.0, 0.001, 0.01, 0.02, 0.05, 0.2, 0.5, 1.0):
-        found = compiled(spec, base, budget=Budget(share=share))
+        found = compiled(spec, base, budget=MoveBudget(share=share))
         assert diff(base, found.plan).moved_share <= share
         steps.append(found.choice.judgement.step_time_ms)
     assert steps == sorted(steps, reverse=True)
     assert steps[-1] < steps[0]
     assert steps[-1] <= compiled(spec).choice.judgement.step_time_ms * (1 + 1e-5)
-    most = compiled(spec, base, budget=Budget(bytes=2**50)).choice.judgement.step_time_ms
+    most = compiled(spec, base, budget=MoveBudget(bytes=2**50)).choice.judgement.step_time_ms
     assert most == steps[-1]
 
 
@@ -217,11 +217,11 @@ def test_what_has_to_move_is_told_when_the_budget_is_too_small():
     table = next(table for table in spec["table"] if table["name"] == name)
     table["pin"] = [(placed.ranks[0] + 1) % 4]
     with pytest.raises(DiagnosticError) as raised:
-        compiled(spec, base, budget=Budget(bytes=0))
+        compiled(spec, base, budget=MoveBudget(bytes=0))
     (finding,) = raised.value.diagnostics
     assert finding.code == "SH321"
     allowed = int(finding.help.split()[-1].removesuffix("MiB")) * 2**20
-    assert compiled(spec, base, budget=Budget(bytes=allowed)).plan.plan["ebc"][name].ranks == tuple(table["pin"])
+    assert compiled(spec, base, budget=MoveBudget(bytes=allowed)).plan.plan["ebc"][name].ranks == tuple(table["pin"])
 
 
 def test_one_changed_table_leaves_the_others_where_they_are():
@@ -242,7 +242,7 @@ def test_columns_stay_where_they_are_when_one_of_their_ranks_changes():
     free = next(rank for rank in range(7, -1, -1) if rank not in ranks)
     after = copy.deepcopy(spec)
     after["table"][0]["pin"] = sorted({*ranks[1:], free})
-    found = compiled(after, base, budget=Budget(share=0.9))
+    found = compiled(after, base, budget=MoveBudget(share=0.9))
     size = found.migration.total_bytes
     least = found.migration.front[0]
     assert diff(base, found.plan).moved_bytes == found.migration.chosen.moved_bytes
@@ -253,7 +253,7 @@ def test_columns_stay_where_they_are_when_one_of_their_ranks_changes():
 def test_who_chose_is_said():
     base, spec = compiled(many()).plan, many()
     spec["table"][7]["pooling"] = 60.0
-    found = compiled(spec, base, budget=Budget(bytes=0))
+    found = compiled(spec, base, budget=MoveBudget(bytes=0))
     assert (found.plan.chosen.strategy, found.plan.chosen.reason) == (MIGRATION, Why.NEAR_BASE)
     outcomes = {candidate.strategy: candidate.reason for candidate in found.plan.candidates}
     assert outcomes[MIGRATION] == Outcome.CHOSEN
@@ -292,7 +292,7 @@ def test_a_base_of_other_tables_is_of_no_use_and_that_is_said():
 
 def test_tables_of_a_renamed_module_stay_where_they_are():
     base, spec = compiled(many()).plan, many(model={"name": "m", "module": "sparse.ebc", "global_batch": 8192})
-    found = compiled(spec, base, budget=Budget(bytes=0))
+    found = compiled(spec, base, budget=MoveBudget(bytes=0))
     assert found.plan.plan["sparse.ebc"] == base.plan["ebc"]
 
 

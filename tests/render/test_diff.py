@@ -78,6 +78,20 @@ def test_no_figure_is_cropped_by_names(width):
     assert any(re.match(r"     2  353 MiB → 471 MiB  +\+118 MiB  \+ a_table", line) for line in lines)
 
 
+@pytest.mark.parametrize("width", [40, 72, 80])
+def test_where_a_table_goes_is_never_cut(width):
+    pieces = [(rank, 0, 8 * at, 1000, 8) for at, rank in enumerate((0, 2, 4, 6, 1, 3, 5, 7))]
+    name, times = "a_table_with_a_long_name", (0.5,) * 8
+    old = plan({"b": whole(0, dim=64)}, ms=times)
+    new = plan({name: whole(7, rows=100_000, dim=32), "b": sharded("column_wise", pieces)}, ms=times)
+    lines = text(diff(old, new), width=width).splitlines()
+    assert max(map(len, lines)) <= max(width, 72)
+    start = next(number for number, line in enumerate(lines) if line.endswith("moves"))
+    column = lines[start].index("to ")
+    goes = " ".join(line[column : lines[start].index("moves") - 2].strip() for line in lines[start + 1 :][:8])
+    assert "100k x 32 table_wise 7 column_wise 0, 2, 4, 6, 1, 3, 5, 7" in " ".join(goes.split())
+
+
 def test_the_first_line_says_it_all(found):
     assert summary_line(found) == (
         "1 added, 1 removed, 1 resized, 1 resharded, 1 moved, 1 cached; "
@@ -194,13 +208,13 @@ spec  00112233 → ffeeddcc
 the spec is another: tables that stay may cost more or less than before, which
 plans do not say
 
-   table  change     from                  to                          moves
+   table  change     from                  to                           moves
 +  h      added                            1k x 16 table_wise 0
 -  b      removed    1k x 16 table_wise 1
 ~  f      resized    1k x 16 table_wise 1  3M x 16 table_wise 1
-~  a      moved      table_wise 0          table_wise 2             66.4 KiB
-~  c      resharded  table_wise 2          column_wise 2-3          35.2 KiB
-~  d      cached     table_wise 3          table_wise 3, 20% cach…
+~  a      moved      table_wise 0          table_wise 2              66.4 KiB
+~  c      resharded  table_wise 2          column_wise 2-3           35.2 KiB
+~  d      cached     table_wise 3          table_wise 3, 20% cached
 
 from  to     bytes
    0   2  66.4 KiB  ██████████████████████████████████████████████

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from shardc.passes.replan import Budget, Migration
+from shardc.passes.replan import Migration
 from shardc.placers.migrate import Point
 from shardc.problem import Placement
 from shardc.render.front import front_text
+from shardc.spec import MoveBudget
 
 
 def point(moved: int, step_ms: float) -> Point:
     return Point(moved, 100 * 2**20, step_ms, Placement((moved,), ((0,),)))
 
 
-def migration(count: int = 4, budget: Budget = Budget(), alone_ms: float = 1.06) -> Migration:  # noqa: B008 - frozen
+def migration(count: int = 4, budget: MoveBudget = MoveBudget(), alone_ms: float = 1.06) -> Migration:  # noqa: B008 - frozen
     front = [point(number * 2**20, 1.2 - 0.2 * number / max(count - 1, 1)) for number in range(count)]
     alone = point(90 * 2**20, alone_ms)
     if alone_ms < front[-1].step_time_ms:
@@ -50,7 +51,8 @@ def test_rows_move_more_and_are_faster_from_one_to_the_next():
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"), [(Budget(bytes=2**21), "2 MiB"), (Budget(share=0.07), "7%"), (Budget(bytes=0), "0 B")]
+    ("budget", "said"),
+    [(MoveBudget(bytes=2**21), "2 MiB"), (MoveBudget(share=0.07), "7%"), (MoveBudget(bytes=0), "0 B")],
 )
 def test_a_budget_is_named(budget, said):
     assert shown(migration(budget=budget)).startswith(f"moves 1 MiB, 1.00% of all shards; up to {said} was allowed\n")
@@ -58,7 +60,7 @@ def test_a_budget_is_named(budget, said):
 
 def test_a_single_trade_has_no_bars():
     only = point(0, 1.0)
-    assert shown(Migration(100, (only,), only, only, Budget(), ())).splitlines()[-1].split() == [
+    assert shown(Migration(100, (only,), only, only, MoveBudget(), ())).splitlines()[-1].split() == [
         *("0", "B", "0.00%", "1", "ms", "chosen", "and", "without", "a", "base")
     ]
 
