@@ -71,17 +71,23 @@ def fit(problem: Problem, choices: Iterable[Sequence[int]], *, evaluations: int,
 
 
 def repair(problem: Problem, start: Placement, *, evaluations: int, seed: int) -> Placement | None:
-    """A placement that fits, by changing one that does not; None if none was found.
+    """A placement that fits, by changing one that does not, or else anywhere, with its options or as whole as may be.
+
+    None if none was found.
 
     Args:
         problem: the problem.
         start: a placement that keeps pins and exclusions, if not memory.
-        evaluations: how many candidates may be scored, about.
+        evaluations: how many candidates may be scored each time, about.
         seed: of every random choice.
     """
     judge = _FillJudge(_without_limits(problem), _Fill(), problem.cluster.memory_limit)
-    found = improve(judge, start, evaluations=evaluations, seed=seed, enough_ms=_FULL)
-    return found if judge.judge(found).step_time_ms <= _FULL else None
+    found = improve(judge, start, evaluations=evaluations, seed=seed, enough_ms=_FULL, refine=True)
+    if judge.judge(found).step_time_ms <= _FULL:
+        return found
+    choices = dict.fromkeys([start.option, tuple(map(int, problem.first_option))])
+    anew = fit(problem, choices, evaluations=evaluations, seed=seed)
+    return anew.placement if anew and anew.fits else None
 
 
 def _without_limits(problem: Problem) -> Problem:

@@ -51,6 +51,15 @@ def test_alone_it_is_better_than_the_papers_heuristics():
         assert judge.judge(mine).step_time_ms < best
 
 
+def test_it_places_what_hardly_fits():
+    policy = load_policy(POLICY)
+    for spec in [spec for spec in problems("tight") if spec["model"]["name"].endswith(("99.0%", "99.5%"))]:
+        judge = judge_of(spec)
+        (placement,) = place_by_policy(judge, [offered_options(judge.problem)], policy)
+        assert placement is not None, spec["model"]["name"]
+        assert not broken(judge.problem, placement)
+
+
 def test_it_chooses_how_to_shard():
     tables = [{"name": "huge", "rows": 40_000_000, "dim": 128, "pooling": 100, "access": "uniform"}]
     tables += [{"name": f"t{i}", "rows": 1000, "dim": 16, "pooling": 1} for i in range(12)]
