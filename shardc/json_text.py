@@ -49,9 +49,9 @@ class JsonText:
         return str(self._open[-1].at), self._location(found.key)
 
     def first(self, pattern: str) -> Location | None:
-        """Where the first number, or what stands in place of one, is that a pattern describes."""
+        """Where the first number, or what stands in place of one, is that begins as a pattern describes."""
         wanted = re.compile(pattern)
-        return self._location(next((v.token for v in self._values() if wanted.fullmatch(v.token[0])), None))
+        return self._location(next((v.token for v in self._values() if wanted.match(v.token[0])), None))
 
     def locate(self, path: Sequence[str | int]) -> Location | None:
         """Where the value at a path is, else the nearest thing that encloses it; of objects and arrays the key."""

@@ -219,6 +219,8 @@ def test_a_newer_format(path: Path) -> None:
         (b'{"score": {"balance": -Infinity}}', "-Infinity"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', '"c" occurs twice'),
         (b'{"format": ' + b"9" * 5000 + b"}", "is not a plan: a number in it has more digits"),
+        (b'{"format": ' + b"9" * 5000 + b"x]]}}", "is not a plan: a number in it has more digits"),
+        (b'{"format": NaNx]]}}', "is not a plan: NaN is not JSON"),
         (b"[" * 100_000, "nested too deep"),
         (b'{"a":' * 100_000, "nested too deep"),
         (json.dumps(document()).replace("user", r"\ud800").encode(), "JSON"),
