@@ -12,7 +12,7 @@ from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import MAX_BYTES, read_text
 from shardc.git import ask_git
 from shardc.passes.verify import verify_alone
-from shardc.plan import Plan, parse_plan, parse_stated
+from shardc.plan import Plan, parse_stated
 
 STDIN = "-"
 
@@ -28,7 +28,7 @@ def read_given(name: str) -> Plan:
         DiagnosticError: as of `shardc.plan.read_plan`; SH320 when git has no such file; SH305 or SH306 when shards do
             not make up tables; always with exit code 2, as nothing is found where nothing could be looked at.
     """
-    return sound(*_text_of(name))
+    return stated(*_text_of(name))[0]
 
 
 def read_stated(name: str) -> tuple[Plan, tuple[Diagnostic, ...]]:
@@ -37,24 +37,11 @@ def read_stated(name: str) -> tuple[Plan, tuple[Diagnostic, ...]]:
     Raises:
         DiagnosticError: as of `read_given`.
     """
-    label, text = _text_of(name)
-    with _nothing_to_look_at():
-        plan, as_written = parse_stated(label, text)
-    _refuse_faults(label, plan)
-    if as_written is not False:
-        return plan, ()
-    message = f"{label} was edited after it was compiled: its figures may not be its placement's"
-    fix = "shardc compile SPEC --base PLAN --max-moved 0 keeps its placement, with figures that are true of it"
-    return plan, (Diagnostic("SH312", message, help=fix, severity="warning"),)
+    return stated(*_text_of(name))
 
 
-def is_file(name: str) -> bool:
-    """Say whether a plan is named by its path, not as "-" or REV:PATH."""
-    return name != STDIN and (":" not in name or name.startswith("-") or os.path.exists(name))
-
-
-def sound(name: str, text: str) -> Plan:
-    """Return the plan that a text is, whose shards make sense.
+def stated(name: str, text: str) -> tuple[Plan, tuple[Diagnostic, ...]]:
+    """Return the plan that a text is, and SH312 as a warning if it was edited.
 
     Args:
         name: what to call it in messages.
@@ -65,9 +52,20 @@ def sound(name: str, text: str) -> Plan:
             TorchRec runs; exit code 2.
     """
     with _nothing_to_look_at():
-        plan = parse_plan(name, text)
-    _refuse_faults(name, plan)
-    return plan
+        plan, as_written = parse_stated(name, text)
+    if faults := verify_alone(plan):
+        renamed = (replace(fault, message=f"{name}: {fault.message}") for fault in faults)
+        raise DiagnosticError(*renamed, exit_code=2)
+    if as_written is not False:
+        return plan, ()
+    message = f"{name} was edited after it was compiled: its figures may not be its placement's"
+    fix = "shardc compile SPEC --base PLAN --max-moved 0 keeps its placement, with figures that are true of it"
+    return plan, (Diagnostic("SH312", message, help=fix, severity="warning"),)
+
+
+def is_file(name: str) -> bool:
+    """Say whether a plan is named by its path, not as "-" or REV:PATH."""
+    return name != STDIN and (":" not in name or name.startswith("-") or os.path.exists(name))
 
 
 def _text_of(name: str) -> tuple[str, str]:
@@ -86,12 +84,6 @@ def _nothing_to_look_at() -> Iterator[None]:
         yield
     except DiagnosticError as error:
         raise DiagnosticError(*error.diagnostics, exit_code=2) from None
-
-
-def _refuse_faults(name: str, plan: Plan) -> None:
-    if faults := verify_alone(plan):
-        renamed = (replace(fault, message=f"{name}: {fault.message}") for fault in faults)
-        raise DiagnosticError(*renamed, exit_code=2)
 
 
 def _show(name: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import reprlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -364,7 +365,8 @@ def find_policy(loaded: LoadedSpec, hardware: Sequence[Hardware]) -> tuple[Polic
         except DiagnosticError as error:
             message = error.diagnostics[0].message
         trained = own.parent if (own.parent / DOCUMENT).exists() else device
-        fix = f"make them anew: shardc train policy --profile {trained} -o {own} --force"
+        command = ["shardc", "train", "policy", "--profile", str(trained), "-o", str(own), "--force"]
+        fix = f"make them anew: {shlex.join(command)}"
         warnings.append(Diagnostic("SH602", f"{message}; the shipped policy is used", help=fix, severity="warning"))
     try:
         return load_policy(Path(POLICY)), tuple(warnings)

@@ -11,7 +11,7 @@ from shardc.check.context import Base
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import read_text
 from shardc.git import ask_git
-from shardc.given_plan import STDIN, plan_text, read_given, sound
+from shardc.given_plan import STDIN, plan_text, read_stated, stated
 from shardc.plan import Plan
 
 
@@ -34,23 +34,24 @@ def read_base(base: str, path: str) -> Base:
             name, argument = f"{os.path.relpath(path)} at {base}", f"{base}:./{os.path.relpath(path)}"
             if content is None:
                 return Base(name, None, argument)
-            return _read(name, argument, lambda: sound(name, plan_text(name, content)))
+            return _read(name, argument, lambda: stated(name, plan_text(name, content)))
         case "folder":
             file = os.path.join(base, os.path.relpath(path))
-            if not os.path.lexists(file):
-                return Base(file, None, file)
-            return _read(file, file, lambda: sound(file, read_text(file, "plan")))
+            return _read(file, file, lambda: stated(file, read_text(file, "plan")))
         case "plan":
-            return _read("stdin" if base == STDIN else base, base, lambda: read_given(base))
+            return _read("stdin" if base == STDIN else base, base, lambda: read_stated(base))
     raise _nothing(base)
 
 
-def _read(name: str, argument: str, read: Callable[[], Plan]) -> Base:
-    """A base that is there, without its plan where that cannot be used."""
+def _read(name: str, argument: str, read: Callable[[], tuple[Plan, tuple[Diagnostic, ...]]]) -> Base:
+    """A base, without its plan where there is none, or none that can be used: what it states is compared with."""
     try:
-        return Base(name, read(), argument)
+        plan, edited = read()
+        return Base(name, None, argument, edited[0].message) if edited else Base(name, plan, argument)
     except DiagnosticError as error:
         found = error.diagnostics[0]
+        if found.code == "SH001":
+            return Base(name, None, argument)
         where = f" (line {found.location.line})" if found.location else ""
         fault = f"{name} cannot be used: {found.code} {found.message.removeprefix(f'{name}: ')}{where}"
         return Base(name, None, argument, fault)

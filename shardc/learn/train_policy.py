@@ -632,7 +632,7 @@ def require_new(out: Path) -> None:
         message = f"weights go into a file that ends in .safetensors, not {out}"
         raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)
     kept = [out] if checkpoint_path(out).exists() else [out, *_beside(out)]
-    if found := next((path for path in kept if path.exists()), None):
+    if found := next((path for path in kept if os.path.lexists(path)), None):
         message = f"{found} is there already"
         raise DiagnosticError(Diagnostic("SH004", message, help="name another file with -o; or --force"), exit_code=2)
 

@@ -77,6 +77,14 @@ def test_a_base_that_is_truncated_is_of_no_use(repository):
         assert found.fault.startswith(f"{name} cannot be used: SH302 ")
 
 
+def test_a_base_that_was_edited_is_of_no_use(repository):
+    step = json.loads(PLAN)["score"]["step_time_ms"]
+    Path("edited.json").write_text(PLAN.replace(f'"step_time_ms": {step}', '"step_time_ms": 0.1'))
+    base = read_base("edited.json", "models/m.plan.json")
+    assert base.plan is None
+    assert base.fault.startswith("edited.json was edited after it was compiled")
+
+
 def test_one_plan_of_a_revision(repository):
     base = read_base("HEAD:models/m.plan.json", "models/new.plan.json")
     assert (base.name, base.argument) == ("HEAD:models/m.plan.json",) * 2
