@@ -434,6 +434,8 @@ def test_an_output_that_cannot_be_a_file_is_refused_before_anything_is_computed(
     )
     done = shardc_(*command.split(), "nowhere/out.svg")
     assert (done.code, done.err) == (2, "SH004 cannot write nowhere/out.svg: no such folder\n\n")
+    done = shardc_(*command.split(), ".")
+    assert (done.code, done.err.split("\n")[0]) == (2, "SH004 cannot write .: is a directory")
 
 
 def test_a_plan_that_is_no_plan_any_more_is_compiled_anew(shardc_):

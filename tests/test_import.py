@@ -118,6 +118,7 @@ def test_files_are_not_replaced_unasked(shardc_, tmp_path, there):
         ("lookups.pt.gz --hosts 0", "SH104 cluster.hosts: expected at least 1"),
         ("lookups.pt.gz --device h100", "SH107 unknown device"),
         ("lookups.pt.gz -o none/x.toml", "SH004 cannot write none/x.toml: no such folder"),
+        ("lookups.pt.gz -o .", "SH004 cannot write .: is a directory"),
         ("none.pt", "SH001 index file none.pt: no such file"),
         (".", "SH002 index file .: is a directory"),
     ],

@@ -178,7 +178,7 @@ def may_draw(picture: Path, *specs: LoadedSpec, force: bool) -> None:
         DiagnosticError: SH902 where it is named otherwise, or would replace one of the specs; SH004; exit code 2.
     """
     not_an_input(picture, "picture", *specs)
-    if picture.suffix.lower() != ".svg":
+    if not picture.is_dir() and picture.suffix.lower() != ".svg":
         message, fix = f"{picture} cannot be the picture: it is SVG", f"--picture {picture.with_suffix('.svg')}"
         raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)
     may_write(picture, force=force, own=_is_svg)

@@ -125,4 +125,4 @@ def _write(spec: Spec, about: str, target: Path) -> None:
 
 
 def _table_file(target: Path) -> Path:
-    return target.with_suffix(".tables.csv")
+    return target.parent / f"{target.stem}.tables.csv"

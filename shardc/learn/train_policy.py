@@ -607,6 +607,7 @@ def _alone_at(out: Path, ranks: _Ranks) -> Iterator[None]:
 
 def _require_writable(out: Path) -> None:
     """Find out before training what would prevent the weights and what lies beside them from being written."""
+    _require_name(out)
     for path in (out, *_beside(out)):
         if path.is_dir():
             raise DiagnosticError(Diagnostic("SH004", f"cannot write {path}: is a directory"), exit_code=2)
@@ -627,14 +628,18 @@ def require_new(out: Path) -> None:
     Raises:
         DiagnosticError: SH902 for a name that is not of weights, SH004 for what is there already; exit code 2.
     """
-    if out.suffix != ".safetensors":
-        fix = "its checkpoint (.checkpoint) and learning curve (.csv, .svg) lie beside it"
-        message = f"weights go into a file that ends in .safetensors, not {out}"
-        raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)
+    _require_name(out)
     kept = [out] if checkpoint_path(out).exists() else [out, *_beside(out)]
     if found := next((path for path in kept if os.path.lexists(path)), None):
         message = f"{found} is there already"
         raise DiagnosticError(Diagnostic("SH004", message, help="name another file with -o; or --force"), exit_code=2)
+
+
+def _require_name(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        fix = "its checkpoint (.checkpoint) and learning curve (.csv, .svg) lie beside it"
+        message = f"weights go into a file that ends in .safetensors, not {out}"
+        raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)
 
 
 def checkpoint_path(out: Path) -> Path:

@@ -187,8 +187,14 @@ def test_validation_that_is_not_finite_ends_training(tmp_path, monkeypatch):
 
 def test_what_cannot_be_written_is_said_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "w.safetensors", tmp_path):
-        with pytest.raises(DiagnosticError, match="SH004"):
+    (tmp_path / "w.csv").mkdir()
+    for out, code in (
+        (tmp_path / "file" / "w.safetensors", "SH004"),
+        (tmp_path / "w.safetensors", "SH004"),
+        (tmp_path, "SH902"),
+        (Path(), "SH902"),
+    ):
+        with pytest.raises(DiagnosticError, match=code):
             train(out, progress=lambda *_: pytest.fail("it trained"))
 
 
