@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
@@ -51,8 +49,10 @@ def stated(name: str, text: str) -> tuple[Plan, tuple[Diagnostic, ...]]:
         DiagnosticError: SH302 or SH303 when it is no plan, SH305 or SH306 when its shards do not make up tables that
             TorchRec runs; exit code 2.
     """
-    with _nothing_to_look_at():
+    try:
         plan, as_written = parse_stated(name, text)
+    except DiagnosticError as error:
+        raise DiagnosticError(*error.diagnostics, exit_code=2) from None
     if faults := verify_alone(plan):
         renamed = (replace(fault, message=f"{name}: {fault.message}") for fault in faults)
         raise DiagnosticError(*renamed, exit_code=2)
@@ -75,15 +75,6 @@ def _text_of(name: str) -> tuple[str, str]:
     if is_file(name):
         return name, read_text(name, "plan")
     return name, plan_text(name, _show(name))
-
-
-@contextmanager
-def _nothing_to_look_at() -> Iterator[None]:
-    """Make what is raised one of exit code 2."""
-    try:
-        yield
-    except DiagnosticError as error:
-        raise DiagnosticError(*error.diagnostics, exit_code=2) from None
 
 
 def _show(name: str) -> bytes:

@@ -18,7 +18,7 @@ def better_plan(context: Context) -> Iterator[Diagnostic]:
     if committed - compiled > committed * (allowed + STATED):
         better = f"{1 - compiled / committed:.1%} less than the {format_ms(committed)} of {context.path}"
         within = ""
-        if context.compiled.migration and context.limits("moved"):
+        if context.compiled.migration and context.has_limit("moved"):
             within = f" that moves no more than {context.allowed('moved')} from {context.base_name}"
         message = f"a newly compiled plan{within} takes {format_ms(compiled)} a step, {better}"
         yield Diagnostic("SH403", message, context.at("improvement"), help=context.recompile)

@@ -17,7 +17,7 @@ def compared(context: Context) -> Iterator[Diagnostic]:
     """Yield a finding for each reason why a budget of what changes is not checked, and for a base that is of no use."""
     skipped: dict[tuple[str, str], list[str]] = {}
     for name in _COMPARED:
-        if context.limits(name) and (why := _why_not(name, context)):
+        if context.has_limit(name) and (why := _why_not(name, context)):
             skipped.setdefault(why, []).append(name)
     for (reason, fix), names in skipped.items():
         verb = "is" if len(names) == 1 else "are"

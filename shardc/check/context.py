@@ -65,7 +65,7 @@ class Context:
     def recompile(self) -> str:
         """The advice to compile the spec again, near the base if the budget wants that."""
         near = ""
-        if self.before and self.limits("moved") and self.base:
+        if self.before and self.has_limit("moved") and self.base:
             near = f" --base {shlex.quote(self.base.argument)} --max-moved {shlex.quote(self.allowed('moved'))}"
         return f"run shardc compile {self.loaded.path}{near} and review the diff"
 
@@ -79,7 +79,7 @@ class Context:
         """What to call the base."""
         return self.base.name if self.base else "the base"
 
-    def limits(self, name: str) -> bool:
+    def has_limit(self, name: str) -> bool:
         """Whether the budget has such a limit."""
         return getattr(self.loaded.spec.budget, name) is not None
 

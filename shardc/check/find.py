@@ -89,7 +89,8 @@ def _below(top: str, unseen: dict[Diagnostic, None]) -> Iterator[str]:
                     is_meant = False
             else:
                 spec = default_spec_path(path)
-                is_meant = bool(spec) and not os.path.lexists(str(spec)) and is_within(path, top) and _is_plan(path)
+                is_lone = spec is not None and not os.path.lexists(spec)
+                is_meant = is_lone and is_within(path, top) and _is_plan(path)
             if is_meant:
                 yield path
 

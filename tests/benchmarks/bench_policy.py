@@ -45,7 +45,7 @@ TASKS = 20
 EVALUATIONS = 60_000
 MEASURED_TASKS, MEASURED_TABLES, MEASURED_DEVICES, MEASURED_BATCH = 5, 40, 4, 1024
 MEASURED_ROWS = 1 / 16  # of a table's rows: sets of these tables are of sizes that the CPU's profile was measured with
-MEASURED_OPTIMIZER = "sgd"  # FBGEMM's row-wise Adagrad in fp32 is 2 to 5 times as slow without AVX-512, another profile
+MEASURED_OPTIMIZER = "sgd"  # row-wise Adagrad in fp32 took up to 5 times as long as when the profile was made
 ABLATION_STEPS, ABLATION_TASKS = 600, 20
 
 
