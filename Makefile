@@ -3,9 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+PYTEST := pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 TORCHREC := torchrec==1.9.2
 # TorchRec's metadata asks for the CUDA build of FBGEMM, which would overwrite the CPU build: without its dependencies.
 TORCHREC_NEEDS := tensordict torchmetrics==1.0.3 pyre-extensions tqdm
+# Small disks can be mounted in a namespace of one's own, where the kernel lets one have it.
+OWN_MOUNTS := $(shell unshare --map-root-user --mount true 2> /dev/null && echo unshare --map-root-user --mount)
 
 .PHONY: demo test lint fuzz fuzz-coverage kills determinism coverage mutants bench bench-cost bench-placement bench-torchrec bench-exact \
 	bench-review schemas dist lowest latest audit lock clean
@@ -16,7 +19,7 @@ demo: $(VENV)/.ready  ## compile DLRM-DCNv2, then train a small one with TorchRe
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/torchrun --nproc-per-node 2 examples/train_dlrm.py --plan examples/dlrm-small.plan.json
 
 test: $(VENV)/.ready lint  ## lint, types, tests, and the examples' committed plans
-	$(BIN)/pytest
+	$(BIN)/$(PYTEST)
 	$(BIN)/shardc check examples/*.toml
 
 lint: $(VENV)/.ready
@@ -33,7 +36,7 @@ fuzz-coverage: $(VENV)/.ready  ## guided by coverage, ten minutes a reader; athe
 	$(BIN)/python tests/fuzz/fuzz_coverage.py plan
 
 kills: $(VENV)/.ready  ## SIGKILL at 500 random points, and 200 full disks: nothing broken, nothing lost
-	OMP_NUM_THREADS=1 $(BIN)/python tests/crash/kills.py $(KILLS)
+	OMP_NUM_THREADS=1 $(OWN_MOUNTS) $(BIN)/python tests/crash/kills.py $(KILLS)
 
 determinism: $(VENV)/.ready  ## 1,000 compiles in processes that differ in all that should not matter: the same bytes
 	PYTHONPATH=tests:tests/fuzz $(BIN)/python tests/determinism.py $(DETERMINISM)
@@ -41,7 +44,7 @@ determinism: $(VENV)/.ready  ## 1,000 compiles in processes that differ in all t
 coverage: $(VENV)/.ready  ## branches of passes/, placers/ and check/ that the tests take: 95 % or more
 	$(BIN)/pip install --quiet --disable-pip-version-check 'coverage>=7.10'
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -87,11 +90,11 @@ dist: $(VENV)/.ready  ## source and wheel, the same bytes every time; installed 
 
 lowest: build/lowest.txt  ## tests with the oldest releases that pyproject.toml allows
 	$(MAKE) .venv-lowest/.ready VENV=.venv-lowest CONSTRAINTS=build/lowest.txt
-	.venv-lowest/bin/pytest
+	.venv-lowest/bin/$(PYTEST)
 
 latest:  ## tests with the newest releases that pyproject.toml allows
 	$(MAKE) .venv-latest/.ready VENV=.venv-latest CONSTRAINTS=/dev/null
-	.venv-latest/bin/pytest
+	.venv-latest/bin/$(PYTEST)
 
 audit:  ## known vulnerabilities of what constraints.txt names, by the database of PyPI
 	test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit

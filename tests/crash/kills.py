@@ -5,7 +5,8 @@
 Commands run in forked processes, in folders that have an older result. A kill comes after a random time, or in the
 middle of a random file operation. What counts: a file is the old one or the new one, never a broken one; what had been
 measured is kept; the same command run again completes, with the bytes that an uninterrupted run writes. A disk that is
-full from some byte on (a limit on the size of files) is a diagnostic and exit code 2, and leaves the old files.
+full from some page or file on (a small tmpfs, where one can be mounted) or some byte on (a limit on the size of files)
+is a diagnostic and exit code 2, and leaves the old files.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -261,16 +263,33 @@ def kill(scenario: Scenario, usual: Reference, folder: Path, draw: random.Random
 
 
 def fill(scenario: Scenario, usual: Reference, folder: Path, draw: random.Random) -> tuple[int, list[str]]:
-    """Run a command on a disk that is full from some byte on, then on one that is not; return what is wrong."""
-    shutil.copytree(usual.start, folder)
-    largest = max(map(len, usual.results.values()))
-    pid = _child(scenario.arguments, folder, _full_from(draw.choice([0, 1, 100, draw.randint(0, largest)])))
+    """Run a command on a disk that may get full, then on one with room; return if it was full, and what is wrong."""
+    mounted = draw.random() < 0.5 and _mount(folder)
+    shutil.copytree(usual.start, folder, dirs_exist_ok=True)
+    try:
+        return _fill(scenario, usual, folder, draw, mounted=mounted)
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def _fill(
+    scenario: Scenario, usual: Reference, folder: Path, draw: random.Random, *, mounted: bool
+) -> tuple[int, list[str]]:
+    sizes = [len(data) for data in usual.results.values()]
+    limited = _full_from(draw.choice([0, 1, 100, draw.randint(0, max(sizes))]))
+    if mounted:
+        disk = os.statvfs(folder)
+        pages = disk.f_blocks - disk.f_bfree + draw.randint(0, sum(sizes) // disk.f_bsize + 2)
+        # No limit at all is what a size of 0 means.
+        _resize(folder, max(pages, 1) * disk.f_bsize, disk.f_files - disk.f_ffree + draw.choice([0, 1, 2, 100]))
+    pid = _child(scenario.arguments, folder, (lambda: None) if mounted else limited)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     said = Path(f"{folder}.txt").read_text(errors="replace")
     wrong = _faults(scenario, usual, folder)
     if code not in (0, 2) or "Traceback" in said or "SH901" in said:
         wrong.append(f"exit code {code}: {said[-500:]}")
-    if code == 2:
+    if full := code == 2:
         wrong += [
             f"{name} is not the old one"
             for name, data in _old(scenario, usual).items()
@@ -278,10 +297,23 @@ def fill(scenario: Scenario, usual: Reference, folder: Path, draw: random.Random
         ]
         if left := [path.name for path in folder.rglob("*.tmp")]:
             wrong.append(f"left over: {left}")
+    if mounted:
+        _resize(folder, 2**26, 1000)
     code, said = _quietly(scenario.arguments, folder)
     if code != 0 or any((folder / name).read_bytes() != data for name, data in usual.results.items()):
         wrong.append(f"the next run has exit code {code}, or other results: {said[-500:]}")
-    return 1, wrong
+    return full, wrong
+
+
+def _mount(folder: Path) -> bool:
+    """Mount an empty tmpfs, if this process may."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m,nr_inodes=1000", "shardc-kills", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _resize(folder: Path, size: int, files: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size},nr_inodes={files}", str(folder)], check=True)
 
 
 def _old(scenario: Scenario, usual: Reference) -> dict[str, bytes | None]:
