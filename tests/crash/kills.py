@@ -12,6 +12,7 @@ is a diagnostic and exit code 2, and leaves the old files.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -26,6 +27,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch._dynamo  # noqa: F401 (the forked processes would each import it)
 
 import shardc.check.checks
 import shardc.learn.fit_cost as fitting
@@ -92,6 +95,7 @@ def make_small() -> None:
     training._GROUPS, training._VALIDATION_GROUPS, training._TEST_GROUPS = 2, 1, 1
     training._CLUSTERS, training._MOST_TABLES, training._TOGETHER = ((4, 1),), 18, 1
     training._LARGER = ()
+    training.lower_bound = functools.partial(training.lower_bound, patience=0)  # type: ignore[attr-defined]
     training.kinds = _few(training.kinds)  # type: ignore[assignment]
     benchmark.Bench = _Bench  # type: ignore[assignment,misc]
     fitting.fit_cost.__kwdefaults__["epochs"] = 1
