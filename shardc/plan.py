@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from pydantic_core import ErrorDetails
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.files import read_text, write_atomic
+from shardc.files import is_within, read_text, write_atomic
 from shardc.vocabulary import CONFLICT, Precision, ShardingType
 
 if TYPE_CHECKING:
@@ -346,6 +346,13 @@ def default_spec_path(plan: str | os.PathLike[str]) -> str | None:
     name = os.fspath(plan)
     stem = name.removesuffix(".plan.json")
     return f"{stem}.toml" if stem != name else None
+
+
+def leads_out(plan: str, spec: str | os.PathLike[str]) -> Diagnostic | None:
+    """SH002 where the plan beside a spec is a link out of its folder: whoever wrote the spec may have made it."""
+    if not os.path.islink(plan) or is_within(plan, os.path.dirname(os.path.realpath(spec))):
+        return None
+    return Diagnostic("SH002", f"the plan {plan} is a link that leads out of the spec's folder")
 
 
 def plan_bytes(plan: Plan) -> bytes:

@@ -50,12 +50,13 @@ def as_done(function: Callable[[T], R], items: Sequence[T], workers: int, method
             return
 
     if method != "fork":
-        resource_tracker.ensure_running()  # which ends what `_no_interrupts` has begun
+        with _safe_path():
+            resource_tracker.ensure_running()  # which ends what `_no_interrupts` has begun
     try:
         for _ in range(min(workers, len(items))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, function), daemon=True)  # type: ignore[attr-defined]
-            with _no_interrupts():
+            with _no_interrupts(), _safe_path():
                 process.start()
                 processes.append(process)
             theirs.close()
@@ -74,6 +75,20 @@ def as_done(function: Callable[[T], R], items: Sequence[T], workers: int, method
     finally:
         for process in processes:
             process.kill()
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Interpreters that start here import nothing from the working folder, which may have modules of any name."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextmanager

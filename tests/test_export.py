@@ -168,6 +168,18 @@ def test_the_plan_is_not_replaced_by_its_other_form(shardc_):
     assert Path("model.plan.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("target", ["model.toml", "tables.csv"])
+def test_what_the_plan_is_of_is_not_replaced_either(shardc_, target):
+    head, *_ = Path("model.toml").read_text(encoding="utf-8").split("[[table]]")
+    Path("tables.csv").write_text("name,rows,dim,pooling\na,1000,16,2\n")
+    Path("model.toml").write_text(f'{head}[tables]\nfile = "tables.csv"\n')
+    before = Path(target).read_bytes()
+    for command in (("export", "model.plan.json", "--to", "csv"), ("report", "model.plan.json")):
+        done = shardc_(*command, "-o", target, "--force")
+        assert (done.code, done.err.partition(" itself")[0].partition(" is the ")[0]) == (2, f"SH902 {target}")
+    assert Path(target).read_bytes() == before
+
+
 def overlapping(document: dict) -> None:
     document["plan"]["ebc"]["größe"]["shards"][1]["shard_offsets"] = [0, 4]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_there_is_help(shardc_, command):
     done = shardc_(*command.split(), "--help")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"Usage: shardc {command}")
+
+
+@pytest.mark.parametrize(("recording", "output"), [("m.toml", "m.toml"), ("m.tables.csv", "m.toml")])
+def test_the_recording_is_not_replaced(shardc_, recording, output):
+    os.rename("lookups.pt.gz", recording)
+    before = Path(recording).read_bytes()
+    done = shardc_("import", "dlrm", recording, "-o", output, "--force")
+    assert (done.code, done.err.partition(":")[0]) == (2, f"SH902 {recording} is the recording itself")
+    assert Path(recording).read_bytes() == before
 
 
 def test_a_recorded_batch_becomes_a_spec_that_compiles(shardc_):

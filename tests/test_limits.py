@@ -202,6 +202,31 @@ def test_links_out_of_a_folder_are_no_specs_of_it(run_command):
     assert "model.plan.json is a link that leads out of the spec's folder" in said
 
 
+@pytest.mark.parametrize("link", ["model.plan.json", "model.plan.json.interrupted"])
+def test_a_plan_that_leads_out_of_its_folder_is_neither_written_nor_quoted(run_command, link):
+    Path("model.toml").write_text(HEAD + TABLE)
+    Path(link).symlink_to("../secret.csv")
+    said = refused(run_command, "compile", "model.toml", "--force", code="SH002")
+    assert f"{link} is a link that leads out of the spec's folder\nhelp: -o names another file" in said
+    assert Path("../secret.csv").read_text() == SECRET + "\n"
+    if link == "model.plan.json":
+        refused(run_command, "explain", "model.toml", code="SH002")
+    assert run_command("compile", "model.toml", "-q", "-o", "other.plan.json").code == 0
+
+
+def test_what_an_interrupted_search_finds_replaces_nothing_else(run_command):
+    Path("model.toml").write_text(HEAD + TABLE)
+    Path("model.plan.json.interrupted").write_text("mine")
+    refused(run_command, "compile", "model.toml", code="SH004")
+    assert Path("model.plan.json.interrupted").read_text() == "mine"
+
+
+def test_a_pipe_in_a_plans_place_is_refused_at_once(run_command):
+    Path("model.toml").write_text(HEAD + TABLE)
+    os.mkfifo("model.plan.json")
+    assert "it is no regular file" in refused(run_command, "compile", "model.toml", code="SH004")
+
+
 # --- Code -------------------------------------------------------------------------------------------------------------
 
 

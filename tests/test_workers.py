@@ -2,19 +2,33 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.workers import as_done
 
+FOLDERS = Path(__file__).parent, Path(__file__).parents[1]
+IN_A_STRANGERS_FOLDER = """
+import sys
+from shardc.workers import as_done
+from test_workers import square
+print([result for _, result in sorted(as_done(square, range(3), 2, sys.argv[1]))])
+"""
 METHODS = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 
 
 def length(text: bytes, secret: int = 0) -> tuple[int, int]:
     return len(text) + secret, os.getpid()
+
+
+def square(number: int) -> int:
+    return number**2
 
 
 def refuse(number: int) -> int:
@@ -73,3 +87,23 @@ def test_leaving_early_ends_what_is_being_done(method):
             pass
         time.sleep(0.1)
     pytest.fail("the process goes on")
+
+
+@METHODS
+def test_modules_of_the_working_folder_are_not_imported(tmp_path, monkeypatch, method):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", IN_A_STRANGERS_FOLDER, method],
+        cwd=strangers(tmp_path),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in FOLDERS)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("[0, 1, 4]\n", "")
+
+
+def strangers(folder: Path) -> Path:
+    """A folder with modules that have names of the standard library's."""
+    for name in ("multiprocessing", "struct", "pickle", "signal"):
+        (folder / f"{name}.py").write_text("raise SystemExit('executed')")
+    return folder

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from shardc.diagnostics import Diagnostic, DiagnosticError
-from shardc.files import is_within, read_text
-from shardc.plan import Plan, default_plan_path, parse_plan
+from shardc.files import read_text
+from shardc.plan import Plan, default_plan_path, leads_out, parse_plan
 from shardc.spec import LoadedSpec
 
 
@@ -28,9 +26,8 @@ def read_committed(loaded: LoadedSpec) -> tuple[str, Plan]:
         DiagnosticError: SH301 to SH303, or SH002 and SH003 where there is something that cannot be read (exit code 1).
     """
     path = plan_path(loaded)
-    if os.path.islink(path) and not is_within(path, os.path.dirname(os.path.realpath(loaded.path or ""))):
-        message = f"the plan {path} is a link that leads out of the spec's folder"
-        raise DiagnosticError(Diagnostic("SH002", message))
+    if link := leads_out(path, loaded.path or ""):
+        raise DiagnosticError(link)
     try:
         text = read_text(path, "plan")
     except DiagnosticError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from shardc.spec import MoveBudget
 
 
+_KEPT = ".interrupted"  # ends the name of what an interrupted search has found
 _WITHOUT_BASE = 0.5  # share of the time limit for placing tables without the base, which comes before
 _ENDED_EARLY = Diagnostic(
     "SH508",
@@ -103,10 +105,14 @@ def compile(
     loaded = load_spec(spec, parse_settings(settings))
     target = str(output) if output else default_plan_path(spec)
     what_if = bool(settings) and output is None
-    not_an_input(target, "plan", loaded)
+    not_an_input(target, "plan", loaded.files)
     if not what_if:
-        own_place = os.path.abspath(target) == os.path.abspath(default_plan_path(spec))
+        own_place = output is None or os.path.abspath(target) == os.path.abspath(default_plan_path(spec))
+        if own_place:
+            _is_own_file(target, spec)
         may_write(target, force=force or own_place, own=may_be_plan)
+        if target != "-":
+            may_write(f"{target}{_KEPT}", force=force, own=may_be_plan)
     budget = _budget(max_moved, base) if max_moved is not None else MoveBudget()
     near = _read_base(base) if base else None
     previous = None if target == "-" else _existing_plan(target)
@@ -148,13 +154,28 @@ def compile(
         echo(f"\nplan written to {target}")
 
 
+def _is_own_file(plan: str, spec: Path) -> None:
+    """Make sure that what is beside a spec, and is replaced unasked, is a plan's place and leads nowhere else.
+
+    Raises:
+        DiagnosticError: SH002 or SH004, exit code 2.
+    """
+    from shardc.plan import leads_out
+
+    fault = leads_out(plan, spec) or leads_out(f"{plan}{_KEPT}", spec)
+    if not fault and os.path.exists(plan) and not (os.path.isfile(plan) or os.path.isdir(plan)):
+        fault = Diagnostic("SH004", f"cannot write {plan}: it is no regular file")
+    if fault:
+        raise DiagnosticError(replace(fault, help="-o names another file"), exit_code=2)
+
+
 def _offer(plan: Plan, target: str) -> None:
     """Keep the best plan of an interrupted search in a file of its own, and say how to take it."""
     from shardc.units import format_ms
 
     if target == "-":
         return
-    kept = f"{target}.interrupted"
+    kept = f"{target}{_KEPT}"
     plan.save(kept)
     step_time = format_ms(plan.score.step_time_ms)
     old = f"{target} is as it was; " if os.path.exists(target) else ""

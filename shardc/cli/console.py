@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -152,23 +152,36 @@ def _is_own(target: Path, own: Callable[[bytes], bool] | None) -> bool:
     return not content or own(content)
 
 
-def not_an_input(target: Path | str, what: str, *specs: LoadedSpec) -> None:
+def not_an_input(target: Path | str, what: str, inputs: Mapping[str, str]) -> None:
     """Make sure that an output replaces nothing that it is made of; "-" is stdout.
 
     Args:
         target: where the output goes.
         what: what it is.
-        specs: what it is made of.
+        inputs: files that it is made of, and what each is to the user, as of `LoadedSpec.files`.
 
     Raises:
         DiagnosticError: SH902, exit code 2.
     """
     if str(target) == "-" or not os.path.exists(target):
         return
-    for path, meaning in (item for loaded in specs for item in loaded.files.items()):
+    for path, meaning in inputs.items():
         if os.path.exists(path) and os.path.samefile(target, path):
             message = f"{target} is the {meaning} itself: the {what} would replace it"
             raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+
+
+def files_of(plan: Path | str) -> dict[str, str]:
+    """A plan, the spec beside it and the files that the spec refers to, and what each is to the user."""
+    from shardc.plan import default_spec_path
+    from shardc.spec import load_spec
+
+    found = {str(plan): "plan"}
+    if (spec := default_spec_path(plan)) and os.path.isfile(spec):
+        found[spec] = "spec"
+        with suppress(DiagnosticError):  # what is no valid spec refers to nothing
+            found |= load_spec(spec).files
+    return found
 
 
 def may_draw(picture: Path, *specs: LoadedSpec, force: bool) -> None:
@@ -177,7 +190,8 @@ def may_draw(picture: Path, *specs: LoadedSpec, force: bool) -> None:
     Raises:
         DiagnosticError: SH902 where it is named otherwise, or would replace one of the specs; SH004; exit code 2.
     """
-    not_an_input(picture, "picture", *specs)
+    for loaded in specs:
+        not_an_input(picture, "picture", loaded.files)
     if not picture.is_dir() and picture.suffix.lower() != ".svg":
         message, fix = f"{picture} cannot be the picture: it is SVG", f"--picture {picture.with_suffix('.svg')}"
         raise DiagnosticError(Diagnostic("SH902", message, help=fix), exit_code=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, echo, may_write, tell
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.cli.console import QuietOption, configure, echo, files_of, may_write, not_an_input, tell
+from shardc.diagnostics import Diagnostic
 
 if TYPE_CHECKING:
     from shardc.plan import Plan
@@ -56,9 +55,8 @@ def export(
         configure(sys.stdout, encoding="utf-8", newline="\n")
         echo(text.removesuffix("\n"))
         return
-    if output.exists() and os.path.samefile(output, plan):
-        message = f"{output} is the plan itself: the {to} form would replace it"
-        raise DiagnosticError(Diagnostic("SH902", message), exit_code=2)
+    if output.exists():
+        not_an_input(output, f"{to} form", files_of(plan))
     may_write(output, force=force)
     write_atomic(output, text.encode())
 

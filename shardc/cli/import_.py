@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardc.cli.console import QuietOption, configure, count, echo, may_write, progress
+from shardc.cli.console import QuietOption, configure, count, echo, may_write, not_an_input, progress
 from shardc.diagnostics import DiagnosticError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def dlrm(
         load_hardware(device, base=os.path.dirname(target))
     except DiagnosticError as error:
         raise DiagnosticError(*error.diagnostics, exit_code=2) from None
+    for each in (target, _table_file(target)):
+        not_an_input(each, "spec" if each is target else "table file", {str(file): "recording"})
     may_write(target, _table_file(target), force=force)
     with progress(quiet) as advance:
         recorded = read_batch(str(file), advance)

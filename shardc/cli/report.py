@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardc.cli.console import ForceOption, QuietOption, a_value, configure, echo, may_write, tell
+from shardc.cli.console import (
+    ForceOption,
+    QuietOption,
+    a_value,
+    configure,
+    echo,
+    files_of,
+    may_write,
+    not_an_input,
+    tell,
+)
 from shardc.cli.diff import FORMS, not_both_stdin
 from shardc.diagnostics import Diagnostic, DiagnosticError
 
@@ -108,14 +118,10 @@ def _may_write(target: Path, plan: str, base: str | None, force: bool) -> None:
     """Make sure that nothing is replaced but an older report, or what is to be replaced.
 
     Raises:
-        DiagnosticError: SH902 where it is one of the plans or the spec, SH004 where it is another file.
+        DiagnosticError: SH902 where it is one of the plans, the spec or what that refers to, SH004 where it is another.
     """
-    from shardc.plan import default_spec_path
     from shardc.render.html import MARK
 
-    for what, path in (("plan", plan), ("base", base), ("spec", default_spec_path(plan))):
-        if path and target.exists() and os.path.exists(path) and os.path.samefile(target, path):
-            raise DiagnosticError(
-                Diagnostic("SH902", f"{target} is the {what} itself: the report would replace it"), exit_code=2
-            )
+    if target.exists():
+        not_an_input(target, "report", files_of(plan) | ({base: "base"} if base else {}))
     may_write(target, force=force, own=lambda content: MARK in content[:_HEAD])
