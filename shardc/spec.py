@@ -39,7 +39,7 @@ from shardc.files import MAX_SPEC_BYTES, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
 from shardc.units import format_bytes
-from shardc.vocabulary import CONFLICT, MAX_DEVICES, Precision, ShardingType
+from shardc.vocabulary import CONFLICT, MAX_DEVICES, MAX_TABLES, Precision, ShardingType
 
 FORMAT = 1
 """The version of the spec's format that this shardc reads."""
@@ -71,7 +71,6 @@ MAX_MEMORY_TOTAL = 2**62
 """Bytes of all devices together: sums stay within int64."""
 
 MAX_SEED = 2**32 - 1
-MAX_TABLES = 2**17
 BIN_COUNT = 17
 
 _BINS_TOLERANCE = 1e-3

@@ -15,7 +15,8 @@ import pytest
 from shardc import files
 from shardc.check.find import find
 from shardc.diagnostics import DiagnosticError
-from shardc.spec import MAX_TABLES, load_spec, parse_spec
+from shardc.spec import load_spec, parse_spec
+from shardc.vocabulary import MAX_TABLES
 
 HEAD = """\
 format = 1
