@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 CODES: dict[str, str] = {
@@ -88,10 +89,14 @@ CODES: dict[str, str] = {
     "SH901": "internal error",
     "SH902": "wrong usage",
     "SH903": "cannot write to stdout",
+    "SH904": "more findings than are told",
 }
 """Every stable code with its meaning; codes are never renumbered or reused."""
 
 Severity = Literal["error", "warning"]
+
+MOST_FINDINGS = 1000
+"""Findings of one file that are told; what is wrong with a stranger's may be millions of things."""
 
 _NAMED = 5
 """Tables that a message names."""
@@ -146,6 +151,15 @@ class DiagnosticError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(concise, self.diagnostics))
+
+
+def first_of(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Return findings; of very many the first, and that there are more, which are not looked for."""
+    told = list(islice(findings, MOST_FINDINGS + 1))
+    if len(told) > MOST_FINDINGS:
+        fix = "mend these first: the rest is looked for then"
+        told[MOST_FINDINGS:] = [Diagnostic("SH904", f"there are more than these {MOST_FINDINGS:,} findings", help=fix)]
+    return told
 
 
 def quoted_tables(names: Sequence[str]) -> str:

@@ -43,8 +43,9 @@ class Pieces(NamedTuple):
     @property
     def extent(self) -> tuple[int, int]:
         """Rows and columns of the table."""
-        if not len(self.area):
-            return 0, 0
+        if len(self.area) <= 1:  # most tables are in one piece, and numpy takes its time for each of them
+            first_row, first_column, rows, columns = self.area[0].tolist() if len(self.area) else (0, 0, 0, 0)
+            return first_row + rows, first_column + columns
         rows, columns = (self.area[:, :2] + self.area[:, 2:]).max(axis=0).tolist()
         return rows, columns
 
@@ -61,6 +62,9 @@ class Transfers(NamedTuple):
     source: Ints
     target: Ints
     area: Ints
+
+
+_NO_TRANSFERS = Transfers(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,8 @@ def transfers(old: Pieces, new: Pieces, devices_per_host: int) -> Transfers:
 def additions(old: Pieces, new: Pieces) -> Transfers:
     """What of a table no rank holds yet: rows and columns beyond those that it had; each is its own source."""
     rows, columns = old.extent
+    if new.extent[0] <= rows and new.extent[1] <= columns:
+        return _NO_TRANSFERS
     ranks, areas = [], []
     below, beside = new.area.copy(), new.area.copy()
     below[:, 2] += below[:, 0]

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import is_within, read_text, write_atomic
-from shardc.vocabulary import CONFLICT, Precision, ShardingType
+from shardc.vocabulary import CONFLICT, MAX_TABLES, Precision, ShardingType
 
 if TYPE_CHECKING:
     from shardc.json_text import JsonText
@@ -103,7 +103,7 @@ class PlanCluster(_Member):
     hosts: Positive = Field(description="Number of hosts.")
     devices_per_host: Positive = Field(description="Devices of each host; ranks are numbered host by host.")
     host_devices: tuple[str, ...] = Field(
-        (), description="Name of the hardware profile of each host; absent where all are alike."
+        (), fail_fast=True, description="Name of the hardware profile of each host; absent where all are alike."
     )
 
     @model_serializer(mode="wrap")
@@ -196,6 +196,7 @@ class CacheParams(_Member):
         return _without_null(handler(self))
 
 
+# fail_fast: of a long array the first wrong element is told, not millions.
 class TablePlan(_Member):
     """How one table is sharded, in TorchRec's terms."""
 
@@ -203,8 +204,12 @@ class TablePlan(_Member):
     compute_kernel: Literal["dense", "fused", "fused_uvm", "fused_uvm_caching"] = Field(
         description="TorchRec's kernel: dense for data_parallel, fused_uvm_caching for a table in host memory."
     )
-    ranks: tuple[Count, ...] = Field(description="Rank of each shard, in their order; every rank for data_parallel.")
-    shards: tuple[PlanShard, ...] = Field((), description="The pieces of the table; absent for data_parallel.")
+    ranks: tuple[Count, ...] = Field(
+        fail_fast=True, description="Rank of each shard, in their order; every rank for data_parallel."
+    )
+    shards: tuple[PlanShard, ...] = Field(
+        (), fail_fast=True, description="The pieces of the table; absent for data_parallel."
+    )
     shape: Shape | None = Field(
         None, description="Rows and columns of a data_parallel table; absent for others, whose shards say it."
     )
@@ -258,7 +263,7 @@ class Score(_Member):
     )
     phases: dict[str, Milliseconds] = Field(description="Time of each phase of a step, by name.")
     balance: float = Field(description="Degree of balance: least over greatest compute time of a device.", ge=0, le=1)
-    devices: tuple[DeviceScore, ...] = Field(description="The devices, by rank.")
+    devices: tuple[DeviceScore, ...] = Field(fail_fast=True, description="The devices, by rank.")
 
 
 class Bound(_Member):
@@ -316,7 +321,7 @@ class Plan(_Member):
     score: Score
     bound: Bound | None = Field(description="Lower bound; null for a cost model that has no certificate.")
     chosen: Chosen
-    candidates: tuple[Candidate, ...] = Field(description="Every strategy that was tried.")
+    candidates: tuple[Candidate, ...] = Field(fail_fast=True, description="Every strategy that was tried.")
     migration: PlanMigration | None = Field(None, description="Bytes that move; absent for a plan without a base.")
     digest: str | None = Field(
         default=None,
@@ -406,6 +411,10 @@ def _plan_of(file: str, text: str, document: Any) -> Plan:
     if isinstance(version, int) and version > FORMAT:
         message = f"{file} has plan format {version}; this version of shardc reads formats up to {FORMAT}"
         raise DiagnosticError(Diagnostic("SH303", message, help="upgrade shardc"))
+    modules = document.get("plan")
+    tables = [module for module in modules.values() if isinstance(module, dict)] if isinstance(modules, dict) else []
+    if (count := sum(map(len, tables))) > MAX_TABLES:
+        raise _not_a_plan(file, f"expected at most {MAX_TABLES} tables, found {count}")
     try:
         return Plan.model_validate_json(text, strict=True)
     except ValidationError as error:

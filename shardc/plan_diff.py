@@ -16,7 +16,7 @@ import numpy as np
 from shardc.moves import Pieces, Transfers, Weighing, additions, holdings, pieces_of, tables_of, transfers
 from shardc.passes.verify import extent
 from shardc.plan import DeviceScore, Plan, TablePlan
-from shardc.problem import Bools, Floats, Ints
+from shardc.problem import Bools, Floats, Ints, distinct
 
 STATED = 1e-5
 """Relative: plans state six digits, and what differs by less is equal."""
@@ -278,14 +278,21 @@ def _flows(found: Iterable[Movement]) -> tuple[Flow, ...]:
         return ()
     sources, targets, sizes = (np.concatenate(parts) for parts in zip(*moves, strict=True))
     ranks = int(max(sources.max(initial=0), targets.max(initial=0))) + 1
-    total = np.zeros(ranks * ranks, dtype=np.int64)
-    np.add.at(total, sources * ranks + targets, sizes)
-    pairs = np.flatnonzero(total)
-    pairs = pairs[np.argsort(-total[pairs], kind="stable")]
+    pairs, total = _summed(sources * ranks + targets, sizes)
+    order = np.argsort(-total, kind="stable")
+    order = order[total[order] > 0]
     return tuple(
         Flow(pair // ranks, pair % ranks, bytes)
-        for pair, bytes in zip(pairs.tolist(), total[pairs].tolist(), strict=True)
+        for pair, bytes in zip(pairs[order].tolist(), total[order].tolist(), strict=True)
     )
+
+
+def _summed(keys: Ints, amounts: Ints) -> tuple[Ints, Ints]:
+    """The distinct keys, ascending, and the sum of each one's amounts."""
+    found = distinct(keys)
+    total = np.zeros(len(found), dtype=amounts.dtype)
+    np.add.at(total, np.searchsorted(found, keys), amounts)
+    return found, total
 
 
 def _changes(both: _Both) -> tuple[Change, ...]:
@@ -329,18 +336,18 @@ def _devices(old: Plan, new: Plan, differing: Mapping[str, _Both], weighing: Wei
     before = {device.rank: device for device in old.score.devices}
     after = {device.rank: device for device in new.score.devices}
     count = max(old.cluster.devices, new.cluster.devices)
-    columns, bytes = _held([both.now for both in differing.values()], weighing, count)
-    less_columns, less_bytes = _held([both.was for both in differing.values()], weighing, count)
-    columns, bytes = columns - less_columns, bytes - less_bytes
-    touched = ((np.abs(columns) > _NO_COLUMN) | (bytes != 0)).any(axis=0)
-    respecified = _respecified(old, new, differing, touched)
+    ranks, tables, columns, bytes = _more_held(list(differing.values()), weighing)
+    starts = np.searchsorted(ranks, np.arange(count + 1))
+    respecified = _respecified(old, new, differing, np.diff(starts) > 0)
     names, devices = list(differing), []
     for rank in sorted(before.keys() | after.keys()):
         was, now = before.get(rank), after.get(rank)
-        differ = (np.abs(columns[:, rank]) > _NO_COLUMN) | (bytes[:, rank] != 0) if rank < count else np.zeros(0)
+        there = slice(starts[rank], starts[rank + 1]) if rank < count else slice(0)
         shares = [
-            Share(names[row], float(columns[row, rank]), int(bytes[row, rank]))
-            for row in np.flatnonzero(differ).tolist()
+            Share(names[table], more_columns, more_bytes)
+            for table, more_columns, more_bytes in zip(
+                tables[there].tolist(), columns[there].tolist(), bytes[there].tolist(), strict=True
+            )
         ]
         old_ms, new_ms = (None if device is None else _compute_ms(device) for device in (was, now))
         old_bytes, new_bytes = (None if device is None else device.memory_bytes for device in (was, now))
@@ -393,25 +400,39 @@ def _explaining(shares: Sequence[Share], amounts: Sequence[float], more: float) 
     return tuple(share for amount, share in ranked if amount * sign > 0)[:_EXPLAINING]
 
 
-def _held(tables: Sequence[Pieces], weighing: Weighing, devices: int) -> tuple[Floats, Ints]:
-    """Columns float[T, D] that a lookup reads on each device, on average, and bytes int[T, D] that it holds.
+def _more_held(differing: Sequence[_Both], weighing: Weighing) -> tuple[Ints, Ints, Floats, Ints]:
+    """What devices have more of tables than before: N ranks, tables, columns and bytes, by rank and then by table.
+
+    Only what differs is there: of many tables and devices most are nowhere near each other.
+    """
+    held = [_held([both.now for both in differing], weighing), _held([both.was for both in differing], weighing)]
+    keys = [rank * len(differing) + table for rank, table, _, _ in held]
+    found = distinct(np.concatenate(keys))
+    columns, bytes = np.zeros((2, len(found))), np.zeros((2, len(found)), dtype=np.int64)
+    for side, (_, _, of_piece, bytes_of_piece) in enumerate(held):
+        at = np.searchsorted(found, keys[side])
+        np.add.at(columns[side], at, of_piece)
+        np.add.at(bytes[side], at, bytes_of_piece)
+    more_columns, more_bytes = columns[0] - columns[1], bytes[0] - bytes[1]
+    differ = (np.abs(more_columns) > _NO_COLUMN) | (more_bytes != 0)
+    ranks, tables = np.divmod(found[differ], max(len(differing), 1))
+    return ranks, tables, more_columns[differ], more_bytes[differ]
+
+
+def _held(tables: Sequence[Pieces], weighing: Weighing) -> tuple[Ints, Ints, Floats, Ints]:
+    """Of every piece that a device holds its rank, its table, columns that a lookup reads on average, and bytes.
 
     Of replicas a device only looks up its own samples: its share of the columns is that of the samples.
     """
-    columns, bytes = np.zeros((len(tables), devices)), np.zeros((len(tables), devices), dtype=np.int64)
-    if not tables:
-        return columns, bytes
-    area = np.concatenate([pieces.area for pieces in tables])
-    count = np.array([len(pieces.area) for pieces in tables])
-    copies = np.array([len(pieces.rank) if pieces.replicas else 1 for pieces in tables])
-    rows = np.array([max(pieces.extent[0], 1) for pieces in tables])
+    area = np.concatenate([_NOWHERE.area, *(pieces.area for pieces in tables)])
+    count = np.array([len(pieces.area) for pieces in tables], dtype=np.int64)
+    copies = np.array([len(pieces.rank) if pieces.replicas else 1 for pieces in tables], dtype=np.int64)
+    rows = np.array([max(pieces.extent[0], 1) for pieces in tables], dtype=np.int64)
     width = area[:, 2] * area[:, 3] / np.repeat(rows * copies, count)
-    of_table = np.repeat(np.arange(len(tables)), count)
     each = np.repeat(copies, count)
-    where = np.repeat(of_table, each), np.concatenate([pieces.rank for pieces in tables])
-    np.add.at(columns, where, np.repeat(width, each))
-    np.add.at(bytes, where, np.repeat(weighing.bytes(area), each))
-    return columns, bytes
+    rank = np.concatenate([_NOWHERE.rank, *(pieces.rank for pieces in tables)])
+    table = np.repeat(np.repeat(np.arange(len(tables)), count), each)
+    return rank, table, np.repeat(width, each), np.repeat(weighing.bytes(area), each)
 
 
 def _compute_ms(device: DeviceScore) -> float | None:

@@ -30,12 +30,23 @@ class _Span(NamedTuple):
 
 @dataclass(slots=True)
 class _Entry:
-    """What is known of one key of a document: where it is, where its value is, and what is below it."""
+    """What is known of one key of a document: where it is, where its value is, and what is below it.
+
+    What is below stays `unread` until something there is asked for: of a hundred thousand tables few have faults.
+    """
 
     key: _Span | None = None
     value: _Span | None = None
     of_tables: bool = False
     children: dict[str | int, _Entry] = field(default_factory=dict)
+    unread: list[Node] = field(default_factory=list)
+
+    def child(self, part: str | int) -> _Entry | None:
+        """The entry of a key or an index below."""
+        for node in self.unread:
+            _read(self, node)
+        self.unread.clear()
+        return self.children.get(part)
 
 
 class Source:
@@ -60,7 +71,7 @@ class Source:
         """Return the range of the value (or of the key) at a path, None when the document has no such path."""
         entry = self._top_level(path[0]) if path else None
         for part in path[1:]:
-            entry = entry.children.get(part) if entry else None
+            entry = entry.child(part) if entry else None
         span = entry and ((key and entry.key) or entry.value)
         return self._location(span) if span else None
 
@@ -77,10 +88,13 @@ class Source:
 
     def _location(self, span: _Span) -> Location:
         text = self._lines[span.row]
-        data = text.encode()
-        start = len(data[: span.column].decode(errors="ignore"))
         # A location has one line; a longer value is marked to the end of its first.
-        end = len(data[: span.end_column].decode(errors="ignore")) if span.end_row == span.row else len(text.rstrip())
+        start, end = span.column, span.end_column if span.end_row == span.row else len(text.rstrip())
+        if not text.isascii():
+            data = text.encode()
+            start = len(data[: span.column].decode(errors="ignore"))
+            if span.end_row == span.row:
+                end = start + len(data[span.column : span.end_column].decode(errors="ignore"))
         return Location(self.file, span.row + 1, start + 1, end - start, text)
 
     def _top_level(self, name: str | int) -> _Entry | None:
@@ -112,19 +126,18 @@ class Source:
 
 
 def _add_table(root: _Entry, node: Node) -> None:
-    """Record a ``[table]`` or ``[[table]]`` section with the pairs below its header."""
+    """Record a ``[table]`` or ``[[table]]`` section, its pairs unread."""
     header = _span(node.children[0], node.children[2]) if len(node.children) > 2 else _span(node)
-    entry: _Entry | None = None
-    for child in _named(node):
-        if entry is None and child.type.endswith("_key"):
-            entry = _descend(root, child, header)
-            if node.type == "table_array_element":
-                entry.of_tables = True
-                entry = entry.children.setdefault(len(entry.children), _Entry(_key_spans(child)[-1][1], header))
-            else:
-                entry.value = header
-        elif entry is not None and child.type == "pair":
-            _add_value(*_pair(entry, child))
+    key = next((child for child in _named(node) if child.type.endswith("_key")), None)
+    if key is None:
+        return
+    entry = _descend(root, key, header)
+    if node.type == "table_array_element":
+        entry.of_tables = True
+        entry = entry.children.setdefault(len(entry.children), _Entry(_key_spans(key)[-1][1], header))
+    else:
+        entry.value = header
+    entry.unread.append(node)
 
 
 def _pair(parent: _Entry, node: Node) -> tuple[_Entry, Node]:
@@ -134,16 +147,22 @@ def _pair(parent: _Entry, node: Node) -> tuple[_Entry, Node]:
 
 
 def _add_value(entry: _Entry, node: Node) -> None:
-    """Record a value and, for arrays and inline tables, everything in it."""
-    pending = [(entry, node)]
-    while pending:
-        entry, node = pending.pop()
-        entry.value = _span(node)
-        inner = [child for child in _named(node) if child.type != "comment"]
-        if node.type == "array":
-            pending += [(entry.children.setdefault(index, _Entry()), child) for index, child in enumerate(inner)]
-        elif node.type == "inline_table":
-            pending += [_pair(entry, child) for child in inner if child.type == "pair"]
+    """Record a value; what is in an array or an inline table stays unread."""
+    entry.value = _span(node)
+    if node.type in ("array", "inline_table"):
+        entry.unread.append(node)
+
+
+def _read(entry: _Entry, node: Node) -> None:
+    """Record the elements of an array, or the pairs of an inline table or a section."""
+    inner = [child for child in _named(node) if child.type != "comment"]
+    if node.type == "array":
+        for index, child in enumerate(inner):
+            _add_value(entry.children.setdefault(index, _Entry()), child)
+    else:
+        for child in inner:
+            if child.type == "pair":
+                _add_value(*_pair(entry, child))
 
 
 def _descend(entry: _Entry, key: Node, value: _Span | None) -> _Entry:

@@ -10,21 +10,36 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import tomli
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from shardc.diagnostics import CODES, Diagnostic, DiagnosticError, Location, quoted_tables
+from shardc.diagnostics import (
+    CODES,
+    MOST_FINDINGS,
+    Diagnostic,
+    DiagnosticError,
+    Location,
+    first_of,
+    quoted_tables,
+)
 from shardc.files import MAX_SPEC_BYTES, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
 from shardc.units import format_bytes
-from shardc.vocabulary import CONFLICT, MAX_DEVICES, Precision, ShardingType
+from shardc.vocabulary import CONFLICT, MAX_DEVICES, MAX_TABLES, Precision, ShardingType
 
 FORMAT = 1
 """The version of the spec's format that this shardc reads."""
@@ -56,12 +71,12 @@ MAX_MEMORY_TOTAL = 2**62
 """Bytes of all devices together: sums stay within int64."""
 
 MAX_SEED = 2**32 - 1
-MAX_TABLES = 2**17
 BIN_COUNT = 17
 
 _BINS_TOLERANCE = 1e-3
 _INT64_MAX = 2**63 - 1
 _MAX_ELEMENTS = 2**58
+_MAX_KEYS = 1000
 _NAME_LENGTH = 200
 
 Kernel = Literal["fused", "fused_uvm_caching"]
@@ -111,9 +126,11 @@ def _module_path(value: str) -> str:
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         _reject("expected at least one element, found none")
+    seen: set[Any] = set()
     for index, value in enumerate(values):
-        if value in values[:index]:
+        if value in seen:
             _reject(f"expected distinct elements, found {_quoted(value)} twice", code="SH105", at=(index,))
+        seen.add(value)
     return values
 
 
@@ -240,7 +257,11 @@ Moved = Annotated[
 Reserve = Annotated[
     str, _form(parse_share_or_size, "a percentage below 100% or a size", 'for example "15%" or "10GiB"')
 ]
-_SET = (Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}), AfterValidator(_distinct))
+# fail_fast: of an array the first wrong element is told, not millions.
+_SET = (
+    Field(strict=False, fail_fast=True, json_schema_extra={"minItems": 1, "uniqueItems": True}),
+    AfterValidator(_distinct),
+)
 Sharding = Annotated[tuple[ShardingType, ...], *_SET]
 Kernels = Annotated[tuple[Kernel, ...], *_SET]
 Features = Annotated[tuple[Text, ...], *_SET]
@@ -252,6 +273,14 @@ Ranks = Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_DEVICES)], ...], *_SET
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, value: Any) -> Any:
+        """Refuse what has very many keys at once: pydantic would tell of each that it is unknown."""
+        if isinstance(value, dict) and len(value) > _MAX_KEYS:
+            _reject(f"expected at most {_MAX_KEYS} keys, found {len(value)}")
+        return value
 
 
 class ModelSpec(_Section):
@@ -456,6 +485,7 @@ class AccessSpec(_Section):
     bins: tuple[Annotated[float, Field(ge=0, le=1 + _BINS_TOLERANCE)], ...] | None = Field(
         default=None,
         strict=False,
+        fail_fast=True,
         description="Share of the touched rows that a step looks up once, twice, 3-4 times, 5-8 times ..., 17 bins.",
         json_schema_extra={"minItems": BIN_COUNT, "maxItems": BIN_COUNT},
     )
@@ -801,7 +831,11 @@ class LoadedSpec:
         Neither formatting, comments and the order of tables nor the budget change it.
         """
         cluster = self.spec.cluster
-        tables = [asdict(table) for table in self.tables]
+        # Not asdict of the tables: of a hundred thousand it would copy every member, for half a minute.
+        names = [member.name for member in fields(Table)]
+        tables = [
+            {name: getattr(table, name) for name in names} | {"access": asdict(table.access)} for table in self.tables
+        ]
         caching = self.cached_tables
         for table, resolved in zip(tables, self.tables, strict=True):
             for name in ("origin", "bags", "pooled", "least_width"):
@@ -944,13 +978,13 @@ class _Reader:
             self._refuse_so_many(len(written), ("table", MAX_TABLES))
         if isinstance(written, list | tuple):
             self.entries = {("table", i): _Entry(("table", i), raw) for i, raw in enumerate(written)}
-        spec = self._validate(Spec, self.data, ())
+        # Tables one by one: pydantic would collect what is wrong with all of them.
+        spec = self._validate(Spec, {**self.data, "table": ()} if self.entries else self.data, ())
         if any(finding.code == "SH109" for finding in self.findings):
-            # Keys of a format that we do not know would only be noise.
-            self.findings = [finding for finding in self.findings if finding.code == "SH109"]
             self._stop()
         for entry in self.entries.values():
-            entry.spec = _attempt(TableSpec, entry.raw)
+            entry.spec = self._validate(TableSpec, entry.raw, entry.origin)
+        tables = tuple(entry.spec for entry in self.entries.values() if entry.spec is not None)
         self._read_csv()
         self._check_settings()
         self._check_any_table(written)
@@ -966,8 +1000,9 @@ class _Reader:
             self._check_no_cache()
         if self.findings or spec is None:
             self._stop()
-        tables = sorted((cast(Table, entry.table) for entry in self.entries.values()), key=lambda table: table.name)
-        return LoadedSpec(spec, tuple(tables), self.path, self.sources, self.written, self.settings)
+        resolved = sorted((cast(Table, entry.table) for entry in self.entries.values()), key=lambda table: table.name)
+        spec = spec.model_copy(update={"table": tables})
+        return LoadedSpec(spec, tuple(resolved), self.path, self.sources, self.written, self.settings)
 
     def _refuse_so_many(self, count: int, at: Path) -> NoReturn:
         message = f"expected at most {MAX_TABLES} tables, found {count}"
@@ -1012,7 +1047,7 @@ class _Reader:
                 known = [name for name in names if isinstance(name, str)]
                 advice = _suggestion(setting.keys[1], known) or f"it has {quoted_tables(known)}"
                 message = f"{setting.option}: the spec has no table {_quoted(setting.keys[1])}"
-                self.findings.append(Diagnostic("SH331", message, setting.at(1), advice))
+                self._add("SH331", message, setting.at(1), advice)
 
     def _stop(self) -> NoReturn:
         toml = self.sources.toml
@@ -1021,8 +1056,18 @@ class _Reader:
             at = finding.location
             return (bool(toml and at.file != toml.file), at.line, at.column) if at else (True, 0, 0)
 
-        unreadable = any(finding.code.startswith("SH0") or finding.code == "SH331" for finding in self.findings)
-        raise DiagnosticError(*sorted(self.findings, key=position), exit_code=2 if unreadable else 1)
+        # Keys of a format that we do not know would only be noise.
+        findings = [finding for finding in self.findings if finding.code == "SH109"] or self.findings
+        unreadable = any(finding.code.startswith("SH0") or finding.code == "SH331" for finding in findings)
+        raise DiagnosticError(*first_of(sorted(findings, key=position)), exit_code=2 if unreadable else 1)
+
+    def _add(
+        self, code: str, message: str, at: Location | None, help: str | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
+        """Add a finding; after very many, nothing else is looked for."""
+        self.findings.append(Diagnostic(code, message, at, help, notes=notes))
+        if len(self.findings) > MOST_FINDINGS:
+            self._stop()
 
     def _validate(self, model: type[_SpecModel], data: Any, base: Path) -> _SpecModel | None:
         try:
@@ -1055,7 +1100,7 @@ class _Reader:
             if path in (("table",), ("cluster", "host"), ("cluster", "rank")) and isinstance(value, dict):
                 advice = f"write [[{_dotted(path)}]], with two brackets"
             message = f"{self._label(path)}: {complaint}"
-        self.findings.append(Diagnostic(code, message, self.sources.locate(path, key=key), advice))
+        self._add(code, message, self.sources.locate(path, key=key), advice)
 
     def _label(self, path: Path) -> str:
         """Name a place of the spec for a message."""
@@ -1070,8 +1115,7 @@ class _Reader:
 
     def _flag(self, code: str, entry: _Entry, name: str, message: str, **details: Any) -> None:
         """Report a finding about a field of a table."""
-        at = self.sources.locate_field(entry.origin, name)
-        self.findings.append(Diagnostic(code, f"{entry.label} {message}", at, **details))
+        self._add(code, f"{entry.label} {message}", self.sources.locate_field(entry.origin, name), **details)
 
     def _read_csv(self) -> None:
         section = _attempt(TablesSpec, self.data.get("tables"))
@@ -1082,7 +1126,7 @@ class _Reader:
         if self.path is not None and not is_within(name, os.path.dirname(self.path)):
             message, at = f"the table file {name} is not in the spec's folder", self.sources.locate(("tables", "file"))
             fix = "put it there, or the spec above it; links do not count"
-            self.findings.append(Diagnostic("SH002", message, at, fix))
+            self._add("SH002", message, at, fix)
             return
         try:
             csv = CsvSource(name, read_text(name, "table file", MAX_SPEC_BYTES))
@@ -1098,7 +1142,7 @@ class _Reader:
             origin: Path = ("tables", number)
             if len(row) != len(csv.header):
                 message = f"expected {len(csv.header)} cells, found {len(row)}"
-                self.findings.append(Diagnostic("SH108", message, csv.locate((number,)), 'quote cells that have ","'))
+                self._add("SH108", message, csv.locate((number,)), 'quote cells that have ","')
                 continue
             cells = {column: row[index].value for column, index in columns.items() if row[index].value}
             raw = {column: _cell_value(column, cell) for column, cell in cells.items()}
@@ -1113,11 +1157,9 @@ class _Reader:
         for index, cell in enumerate(csv.header):
             if cell.value not in known:
                 advice = _suggestion(cell.value, known) or f"known columns: {', '.join(known)}"
-                self.findings.append(
-                    Diagnostic("SH101", f"unknown column {_quoted(cell.value)}", csv.cell(cell), advice)
-                )
+                self._add("SH101", f"unknown column {_quoted(cell.value)}", csv.cell(cell), advice)
             elif cell.value in columns:
-                self.findings.append(Diagnostic("SH105", f'column "{cell.value}" is there twice', csv.cell(cell)))
+                self._add("SH105", f'column "{cell.value}" is there twice', csv.cell(cell))
             else:
                 columns[cell.value] = index
         return columns
@@ -1127,7 +1169,7 @@ class _Reader:
         if not written and ("tables" not in self.data or (csv and not csv.rows)):
             at = self.sources.locate(("tables", "file"))
             advice = "add a [[table]] section, or rows to the file that [tables] names"
-            self.findings.append(Diagnostic("SH102", "the spec has no tables", at, advice))
+            self._add("SH102", "the spec has no tables", at, advice)
 
     def _check_duplicates(self) -> None:
         first: dict[str, _Entry] = {}
@@ -1149,7 +1191,7 @@ class _Reader:
         for name in missing:
             at = self.sources.locate(entry.origin)
             advice = f"add it here or under [defaults]: {_meaning(TableSpec, name)}"
-            self.findings.append(Diagnostic("SH102", f'missing key "{name}" in {entry.label}', at, advice))
+            self._add("SH102", f'missing key "{name}" in {entry.label}', at, advice)
         if missing:
             return None
         return Table(
@@ -1186,7 +1228,7 @@ class _Reader:
             named = quoted_tables([cast(Table, entry.table).name for entry in cached])
             advice = 'add host_memory = "1TiB" under [cluster]: what tables may take of one host'
             message = f"{named} may be in host memory, and none is given for tables"
-            self.findings.append(Diagnostic("SH113", message, at, help=advice))
+            self._add("SH113", message, at, help=advice)
 
     def _check_constraints(self, devices: int | None) -> None:
         """Find placement constraints that no placement can meet."""
@@ -1208,7 +1250,7 @@ class _Reader:
             if rank >= devices:
                 path = (*entry.origin, "pin", index)
                 message = f"{self._label(path)}: expected a rank from 0 to {devices - 1}, found {rank}"
-                self.findings.append(Diagnostic("SH104", message, self.sources.locate(path)))
+                self._add("SH104", message, self.sources.locate(path))
         if len(pin) < devices and set(table.sharding) <= _ON_EVERY_DEVICE:
             needs = f"is pinned to {len(pin)} of {devices} ranks, but its sharding needs every rank"
             self._flag("SH106", entry, "pin", needs, help="remove the pin, or allow table_wise or column_wise")
@@ -1252,7 +1294,9 @@ class _Reader:
             pin = group_pins[table.group] if table.group else table.pin and frozenset(table.pin)
             units[unit] = (entry, pin or ranks)
         # Hall's condition for the sets of ranks that occur: as many units need as many ranks.
-        allowed = Counter(pin for _, pin in units.values() if pin is not None)
+        allowed = {pin for _, pin in units.values() if pin is not None}
+        if ranks is not None and len(units) > len(ranks):
+            allowed = {ranks}  # which is at once known not to hold, whatever the pins are
         for pin in sorted(allowed, key=len):
             crowd = [entry for entry, own in units.values() if own is not None and own <= pin]
             if len(crowd) > len(pin):

@@ -11,6 +11,7 @@ ShardingType = Literal[
 Precision = Literal["fp32", "fp16", "bf16"]
 
 MAX_DEVICES = 65536
+MAX_TABLES = 2**17
 
 CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |\r?$)", re.MULTILINE)
 """A mark of git's where a merge needs somebody to decide."""

@@ -15,7 +15,8 @@ import pytest
 from shardc import files
 from shardc.check.find import find
 from shardc.diagnostics import DiagnosticError
-from shardc.spec import MAX_TABLES, load_spec, parse_spec
+from shardc.spec import load_spec, parse_spec
+from shardc.vocabulary import MAX_TABLES
 
 HEAD = """\
 format = 1
@@ -95,6 +96,42 @@ def test_more_tables_than_there_may_be_are_refused_at_once():
     assert len(raised.value.diagnostics) == 1
     with pytest.raises(DiagnosticError, match="SH104 expected at most 131072 tables, found 131073"):
         parse_spec({"format": 1, "table": [{}] * (MAX_TABLES + 1)})
+
+
+@pytest.mark.parametrize("format", ["full", "concise", "json", "github", "sarif", "junit"])
+def test_of_very_many_faults_the_first_thousand_are_told_and_that_there_are_more(run_command, format):
+    Path("model.toml").write_text(HEAD + "".join(TABLE.replace('"a"', f'"t{n}"') + "x=1\ny=1\n" for n in range(5000)))
+    done = run_command("validate", "--format", format, "model.toml")
+    assert done.code == 1
+    assert 1000 <= done.out.count("unknown key ") <= 4000  # some formats say each twice
+    assert " table " in done.out and "t4999" not in done.out
+    assert "there are more than these 1,000 findings" in done.out
+    if format == "concise":
+        assert done.out.count("\n") == 1001 and done.out.splitlines()[-1].startswith("model.toml: SH904 ")
+
+
+def test_very_many_faults_of_a_table_file(run_command):
+    Path("model.toml").write_text(HEAD + IN_FILE.format("t.csv"))
+    Path("t.csv").write_text("name,rows,dim,pooling\n" + "".join(f"t{n},x,16,1\n" for n in range(20_000)))
+    said = run_command("validate", "--format", "concise", "model.toml").out.splitlines()
+    assert said[0].startswith("t.csv:2:4: SH103 ") and said[999].startswith("t.csv:1001:6: SH103 ")
+    assert said[1000:] == ["model.toml: SH904 there are more than these 1,000 findings"]
+
+
+def test_of_an_array_and_a_section_full_of_faults_one_is_told(run_command):
+    Path("model.toml").write_text(HEAD + TABLE + f"pin = [{'[],' * 100_000}]\n" + TABLE.replace('"a"', '"b"'))
+    assert refused(run_command, "validate", "--format", "concise", "model.toml", code="SH103").count("\n") == 1
+    Path("model.toml").write_text(HEAD + TABLE + "".join(f"k{n} = 1\n" for n in range(100_000)))
+    said = refused(run_command, "validate", "--format", "concise", "model.toml", code="SH104")
+    assert said == 'model.toml:9:1: SH104 table "a": expected at most 1000 keys, found 100004\n'
+
+
+def test_a_table_of_very_many_features():
+    Path("model.toml").write_text(HEAD + TABLE + f"features = {[f'f{n}' for n in range(100_000)]}\n")
+    assert len(load_spec("model.toml").tables[0].features) == 100_000
+    Path("model.toml").write_text(HEAD + TABLE + f"features = {[f'f{n % 99_999}' for n in range(100_000)]}\n")
+    with pytest.raises(DiagnosticError, match=r'SH105 features\[99999\] of table "a": .* found "f0" twice'):
+        load_spec("model.toml")
 
 
 def test_a_hundred_thousand_tables():

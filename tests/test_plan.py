@@ -323,6 +323,18 @@ def test_of_many_wrong_members_only_some_are_listed(path: Path) -> None:
     assert (len(finding.notes), finding.notes[-1]) == (11, "and 989 more")
 
 
+def test_of_a_long_array_one_wrong_element_is_told(path: Path) -> None:
+    with pytest.raises(DiagnosticError, match=r"plan.ebc.user.shards\[0\].shard_offsets: missing") as raised:
+        read(path, json.dumps(edited("plan", "ebc", "user", "shards", value=[{}] * 100_000)).encode())
+    assert len(raised.value.diagnostics[0].notes) == 2
+
+
+def test_more_tables_than_a_spec_may_have(path: Path) -> None:
+    tables = {f"t{n}": {} for n in range(65_537)}
+    with pytest.raises(DiagnosticError, match=r"SH302 .*: expected at most 131072 tables, found 131074"):
+        read(path, json.dumps(edited("plan", value={"a": tables, "b": tables})).encode())
+
+
 def test_schema_accepts_plans_and_refuses_others() -> None:
     schema = plan_schema()
     jsonschema.Draft7Validator.check_schema(schema)

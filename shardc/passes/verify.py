@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect, insort
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import chain
 from math import isclose
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
 
-from shardc.diagnostics import Diagnostic, quoted_tables
+from shardc.diagnostics import Diagnostic, first_of, quoted_tables
 from shardc.memory import host_bytes, shard_bytes
 from shardc.plan import Plan, PlanCluster, PlanShard, TablePlan
 from shardc.problem import BYTES_PER_ELEMENT, Cluster, Ints, Memory
@@ -42,12 +45,12 @@ def verify(plan: Plan, loaded: LoadedSpec, cluster: Cluster) -> list[Diagnostic]
     """
     if findings := list(_other_cluster(plan, loaded, cluster)):
         return findings
-    findings = [*_other_model(plan, loaded), *_other_tables(plan, loaded)]
-    for table, placed in _placed(plan, loaded):
-        findings += _broken_shards(table, placed, loaded, cluster)
-    if findings:
+    broken = (_broken_shards(table, placed, loaded, cluster) for table, placed in _placed(plan, loaded))
+    if findings := first_of(
+        chain(_other_model(plan, loaded), _other_tables(plan, loaded), chain.from_iterable(broken))
+    ):
         return findings
-    return [*_broken_constraints(plan, loaded), *_memory_findings(plan, loaded, cluster)]
+    return first_of(chain(_broken_constraints(plan, loaded), _memory_findings(plan, loaded, cluster)))
 
 
 def verify_alone(plan: Plan) -> list[Diagnostic]:
@@ -62,11 +65,11 @@ def verify_alone(plan: Plan) -> list[Diagnostic]:
     on_cpu = any(shard.placement.endswith("/cpu") for _, table in placed for shard in table.shards)
     hosts = (0,) * plan.cluster.hosts
     cluster = Cluster("cpu" if on_cpu else "cuda", plan.cluster.devices_per_host, kinds=(), host_kind=hosts)
-    return [
+    return first_of(
         Diagnostic(code, f"table {_quoted(name)}: {fault}")
         for name, table in placed
         for code, fault in shard_faults(table, cluster)
-    ]
+    )
 
 
 def too_many_devices(plan: Plan) -> Diagnostic | None:
@@ -221,17 +224,23 @@ def _ends(shard: PlanShard) -> tuple[int, int]:
 def _cover_fault(shards: Sequence[PlanShard], height: int, width: int) -> str | None:
     """Say what keeps the shards, all within height x width, from covering that exactly once; None if nothing does."""
     area = 0
-    # A sweep down the rows: only shards that reach below the current one's first row can overlap it.
-    above: list[tuple[int, PlanShard]] = []
+    # A sweep down the rows. What reaches below the current first row is kept by its columns, which are disjoint: a new
+    # shard can only overlap what begins last before its columns end.
+    above: list[tuple[int, int, int]] = []  # first column, column behind the last, number
+    ends: list[tuple[int, tuple[int, int, int]]] = []  # a heap, by the row behind the last
     numbered = [(number, shard) for number, shard in enumerate(shards) if 0 not in shard.shard_sizes]
     for number, shard in sorted(numbered, key=lambda item: item[1].shard_offsets):
         row, column = shard.shard_offsets
-        above = [(other, piece) for other, piece in above if _ends(piece)[0] > row]
-        for other, piece in above:
-            if piece.shard_offsets[1] < _ends(shard)[1] and column < _ends(piece)[1]:
-                first, second = sorted((number, other))
-                return f"shards {first} and {second} overlap"
-        above.append((number, shard))
+        while ends and ends[0][0] <= row:
+            del above[bisect(above, heappop(ends)[1]) - 1]
+        bottom, right = _ends(shard)
+        at = bisect(above, (right,))
+        if at and above[at - 1][1] > column:
+            first, second = sorted((number, above[at - 1][2]))
+            return f"shards {first} and {second} overlap"
+        entry = (column, right, number)
+        insort(above, entry)
+        heappush(ends, (bottom, entry))
         area += shard.shard_sizes[0] * shard.shard_sizes[1]
     if area == 0:
         return "the plan has no shards for it"
@@ -279,7 +288,7 @@ def _rule_faults(rows: int, placed: TablePlan, cluster: Cluster, kernels: Collec
     if kind == "data_parallel":
         if shards:
             yield "data_parallel has no shards"
-        if ranks != tuple(range(devices)):
+        if len(ranks) != devices or ranks != tuple(range(devices)):
             yield "data_parallel is on every rank, in their order"
         return
     if len(ranks) != len(shards):

@@ -27,7 +27,7 @@ def map_section(view: View) -> Markup:
             levels[part.table][rank] = 3 if share > _STRONG else 2 if share > _CLEAR else 1
     rows = [
         Row(view.number[name], view.name_of(name), _TYPE_COLORS[view.tables[name].sharding_type], levels[name])
-        for name in view.ordered
+        for name in view.listed
     ]
     types = _types(view)
     what = "compute time" if timed else "weights"
@@ -39,6 +39,7 @@ def map_section(view: View) -> Markup:
     lead = (
         f"A row for each table, those with most {'time' if timed else 'bytes'} first; a column for each device. Full "
         f"colour: more than {_STRONG:.0%} of the device's {what}; lighter: more than {_CLEAR:.0%}; pale: less."
+        f"{view.unlisted}"
     )
     many = len(rows) > MANY_DEVICES * 2
     framed = el("div", picture, class_="scroll", tabindex=0, role="region", aria_label="Table map") if many else picture
@@ -57,7 +58,7 @@ def _types(view: View) -> dict[str, int]:
 
 
 def tables_section(view: View) -> Markup:
-    """All tables, to sort and to filter."""
+    """The tables, to sort and to filter."""
     timed, pooling = view.contents.timed, view.contents.pooling
     columns = [
         ("Table", None),
@@ -76,7 +77,7 @@ def tables_section(view: View) -> Markup:
     ]
     total, heaviest = max(sum(view.ms.values()), 1e-300), max(max(view.ms.values(), default=0.0), 1e-300)
     rows = []
-    for name in view.ordered:
+    for name in view.listed:
         table = view.tables[name]
         height, width = extent(table) or (0, 0)
         cached = f", {table.cached:.0%} cached" if table.cached < 1.0 else ""
@@ -120,12 +121,12 @@ def tables_section(view: View) -> Markup:
     )
     return join(
         heading("Tables", "tables", tools),
-        el("p", words, class_="lead"),
+        el("p", words + view.unlisted, class_="lead"),
         el(
             "div",
             el(
                 "table",
-                el("caption", "All tables of the plan", class_="unseen"),
+                el("caption", "Tables of the plan", class_="unseen"),
                 el("thead", el("tr", head)),
                 el("tbody", rows),
                 id="table-list",

@@ -17,6 +17,9 @@ LONG = 80
 SHORT = 40
 """Characters of a name that is shown where there is little room."""
 
+MOST_TABLES = 10_000
+"""Tables that a page lists."""
+
 MANY_DEVICES = 24
 """Rows beyond which a list scrolls."""
 
@@ -71,6 +74,19 @@ class View:
         """Names, the table first that takes most of the time, or of the memory where that is not known."""
         weight = self.ms if self.contents.timed else self.bytes
         return sorted(self.tables, key=lambda name: (-weight[name], -self.bytes[name], name))
+
+    @property
+    def listed(self) -> list[str]:
+        """The first of these: what a browser can still show."""
+        return self.ordered[:MOST_TABLES]
+
+    @property
+    def unlisted(self) -> str:
+        """That there are more tables than are listed, as a sentence; nothing if there are not."""
+        if len(self.tables) <= MOST_TABLES:
+            return ""
+        what = "time" if self.contents.timed else "bytes"
+        return f" Of {len(self.tables):,} tables only the {MOST_TABLES:,} with most {what} are listed."
 
     @cached_property
     def color(self) -> dict[str, str]:

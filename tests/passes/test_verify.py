@@ -403,6 +403,39 @@ def test_without_its_spec_a_plan_is_judged_by_its_shards(loaded: LoadedSpec) -> 
     assert found["SH306"].startswith('table "page": ')
 
 
+def test_a_table_in_very_many_shards() -> None:
+    count = 30_000
+    content = document()
+    content["cluster"]["hosts"] = count
+    content["cluster"]["devices_per_host"] = 1
+    shards = [(rank, (0, 4 * rank), (10, 4)) for rank in range(count)]
+    content["plan"]["ebc"] = {"wide": placed("column_wise", *shards)}
+    for shard in content["plan"]["ebc"]["wide"]["shards"]:
+        shard["placement"] = shard["placement"].partition("cuda:")[0] + "cuda:0"
+    assert verify_alone(Plan.model_validate(content)) == []
+    content["plan"]["ebc"]["wide"]["shards"][-1]["shard_offsets"] = [0, 4 * 77 + 2]
+    assert 'table "wide": shards 77 and 29999 overlap' in [
+        f.message for f in verify_alone(Plan.model_validate(content))
+    ]
+    for shard in content["plan"]["ebc"]["wide"]["shards"]:
+        shard["placement"] = "rank:0/cuda:0"
+    assert [f.code for f in verify_alone(Plan.model_validate(content))][-2:] == ["SH306", "SH904"]
+
+
+def test_shards_in_a_staircase_overlap_only_where_they_meet() -> None:
+    def found(*areas: tuple[tuple[int, int], tuple[int, int]]) -> list[str]:
+        content = document()
+        shards = [(rank % 4, *area) for rank, area in enumerate(areas)]
+        content["plan"]["ebc"] = {"t": placed("grid_shard", *shards)}
+        return [f.message for f in verify_alone(Plan.model_validate(content)) if f.code == "SH305"]
+
+    tiles = [((0, 0), (5, 4)), ((0, 4), (2, 8)), ((2, 4), (3, 4)), ((2, 8), (8, 4)), ((5, 0), (5, 8))]
+    assert found(*tiles) == []
+    assert found(*tiles[:4], ((5, 0), (5, 12))) == ['table "t": shards 3 and 4 overlap']
+    assert found(*tiles[:2], ((1, 4), (4, 4)), *tiles[3:]) == ['table "t": shards 1 and 2 overlap']
+    assert found(*tiles[:2], *tiles[3:])[0].startswith('table "t": its shards leave a gap')
+
+
 def test_findings_stand_where_the_spec_asks(loaded: LoadedSpec) -> None:
     content = document()
     content["plan"]["ebc"]["ads"] = placed("table_wise", (3, (0, 0), (1000, 16)))

@@ -204,6 +204,15 @@ def test_a_page_of_100_tables_is_small():
     assert len(report_html(plan, contents(plan, loaded), plan).encode()) < 300_000
 
 
+def test_of_very_many_tables_a_page_lists_the_costliest(dlrm, run_command, monkeypatch):
+    assert "are listed." not in run_command("report", "-o", "-", str(dlrm)).out
+    monkeypatch.setattr("shardc.render.view.MOST_TABLES", 5)
+    page = run_command("report", "-o", "-", str(dlrm)).out
+    assert page.count("only the 5 with most time are listed.") == 2  # of the map, and of the list
+    rows = page.partition('id="table-list"')[2].partition("</tbody>")[0].partition("<tbody>")[2]
+    assert rows.count("<tr") == 5
+
+
 def test_what_has_changed_between_two_plans(dlrm):
     old, new = read_plan(dlrm), read_plan(written(dlrm, "new.plan.json", swapped))
     shown = difference(diff(old, new), Markup)
