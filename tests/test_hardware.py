@@ -218,6 +218,11 @@ def test_weights_that_make_no_times_are_refused(folder, change):
     changed_weights(folder, change)
     cluster = {"device": str(folder), "devices_per_host": 2}
     model = {"name": "m", "module": "sparse", "global_batch": 4096}
-    spec = {"format": 1, "model": model, "cluster": cluster, "table": [{"name": "t", "rows": 1000, "dim": 64, "pooling": 1}]}
+    spec = {
+        "format": 1,
+        "model": model,
+        "cluster": cluster,
+        "table": [{"name": "t", "rows": 1000, "dim": 64, "pooling": 1}],
+    }
     with pytest.raises(DiagnosticError, match=r"SH602 hardware profile .*: by its weights, the tables would take"):
         shardc.compile(spec)

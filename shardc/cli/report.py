@@ -12,7 +12,7 @@ import typer
 
 from shardc.cli.console import ForceOption, QuietOption, a_value, configure, echo, may_write, tell
 from shardc.cli.diff import FORMS, not_both_stdin
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, shown
 
 if TYPE_CHECKING:
     from shardc.contents import Contents
@@ -71,7 +71,7 @@ def report(
         return
     write_atomic(target, page.encode())
     if not quiet:
-        echo(f"report written to {target}")
+        echo(shown(f"report written to {target}"))
 
 
 def _target(plan: str) -> Path:
