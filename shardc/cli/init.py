@@ -89,9 +89,8 @@ def init(
     if not quiet:
         where = f"in {spec.model.module}" if spec.model.module else "in the model itself"
         echo(f"{count(len(spec.table), 'table')} of {spec.model.name}, {where}")
-        echo(
-            f'spec written to {shown(str(output))}; see its lines with "assumed", then: shardc compile {shown(str(output))}'
-        )
+        written = shown(str(output))
+        echo(f'spec written to {written}; see its lines with "assumed", then: shardc compile {written}')
 
 
 def _require_valid(given: dict[str, Any], output: Path) -> None:
