@@ -171,7 +171,7 @@ def quoted_tables(names: Sequence[str]) -> str:
 def concise(diagnostic: Diagnostic) -> str:
     """Return the one-line form ``file:line:col: CODE message``."""
     where = f"{diagnostic.location}: " if diagnostic.location else ""
-    return _shown(where + _headline(diagnostic))
+    return shown(where + _headline(diagnostic))
 
 
 def render(diagnostics: Iterable[Diagnostic], *, color: bool) -> str:
@@ -190,20 +190,20 @@ def _full(diagnostic: Diagnostic, color: bool) -> str:
 
     loud = "1;31" if diagnostic.severity == "error" else "1;33"
     code, _, message = _headline(diagnostic).partition(" ")
-    lines = [f"{paint(code, loud)} {paint(_shown(message), '1')}"]
+    lines = [f"{paint(code, loud)} {paint(shown(message), '1')}"]
     if at := diagnostic.location:
         number = str(at.line)
         gutter = paint(" " * len(number) + " |", "1;34")
         source, padding, carets = _underlined(at)
         lines += [
-            f"{' ' * len(number)}{paint('-->', '1;34')} {_shown(str(at))}",
+            f"{' ' * len(number)}{paint('-->', '1;34')} {shown(str(at))}",
             gutter,
             f"{paint(f'{number} |', '1;34')} {source}".rstrip(),
             f"{gutter} {padding}{paint(carets, loud)}",
         ]
     if diagnostic.help:
-        lines.append(f"{paint('help', '1;36')}: {_shown(diagnostic.help)}")
-    lines += [f"{paint('note', '1;36')}: {_shown(note)}" for note in diagnostic.notes]
+        lines.append(f"{paint('help', '1;36')}: {shown(diagnostic.help)}")
+    lines += [f"{paint('note', '1;36')}: {shown(note)}" for note in diagnostic.notes]
     return "\n".join(lines)
 
 
@@ -218,15 +218,15 @@ def _underlined(at: Location) -> tuple[str, str, str]:
     before, marked = at.text[first:start], at.text[start : min(end, last)]
     # A tab is as wide below as above only when it is a tab in both lines.
     padding = " " * len(head) + "".join("\t" if c == "\t" else " " * _width(c) for c in before)
-    source = head + _shown(at.text[first:last], keep="\t") + tail
+    source = head + shown(at.text[first:last], keep="\t") + tail
     return source, padding, "^" * max(1, sum(map(_width, marked)))
 
 
 def _width(character: str) -> int:
-    """Return the terminal cells that a character takes as `_shown` writes it."""
+    """Return the terminal cells that a character takes as `shown` writes it."""
     if character == "\t":
         return 1
-    escaped = _shown(character)
+    escaped = shown(character)
     if escaped != character:
         return len(escaped)
     if unicodedata.combining(character):
@@ -234,8 +234,11 @@ def _width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _shown(text: str, keep: str = "") -> str:
-    """Escape what a terminal would obey rather than print: control, format and separator characters."""
+def shown(text: str, keep: str = "") -> str:
+    """Escape what a terminal would obey rather than print: control, format and separator characters.
+
+    All that strangers may have written goes through here before people see it: names of files too.
+    """
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in keep or not _obeyed(c) else c.encode("unicode_escape").decode() for c in text)

@@ -10,8 +10,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
 from shardc.files import is_within, read_text, write_atomic
@@ -71,6 +79,12 @@ Shape = Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)]
 
 DataType = Literal["fp32", "fp16", "bf16", "int64", "int32", "int8", "uint8", "int4", "int2", "nfp8"]
 """TorchRec's names of dtypes, in lower case."""
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # true would be 1
+        raise PydanticCustomError("literal_error", "expected {expected}", {"expected": str(FORMAT)})
+    return value
 
 
 class _Member(BaseModel):
@@ -310,12 +324,12 @@ class Plan(_Member):
 
     model_config = ConfigDict(title="shardc plan")
 
-    format: Literal[1] = Field(description="Version of this format.")
+    format: Annotated[Literal[1], BeforeValidator(_no_boolean)] = Field(description="Version of this format.")
     model: PlanModel
     cluster: PlanCluster
     digests: Digests
     tool: Tool
-    plan: dict[str, dict[str, TablePlan]] = Field(
+    plan: dict[str, Annotated[dict[str, TablePlan], Field(min_length=1)]] = Field(
         min_length=1, description="The sharding of each table: path of the module, then name of the table."
     )
     score: Score

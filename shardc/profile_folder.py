@@ -9,16 +9,33 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from shardc.cost.fused import FusedCost, fits, operator_kind
+from shardc.cost.fused import FusedCost, operator_kind, unfit
 from shardc.diagnostics import DiagnosticError
 from shardc.files import read_bytes, read_text, write_atomic
 from shardc.hardware import DOCUMENT, Hardware, damaged_profile, sha256
+from shardc.plan import Count, Positive
 from shardc.problem import Collective, Floats, Link
 from shardc.spec import MAX_MEMORY
 
 _WEIGHTS = "weights.safetensors"
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("expected the smaller end first")
+    return ends
+
+
+# What a machine can be, with much to spare. Beyond it sums and products would no longer be finite, and no cost certain.
+Bandwidth = Annotated[float, Field(ge=1e3, le=1e18)]
+Latency = Annotated[float, Field(ge=0, le=1e6)]
+Time = Annotated[float, Field(ge=1e-6, le=1e9)]
+Error = Annotated[float, Field(ge=0, le=1e9)]
+Margin = Annotated[float, Field(ge=1e-3, le=1e3)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+Pooling = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Errors(BaseModel):
@@ -26,15 +43,15 @@ class Errors(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    test_sets: int = Field(description="Held-out sets of tables.")
-    mean_relative_error: tuple[NonNegativeFloat, NonNegativeFloat]
-    mean_absolute_error_ms: tuple[float, float]
-    total_relative_error: float = Field(description="Of forward plus backward time.")
-    kendall_tau: float = Field(description="Rank correlation of forward plus backward time.")
-    noise: tuple[float, float] | None = Field(
+    test_sets: Count = Field(description="Held-out sets of tables.")
+    mean_relative_error: tuple[Error, Error]
+    mean_absolute_error_ms: tuple[Error, Error]
+    total_relative_error: Error = Field(description="Of forward plus backward time.")
+    kendall_tau: float = Field(ge=-1, le=1, description="Rank correlation of forward plus backward time.")
+    noise: tuple[Error, Error] | None = Field(
         description="Mean relative difference of two measurements of one set; null if none was measured twice."
     )
-    margins: dict[Annotated[float, Field(gt=0, lt=1)], tuple[PositiveFloat, PositiveFloat]] = Field(
+    margins: dict[Annotated[float, Field(gt=0, lt=1)], tuple[Margin, Margin]] = Field(
         min_length=1,
         description="By quantile: factors on the largest of the models' predictions that so many sets stay below.",
     )
@@ -47,17 +64,19 @@ class Measured(BaseModel):
 
     device: str = Field(description="Name of the measured device.")
     versions: dict[str, str] = Field(description="Versions of shardc, torch and fbgemm_gpu.")
-    seed: int
-    sets: int = Field(description="Sets of tables trained on.")
-    disturbed: int = Field(description="Sets left out: something else slowed the device down while they were measured.")
-    tables_per_set: tuple[int, int]
-    batch: tuple[int, int]
-    rows: tuple[int, int]
-    dim: tuple[int, int]
-    pooling: tuple[float, float]
+    seed: Count
+    sets: Count = Field(description="Sets of tables trained on.")
+    disturbed: Count = Field(
+        description="Sets left out: something else slowed the device down while they were measured."
+    )
+    tables_per_set: Range
+    batch: Range
+    rows: Range
+    dim: Range
+    pooling: Annotated[tuple[Pooling, Pooling], AfterValidator(_ascending)]
     weights: tuple[str, ...]
     optimizers: tuple[str, ...]
-    reference_ms: tuple[PositiveFloat, PositiveFloat] = Field(description="The reference set's own time.")
+    reference_ms: tuple[Time, Time] = Field(description="The reference set's own time.")
     errors: Errors
 
 
@@ -66,9 +85,9 @@ class CollectiveFit(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    latency_ms: float = Field(ge=0)
-    bandwidth: float = Field(gt=0, description="bytes/s that a device sends over the link: to its host, or to others.")
-    mean_relative_error: float = Field(ge=0, description="On message sizes that were held out of the fit.")
+    latency_ms: Latency
+    bandwidth: Bandwidth = Field(description="bytes/s that a device sends over the link: to its host, or to others.")
+    mean_relative_error: Error = Field(description="On message sizes that were held out of the fit.")
 
 
 class MeasuredCollectives(BaseModel):
@@ -80,7 +99,7 @@ class MeasuredCollectives(BaseModel):
     hosts: int = Field(ge=1)
     backend: str = Field(description="gloo or nccl.")
     versions: dict[str, str] = Field(description="Versions of shardc and torch.")
-    message_bytes: tuple[int, int] = Field(description="Smallest and largest message of a rank.")
+    message_bytes: Range = Field(description="Smallest and largest message of a rank.")
     fits: dict[Collective, CollectiveFit] = Field(description="The collectives that the backend has.")
 
 
@@ -93,11 +112,11 @@ class ProfileDocument(BaseModel):
     name: str
     device_type: Literal["cpu", "cuda"]
     memory_bytes: int = Field(gt=0, le=MAX_MEMORY)
-    intra_host_bandwidth: float = Field(gt=0, description="bytes/s")
-    inter_host_bandwidth: float = Field(gt=0, description="bytes/s")
-    latency_ms: float = Field(ge=0)
-    network_latency_ms: float = Field(0.0, ge=0, description="What a collective takes longer when it crosses hosts.")
-    host_bandwidth: PositiveFloat | None = Field(
+    intra_host_bandwidth: Bandwidth = Field(description="bytes/s")
+    inter_host_bandwidth: Bandwidth = Field(description="bytes/s")
+    latency_ms: Latency
+    network_latency_ms: Latency = Field(0.0, description="What a collective takes longer when it crosses hosts.")
+    host_bandwidth: Bandwidth | None = Field(
         None, description="bytes/s between a device and the memory of its host, in one direction; null if unknown."
     )
     communication: Literal["assumed", "measured"] = "assumed"
@@ -125,8 +144,8 @@ def load_folder(folder: Path) -> Hardware:
         weights = {name: array.astype(np.float64) for name, array in safetensors.numpy.load(content).items()}
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: a type that numpy has not
         raise damaged_profile("SH602", folder, f"{_WEIGHTS}: {error}") from error
-    if not fits(weights):
-        raise damaged_profile("SH602", folder, f"{_WEIGHTS} does not hold a cost model of this version")
+    if reason := unfit(weights):
+        raise damaged_profile("SH602", folder, f"{_WEIGHTS} {reason}")
     return Hardware(
         name=document.name,
         device_type=document.device_type,
@@ -229,4 +248,6 @@ def _parsed(folder: Path, text: str) -> ProfileDocument:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise damaged_profile("SH601", folder, f"{DOCUMENT}: {where}: {first['msg'].lower()}") from error
+        raise damaged_profile(
+            "SH601", folder, f"{DOCUMENT}: {where}: {first['msg'].lower().removeprefix('value error, ')}"
+        ) from error

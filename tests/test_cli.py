@@ -121,7 +121,7 @@ assert not heavy, heavy
         ("", "Missing command."),
         ("bogus", "No such command 'bogus'."),
         ("compile", "Missing argument 'SPEC'."),
-        ("compile --bogus model.toml", "No such option: --bogus"),
+        ("compile --bogus model.toml", "No such option"),
         ("compile --seed -1 model.toml", "'--seed'"),
         ("compile --effort much model.toml", "'much' is not one of"),
         ("schema csv", "'csv' is not one of"),
@@ -1049,3 +1049,16 @@ def test_color_is_for_terminals_that_want_it(monkeypatch, environment, expected)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert in_color(Terminal()) is expected
+
+
+@pytest.mark.parametrize("form", ["full", "concise", "github"])
+@pytest.mark.parametrize("command", [("check", "--frozen"), ("validate",)])
+def test_names_of_files_are_no_commands_for_a_terminal_or_a_log(shardc_, command, form):
+    shutil.copy("model.toml", "x\n::error::pwned\x1b[31m\u202e.toml")
+    shutil.copy("model.toml", "::warning::pwned\x9b.toml")
+    Path("::error::pwned.toml").write_text("format = 2\n")
+    done = shardc_(*command, ".", "--format", form)
+    assert not set("\x1b\x9b\u202e") & set(done.out + done.err)
+    commands = [line for line in (done.out + done.err).splitlines() if line.lstrip().startswith("::")]
+    assert all(form == "github" and " file=" in line.split("::")[1] for line in commands)
+    assert r"\x1b[31m\u202e.toml" in done.out + done.err or form == "github"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -342,3 +343,19 @@ def test_output_is_ascii_where_the_stream_is(committed, monkeypatch, capfd):
     with pytest.raises(SystemExit):
         cli.main(["explain", str(committed[1]), "-q"])
     assert "What a step waits for" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("command", [(), ("other",)])
+def test_nothing_in_a_name_is_live_in_a_comment(tmp_path, run_command, command):
+    live = "![p](https://evil.example/t.png) [Approve](https://evil.example) @octocat `x` <b> a|b"
+    (tmp_path / "model.toml").write_text(
+        TEXT.replace('name = "m"', f'name = "{live}"').replace('"other"', f'"{live[:3]}"')
+    )
+    done = run_command(
+        "explain", str(tmp_path / "model.toml"), *[live[:3] for _ in command], "--format", "markdown", "-q"
+    )
+    assert done.code == 0
+    without_spans = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", done.out)
+    assert not set("`@[]<") & set(without_spans.replace("[0]", ""))
+    assert "http" not in without_spans
+    assert command or live in done.out

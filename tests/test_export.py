@@ -123,6 +123,16 @@ def test_pytorch_has_every_table(shardc_):
     assert set(document["modules"]["ebc"]) == set(read_plan("model.plan.json").plan["ebc"])
 
 
+def test_names_in_csv_start_no_line_and_no_command_of_a_log(shardc_):
+    document = json.loads(Path("model.plan.json").read_text())
+    (tables,) = document["plan"].values()
+    document["plan"] = {"::error::m": {f"a\r\n::error::x\x1b\u202e{name}": table for name, table in tables.items()}}
+    Path("hostile.plan.json").write_text(json.dumps(document))
+    _, *lines = shardc_("export", "hostile.plan.json", "--to", "csv").out.split("\n")[:-1]
+    assert lines and all(line.startswith("\\::error::m,") for line in lines)
+    assert all(r"a\r\n::error::x\x1b\u202e" in line for line in lines)
+
+
 @pytest.mark.parametrize("form", ["torchrec", "hugectr", "pytorch", "csv"])
 def test_a_file_holds_what_stdout_does(shardc_, form):
     out = shardc_("export", "model.plan.json", "--to", form, "-o", "-").out

@@ -3,8 +3,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import shardc
 from shardc.diagnostics import DiagnosticError
 from shardc.hardware import PROFILES, load_hardware
 from shardc.problem import Collective, Link
@@ -118,6 +120,35 @@ def test_damaged_collectives_are_named(folder, change):
         load_hardware(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("intra_host_bandwidth",), 5e-324),
+        (("inter_host_bandwidth",), 1e308),
+        (("host_bandwidth",), 1e-3),
+        (("latency_ms",), 1e300),
+        (("intra_host", "fits", "all_to_all", "bandwidth"), 5e-324),
+        (("intra_host", "fits", "all_to_all", "latency_ms"), 1e300),
+        (("measured", "batch"), [-5, -9]),
+        (("measured", "batch"), [9, 5]),
+        (("measured", "rows"), [1, 10**400]),
+        (("measured", "reference_ms"), [1e-320, 1e-320]),
+        (("measured", "errors", "margins"), {"0.9": [1e308, 1e308]}),
+        (("measured", "errors", "mean_relative_error"), [1e308, 0.1]),
+    ],
+)
+def test_figures_that_no_machine_has_are_named(folder, where, value):
+    save_collectives(folder, collectives(1, all_to_all=(0.25, 1e9)))
+    document = json.loads((folder / "profile.json").read_text())
+    member = document
+    for name in where[:-1]:
+        member = member[name]
+    member[where[-1]] = value
+    (folder / "profile.json").write_text(json.dumps(document))
+    with pytest.raises(DiagnosticError, match=rf"SH601.*profile.json: {'.'.join(where)}.*"):
+        load_hardware(str(folder))
+
+
 def test_a_folder_without_a_profile_is_no_unknown_device(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(DiagnosticError, match=r"SH601 hardware profile .*mine: there is no profile.json in it"):
@@ -156,3 +187,42 @@ def test_weights_of_a_type_that_numpy_lacks_are_damaged(folder):
     seal(folder)
     with pytest.raises(DiagnosticError, match=r"SH602.*BF16"):
         load_hardware(str(folder))
+
+
+def changed_weights(folder, change):
+    import safetensors.numpy
+
+    path = folder / "weights.safetensors"
+    safetensors.numpy.save_file(
+        {name: change(name, array) for name, array in safetensors.numpy.load_file(path).items()}, path
+    )
+    seal(folder)
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e30, 1e300])
+def test_weights_that_no_training_ends_with_are_refused(folder, factor):
+    changed_weights(folder, lambda name, array: array.astype(np.float64) * factor)
+    with pytest.raises(DiagnosticError, match=r"SH602.*beyond 10000, which no training ends with"):
+        load_hardware(str(folder))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, array: array * 0 if name in ("scale", "pieces", "fixed") else array,
+        lambda name, array: np.full_like(array, 1e4) if name != "mean" else array,
+    ],
+)
+def test_weights_that_make_no_times_are_refused(folder, change):
+    changed_weights(folder, change)
+    cluster = {"device": str(folder), "devices_per_host": 2}
+    model = {"name": "m", "module": "sparse", "global_batch": 4096}
+    spec = {
+        "format": 1,
+        "model": model,
+        "cluster": cluster,
+        "table": [{"name": "t", "rows": 1000, "dim": 64, "pooling": 1}],
+    }
+    with pytest.raises(DiagnosticError, match=r"SH602 hardware profile .*: by its weights, the tables would take"):
+        shardc.compile(spec)

@@ -304,6 +304,8 @@ def edited(*route: str | int, value: object) -> dict:
         (edited("plan", "ebc", "user", "shards", 1, "placement", value="gpu 1"), "plan.ebc.user.shards[1].placement"),
         (edited("plan", "ebc", value=[]), "plan.ebc"),
         (edited("plan", value={}), "plan"),
+        (edited("plan", "ebc", value={}), "plan.ebc"),
+        (edited("format", value=True), "format"),
         (edited("score", "step_time_ms", value="1.0"), "score.step_time_ms"),
         (edited("score", "devices", 1, "memory_bytes", value=0.5), "score.devices[1].memory_bytes"),
         (edited("cluster", "hosts", value=0), "cluster.hosts"),

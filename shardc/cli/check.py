@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardc.cli.console import MeasureOption, QuietOption, a_value, configure, count, echo, measuring, report
-from shardc.diagnostics import Diagnostic, DiagnosticError, concise
+from shardc.diagnostics import Diagnostic, DiagnosticError, concise, shown
 
 if TYPE_CHECKING:
     from shardc.check.context import CheckReport
@@ -218,7 +218,7 @@ def tell_findings(outcome: Outcome, format: Format) -> None:
     """Show what is wrong with one spec; nothing in a format for machines, which is one text for all specs."""
     if format is Format.CONCISE:
         for finding in outcome.findings:
-            where = "" if finding.location else f"{outcome.spec}: "
+            where = "" if finding.location else f"{shown(outcome.spec)}: "
             echo(where + concise(finding), sys.stderr if outcome.exit_code == 2 else sys.stdout)
     elif format is Format.FULL and outcome.findings:
         report(DiagnosticError(*outcome.findings, exit_code=max(outcome.exit_code, 1)))
@@ -250,19 +250,19 @@ def _tell_machine(outcomes: list[Outcome], apart: Sequence[Diagnostic], format: 
         Format.JUNIT: findings.as_junit,
     }
     if text := as_text[format](outcomes, apart):
-        echo(text)
+        echo(text, commands=format is Format.GITHUB)
 
 
 def _tell(outcome: Outcome) -> None:
     from shardc.units import format_ms
 
     if outcome.updated:
-        echo(f"wrote {outcome.plan}: {outcome.updated}")
+        echo(shown(f"wrote {outcome.plan}: {outcome.updated}"))
     if outcome.exit_code == 0 and outcome.step_time_ms is not None:
         gap = "" if outcome.gap is None else f"  gap {outcome.gap:.1%}"
-        echo(f"ok {outcome.spec}  {format_ms(outcome.step_time_ms)}{gap}")
+        echo(f"ok {shown(outcome.spec)}  {format_ms(outcome.step_time_ms)}{gap}")
     for note in outcome.notes:
-        echo(f"note: {outcome.spec}: {note}")
+        echo(shown(f"note: {outcome.spec}: {note}"))
 
 
 def _summary(outcomes: list[Outcome], unseen: Sequence[Diagnostic]) -> str:

@@ -31,7 +31,7 @@ from shardc.cli.console import (
     width,
 )
 from shardc.cli.search import searching
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, shown
 
 if TYPE_CHECKING:
     from shardc.pipeline import Compiled
@@ -129,7 +129,7 @@ def compile(
                 watch_alone=watch.until(_WITHOUT_BASE) if near else None,
             )
         except Ended:
-            old = f"; {target} is as it was" if os.path.exists(target) else ""
+            old = f"; {shown(target)} is as it was" if os.path.exists(target) else ""
             echo(f"interrupted: there is no plan yet{old}", sys.stderr)
             raise typer.Exit(130) from None
     if watch.interrupted:
@@ -151,7 +151,7 @@ def compile(
     if what_if:
         echo(f"\n{_compared(compiled.plan, previous, target)}no plan was written: -o FILE writes it")
     elif target != "-":
-        echo(f"\nplan written to {target}")
+        echo(f"\nplan written to {shown(target)}")
 
 
 def _is_own_file(plan: str, spec: Path) -> None:
@@ -178,9 +178,9 @@ def _offer(plan: Plan, target: str) -> None:
     kept = f"{target}{_KEPT}"
     plan.save(kept)
     step_time = format_ms(plan.score.step_time_ms)
-    old = f"{target} is as it was; " if os.path.exists(target) else ""
-    echo(f"interrupted: {old}the best plan so far ({step_time} a step) is {kept}", sys.stderr)
-    echo(f"to take it: mv {shlex.quote(kept)} {shlex.quote(target)}", sys.stderr)
+    old = f"{shown(target)} is as it was; " if os.path.exists(target) else ""
+    echo(f"interrupted: {old}the best plan so far ({step_time} a step) is {shown(kept)}", sys.stderr)
+    echo(shown(f"to take it: mv {shlex.quote(kept)} {shlex.quote(target)}"), sys.stderr)
 
 
 def _compared(plan: Plan, present: Plan | None, path: str) -> str:

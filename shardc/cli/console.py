@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from shardc.spec import LoadedSpec
 
 _NARROW, _ENDLESS = 40, 10_000  # columns
+_COMMAND = re.compile(r"^(?=[^\S\n]*::)", re.MULTILINE)  # what GitHub takes for a command in a log
 _CUT = "…"  # where text is cut: as wide as what takes its place in ASCII
 _HEAD = 4096  # bytes of a file in which an SVG says what it is
 _MAX_SEED = 2**32 - 1  # as in a spec, which is not imported for an option
@@ -83,13 +85,20 @@ def configure(
     cast(io.TextIOWrapper, stream).reconfigure(encoding=encoding, errors=errors, newline=newline)
 
 
-def echo(text: str, stream: TextIO | None = None) -> None:
+def echo(text: str, stream: TextIO | None = None, *, commands: bool = False) -> None:
     """Print a line on stdout or another stream, or nothing any more once the reader of a pipe has gone.
+
+    Args:
+        text: what to print.
+        stream: where to; None for stdout.
+        commands: whether the text is GitHub's workflow commands. Else a name that looks like one gets a backslash.
 
     Raises:
         DiagnosticError: SH903, exit code 2, when stdout cannot be written. What stderr cannot take is lost.
     """
     stream = stream or sys.stdout
+    if not commands and "::" in text:
+        text = _COMMAND.sub(r"\\", text)
     if not in_unicode(stream):
         text = text.replace(_CUT, "~")
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardc.cli.console import QuietOption, SetOption, configure, echo, in_color, in_unicode, tell, width
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, shown
 
 if TYPE_CHECKING:
     from shardc.plan import Plan
@@ -101,7 +101,7 @@ def _compiled(loaded: LoadedSpec, quiet: bool) -> Plan:
     from shardc.pipeline import run
 
     if not quiet:
-        echo(f"{loaded.path} has no plan yet: this is what compiling it gives", sys.stderr)
+        echo(f"{shown(str(loaded.path))} has no plan yet: this is what compiling it gives", sys.stderr)
     return run(loaded).plan
 
 

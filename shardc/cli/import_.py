@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardc.cli.console import QuietOption, configure, count, echo, may_write, not_an_input, progress
-from shardc.diagnostics import DiagnosticError
+from shardc.diagnostics import DiagnosticError, shown
 
 if TYPE_CHECKING:
     from shardc.measure.index_file import RecordedBatch
@@ -85,7 +85,7 @@ def dlrm(
     _write(spec, about, target)
     if not quiet:
         echo(about.partition("\n")[0])
-        echo(f"spec written to {target}, its tables to {_table_file(target)}")
+        echo(shown(f"spec written to {target}, its tables to {_table_file(target)}"))
 
 
 def _tables(recorded: RecordedBatch) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardc.cli.console import QuietOption, configure, count, echo, may_write, tell
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +89,8 @@ def init(
     if not quiet:
         where = f"in {spec.model.module}" if spec.model.module else "in the model itself"
         echo(f"{count(len(spec.table), 'table')} of {spec.model.name}, {where}")
-        echo(f'spec written to {output}; see its lines with "assumed", then: shardc compile {output}')
+        written = shown(str(output))
+        echo(f'spec written to {written}; see its lines with "assumed", then: shardc compile {written}')
 
 
 def _require_valid(given: dict[str, Any], output: Path) -> None:

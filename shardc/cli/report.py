@@ -22,7 +22,7 @@ from shardc.cli.console import (
     tell,
 )
 from shardc.cli.diff import FORMS, not_both_stdin
-from shardc.diagnostics import Diagnostic, DiagnosticError
+from shardc.diagnostics import Diagnostic, DiagnosticError, shown
 
 if TYPE_CHECKING:
     from shardc.contents import Contents
@@ -81,7 +81,7 @@ def report(
         return
     write_atomic(target, page.encode())
     if not quiet:
-        echo(f"report written to {target}")
+        echo(shown(f"report written to {target}"))
 
 
 def _target(plan: str) -> Path:

@@ -14,7 +14,7 @@ from shardc.cli.check import (
     tell_unseen,
 )
 from shardc.cli.console import QuietOption, count, echo
-from shardc.diagnostics import DiagnosticError
+from shardc.diagnostics import DiagnosticError, shown
 
 
 def validate(specs: SpecsArgument = None, format: FormatOption = Format.FULL, quiet: QuietOption = False) -> int:
@@ -38,5 +38,5 @@ def validate(specs: SpecsArgument = None, format: FormatOption = Format.FULL, qu
             outcomes.append(Outcome(spec, plan, 0))
             if format in PEOPLE and not quiet:
                 tables, devices = count(len(loaded.tables), "table"), count(loaded.spec.cluster.devices, "device")
-                echo(f"ok {spec}: {tables}, {devices}")
+                echo(f"ok {shown(spec)}: {tables}, {devices}")
     return tell_end(outcomes, found.unseen, format, quiet or format in PEOPLE)

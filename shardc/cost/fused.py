@@ -27,6 +27,7 @@ FEATURES = 21 + 8
 BASES = 6
 _VECTOR = 16  # elements of the widest vector registers: a narrower rest of a row costs as much as a whole one
 _AT_ONCE = 2048  # loads whose pieces stay in the cache while their largest are looked for
+_LARGEST = 1e4  # absolute value of a weight; the shipped ones reach 18
 _RADIX_BITS = 8  # of a row index that one pass of the backward's sort looks at
 
 
@@ -78,10 +79,11 @@ def operator_kind(optimizer: Optimizer, weights: str) -> int:
     return 2 * (optimizer is not Optimizer.SGD) + (weights != "fp32")
 
 
-def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
-    """Whether arrays read from a file can be the weights of a `FusedCost`: names, shapes, signs, no NaN."""
+def unfit(weights: Mapping[str, NDArray[np.float64]]) -> str | None:
+    """Why arrays read from a file cannot be the weights of a `FusedCost`, in words that follow the file's name."""
+    other = "does not hold a cost model of this version"
     if weights.get("encoder.0.bias", np.empty(0)).ndim != 2 or weights.get("pieces", np.empty(0)).ndim != 5:
-        return False
+        return other
     (members, hidden), (_, _, groups, count, latents) = weights["encoder.0.bias"].shape, weights["pieces"].shape
     expected = {
         "mean": (FEATURES,),
@@ -97,12 +99,16 @@ def fits(weights: Mapping[str, NDArray[np.float64]]) -> bool:
         "offsets": (members, 2, groups, count),
         "fixed": (members, 4, 2),
     }
-    if {name: array.shape for name, array in weights.items()} != expected:
-        return False
-    finite = all(np.isfinite(array).all() for array in weights.values())
+    if {name: array.shape for name, array in weights.items()} != expected or not members:
+        return other
     # Without these signs the heads are not convex and non-decreasing, and no bound would hold.
-    signs = all(bool((weights[name] >= 0).all()) for name in ("scale", "pieces", "fixed"))
-    return members > 0 and finite and signs and bool((weights["std"] > 0).all())
+    if not all((weights[name] >= 0).all() for name in ("scale", "pieces", "fixed")):
+        return other
+    # NaN is not at most anything.
+    within = all((np.abs(array) <= _LARGEST).all() for array in weights.values())
+    if not (within and (weights["std"] >= 1 / _LARGEST).all()):
+        return f"holds weights beyond {_LARGEST:g}, which no training ends with"
+    return None
 
 
 @dataclass(frozen=True)

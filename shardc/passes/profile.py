@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardc.cost.model import ComputeCost, PhasedCost, step_cost
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.hardware import Hardware, profile_digest
+from shardc.hardware import Hardware, damaged_profile, profile_digest
 from shardc.problem import Floats, HostKind, Problem, Shards
 from shardc.spec import LoadedSpec
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _PESSIMISTIC = 0.9
 _NAMED = 3  # tables in a warning
 _INEXACT = 0.1  # mean relative error on held-out sets
+_LONGEST_MS = 1e18  # of all tables on one device: the largest model of a spec takes a thousandth of it on a CPU
 
 Measure = Callable[[Shards], Floats]
 """Measures S shards one by one: forward and backward ms, float[S, 2]; NaN for a shard that could not be measured."""
@@ -63,7 +65,7 @@ def profile(
 
     Raises:
         DiagnosticError: SH507 when a quantile is asked for of costs that nobody measured, SH113 when tables may be in
-            host memory and the profile does not say how fast the link to it is.
+            host memory and the profile does not say how fast the link to it is, SH602 when its weights give no times.
     """
     quantile, cluster = loaded.spec.compile.quantile, problem.cluster
     all_measured = all(device.measured is not None for device in hardware)
@@ -87,7 +89,9 @@ def profile(
     digest = profile_digest(hardware, loaded)
 
     def compute(kind: HostKind, quantile: float | None) -> ComputeCost:
-        return by_name[kind.device].compute(problem.optimizer, problem.weights, quantile)
+        device = by_name[kind.device]
+        cost = device.compute(problem.optimizer, problem.weights, quantile)
+        return cost if device.measured is None else _believable(cost, problem.shards, device)
 
     if measure is None:
         pessimistic = None
@@ -105,6 +109,21 @@ def profile(
 
     calibrated = [calibrate(compute(kind, quantile), problem.shards, measured) for kind in cluster.kinds]
     return Profiled(step_cost(calibrated, problem), digest, tuple(warnings), measured)
+
+
+def _believable(cost: ComputeCost, shards: Shards, hardware: Hardware) -> ComputeCost:
+    """The learned cost, if it gives times: weights that are each in range may not, all in all.
+
+    Raises:
+        DiagnosticError: SH602 when all shards on one device would take no time, or one that is no number.
+    """
+    with np.errstate(all="ignore"):
+        ms = cost.heads(cost.encode(shards).sum(axis=0)) + cost.constants
+    if not ((ms > 0) & (ms < _LONGEST_MS)).all():
+        forward, backward = ms
+        reason = f"by its weights, the tables would take {forward:.3g} ms forward and {backward:.3g} ms backward"
+        raise damaged_profile("SH602", Path(hardware.name), reason)
+    return cost
 
 
 def _torchrec(problem: Problem, hardware: Sequence[Hardware], loaded: LoadedSpec, *, measuring: bool) -> Profiled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardc.diagnostics import Diagnostic
+from shardc.diagnostics import Diagnostic, shown
 from shardc.passes.verify import extent
 from shardc.plan import TablePlan, canonical_json
 from shardc.plan_diff import STATED, Change, DeviceChange, PlanDiff, Share, TableChange
@@ -21,12 +20,12 @@ from shardc.render.layout import (
     extremes,
     filled,
     glyphs_of,
-    printable,
     rendered,
     shortened,
     table,
     tabular,
 )
+from shardc.render.markdown import code, row
 from shardc.units import compact_beside, format_bytes, format_ms
 
 _TABLES, _FLOWS = 20, 8  # shown to people
@@ -67,14 +66,14 @@ def diff_text(diff: PlanDiff, names: tuple[str, str], *, width: int, color: bool
     """
     glyphs, wide = glyphs_of(unicode), tabular(width)
     sections: list[RenderableType] = [
-        Text(f"{names[0]} {glyphs.arrow} {names[1]}", "dim"),
+        Text(shown(f"{names[0]} {glyphs.arrow} {names[1]}"), "dim"),
         Text(summary_line(diff, glyphs.arrow), "bold"),
     ]
     if diff.settings:
         rows = table(("", "left"), ("", "left"))
         rows.show_header = False
         for what, old, new in diff.settings:
-            rows.add_row(what, printable(f"{old} {glyphs.arrow} {new}"))
+            rows.add_row(what, shown(f"{old} {glyphs.arrow} {new}"))
         sections += ["", rows]
     sections += [Text(note, "yellow") for note in _notes(diff)]
     if diff.tables:
@@ -138,22 +137,22 @@ def diff_json(diff: PlanDiff, names: tuple[str, str], warnings: Sequence[Diagnos
 def diff_markdown(diff: PlanDiff, names: tuple[str, str], warnings: Sequence[Diagnostic] = ()) -> str:
     """What differs, as a comment of a pull request: a line, warnings, a small table, and the rest folded away."""
     arrow = "→"
-    lines = [f"**{_code(diff.new.model.name)}**: {summary_line(diff, arrow)}", ""]
-    lines += [f"> **{found.code}** {_escaped(found.message)}\n" for found in warnings]
+    lines = [f"**{code(diff.new.model.name)}**: {summary_line(diff, arrow)}", ""]
+    lines += [f"> **{found.code}** {code(found.message)}\n" for found in warnings]
     if not diff.differ:
         return "\n".join(lines).rstrip("\n") + "\n"
     lines += [
-        f"| | {_code(names[0])} | {_code(names[1])} | |",
+        row(("", *map(code, names), "")),
         "|---|---:|---:|---:|",
-        *("| " + " | ".join(row) + " |" for row in _figures(diff)),
+        *(row(cells) for cells in _figures(diff)),
         "",
     ]
     lines += [f"> {note}\n" for note in _notes(diff)]
     if diff.settings:
-        lines += ["Changed: " + "; ".join(f"{what} {_code(a)} {arrow} {_code(b)}" for what, a, b in diff.settings), ""]
+        lines += ["Changed: " + "; ".join(f"{what} {code(a)} {arrow} {code(b)}" for what, a, b in diff.settings), ""]
     if diff.tables:
         rows = [
-            (_code(c.name), ", ".join(c.changes), *_from_to(c), format_bytes(c.moved_bytes) if c.moved_bytes else "")
+            (code(c.name), ", ".join(c.changes), *_from_to(c), format_bytes(c.moved_bytes) if c.moved_bytes else "")
             for c in _by_bytes(diff)
         ]
         lines += _folded(f"{_count(len(rows), 'table')}", ("table", "change", "from", "to", "moves"), rows, right=1)
@@ -167,9 +166,9 @@ def diff_markdown(diff: PlanDiff, names: tuple[str, str], warnings: Sequence[Dia
             (
                 str(device.rank),
                 _from_to_ms(device, arrow),
-                _of_spec(diff) if device.of_spec else _because(device.of_time, device.more_ms or 0.0, code=True),
+                _of_spec(diff) if device.of_spec else _because(device.of_time, device.more_ms or 0.0, quoted=True),
                 _from_to_bytes(device, arrow),
-                _because(device.of_memory, device.more_bytes, code=True),
+                _because(device.of_memory, device.more_bytes, quoted=True),
             )
             for device in devices
         ]
@@ -238,7 +237,7 @@ def _tables(diff: PlanDiff, glyphs: Glyphs, width: int) -> Table:
         column.no_wrap = False  # where a table goes is what it is about
     for entry in changed[:_TABLES]:
         first = entry.changes[0]
-        name = shortened(printable(entry.name), longest, glyphs)
+        name = shortened(shown(entry.name), longest, glyphs)
         old, new = (shortened(text, MOST, glyphs) for text in _from_to(entry))
         moves = format_bytes(entry.moved_bytes) if entry.moved_bytes else ""
         rows.add_row(_SIGNS.get(first, "~"), name, ", ".join(entry.changes), old, new, moves, style=_STYLES.get(first))
@@ -318,10 +317,10 @@ def _from_to_bytes(device: DeviceChange, arrow: str) -> str:
     return f"{old} {arrow} {new}"
 
 
-def _because(shares: Sequence[Share], more: float, *, code: bool = False) -> str:
+def _because(shares: Sequence[Share], more: float, *, quoted: bool = False) -> str:
     """The tables that explain a change: what came or grew is +, what went or shrank is -."""
     sign = "+" if more > 0 else "-"
-    return ", ".join(f"{sign} {_code(share.table) if code else printable(share.table)}" for share in shares)
+    return ", ".join(f"{sign} {code(share.table) if quoted else shown(share.table)}" for share in shares)
 
 
 def _of_spec(diff: PlanDiff) -> str:
@@ -382,23 +381,12 @@ def _ranges(ranks: Sequence[int]) -> str:
 def _folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: int) -> list[str]:
     """A table that opens at a click; its last `right` columns are numbers."""
     left = len(header) - right
-    lines = [f"<details><summary>{title}</summary>", "", "| " + " | ".join(header) + " |"]
+    lines = [f"<details><summary>{title}</summary>", "", row(header)]
     lines.append("|" + "---|" * left + "---:|" * right)
-    lines += ["| " + " | ".join(row) + " |" for row in rows[:_LISTED]]
+    lines += [row(cells) for cells in rows[:_LISTED]]
     if len(rows) > _LISTED:
         lines += ["", f"and {len(rows) - _LISTED} more"]
     return [*lines, "", "</details>", ""]
-
-
-def _code(text: str) -> str:
-    """Text that markdown and HTML leave alone, in a table too."""
-    plain = "".join(" " if not c.isprintable() else c for c in text)
-    return "`" + plain.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _escaped(text: str) -> str:
-    """Text that markdown and HTML show as it is."""
-    return re.sub(r"([\\`*_\[\]<>&|~])", r"\\\1", printable(text))
 
 
 def _count(number: int, what: str) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shardc.diagnostics import Diagnostic
+from shardc.diagnostics import Diagnostic, shown
 from shardc.explain import Alternative, BoundExplained, Cause, Constraint, PlanExplained, TableExplained
 from shardc.render.layout import MOST, Glyphs, glyphs_of, rendered, shortened, table
+from shardc.render.markdown import code, row
 from shardc.render.words import phase_name
 from shardc.units import format_bytes, format_ms
 
@@ -30,6 +31,21 @@ _NAME = 20  # characters of a name in a terminal
 _NEGLIGIBLE = 0.0005  # of the step time
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What an explanation is written with.
+
+    Attributes:
+        glyphs: characters beyond letters.
+        name: how what the spec calls something is put, and commands and changes that have names in them.
+        longest: characters of a name in a column.
+    """
+
+    glyphs: Glyphs
+    name: Callable[[str], str]
+    longest: int = sys.maxsize
+
+
 def explained_text(explained: Explained, *, width: int, color: bool, unicode: bool) -> str:
     """An explanation for people.
 
@@ -40,11 +56,12 @@ def explained_text(explained: Explained, *, width: int, color: bool, unicode: bo
         unicode: whether it shows more than ASCII.
     """
     sections: list[RenderableType] = []
-    for title, columns, rows in _sections(explained, glyphs_of(unicode), width if width > MOST else _NAME):
+    form = _Form(glyphs_of(unicode), shown, width if width > MOST else _NAME)
+    for title, columns, rows in _sections(explained, form):
         if columns:
             made: Table = table(*columns)
-            for row in rows:
-                made.add_row(*row)
+            for cells in rows:
+                made.add_row(*cells)
             made.columns[-1].no_wrap = False
             sections += ["", *([Text(title, "bold")] if title else []), made]
         else:
@@ -55,14 +72,14 @@ def explained_text(explained: Explained, *, width: int, color: bool, unicode: bo
 def explained_markdown(explained: Explained) -> str:
     """The same for a comment on a pull request."""
     lines: list[str] = []
-    for title, columns, rows in _sections(explained, glyphs_of(True), sys.maxsize):
-        lines += [f"**{_escaped(title)}**", ""] if title else []
+    for title, columns, rows in _sections(explained, _Form(glyphs_of(True), code)):
+        lines += [f"**{title}**", ""] if title else []
         if columns:
-            lines.append("| " + " | ".join(name for name, _ in columns) + " |")
+            lines.append(row(name for name, _ in columns))
             lines.append("|" + "|".join(" ---: " if justify == "right" else " --- " for _, justify in columns) + "|")
-            lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+            lines += map(row, rows)
         else:
-            lines += [f"{_escaped(line)}  " for line in _lines(rows)]
+            lines += [f"{line}  " for line in _lines(rows)]
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -84,8 +101,8 @@ def infeasible_markdown(findings: Sequence[Diagnostic]) -> str:
     lines = []
     for found in findings:
         at = f" ({found.location})" if found.location else ""
-        lines += [f"- **{found.code}** {_escaped(found.message + at)}"]
-        lines += [f"  - {_escaped(way)}" for way in (found.help or "").split("; or ") if way]
+        lines += [f"- **{found.code}** {code(found.message + at)}"]
+        lines += [f"  - {code(way)}" for way in (found.help or "").split("; or ") if way]
     return "\n".join(lines)
 
 
@@ -102,35 +119,29 @@ def _findings(diagnostics: Sequence[Diagnostic]) -> list[dict[str, object]]:
     ]
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
-
-
 def _lines(rows: Sequence[Row]) -> list[str]:
-    return ["".join(row) for row in rows]
+    return ["".join(parts) for parts in rows]
 
 
-def _sections(explained: Explained, glyphs: Glyphs, longest: int) -> Iterator[tuple[str, Columns, list[Row]]]:
+def _sections(explained: Explained, form: _Form) -> Iterator[tuple[str, Columns, list[Row]]]:
     """What is said, one part after the other: a title, columns (none for plain lines), and rows."""
-    return (
-        _of_plan(explained, glyphs, longest) if isinstance(explained, PlanExplained) else _of_table(explained, glyphs)
-    )
+    return _of_plan(explained, form) if isinstance(explained, PlanExplained) else _of_table(explained, form)
 
 
 # --- A plan -----------------------------------------------------------------------------------------------------------
 
 
-def _of_plan(plan: PlanExplained, glyphs: Glyphs, longest: int) -> Iterator[tuple[str, Columns, list[Row]]]:
+def _of_plan(plan: PlanExplained, form: _Form) -> Iterator[tuple[str, Columns, list[Row]]]:
     over = "" if plan.feasible else "; it breaks limits of the spec as it is now"
-    where = f"{plan.devices} {glyphs.times} {plan.device}"
-    yield "", (), [(f"{plan.model}  {format_ms(plan.step_time_ms)} a step on {where}{over}",)]
+    where = f"{plan.devices} {form.glyphs.times} {form.name(plan.device)}"
+    yield "", (), [(f"{form.name(plan.model)}  {format_ms(plan.step_time_ms)} a step on {where}{over}",)]
     columns: Columns = (("phase", "left"), ("time", "right"), ("rank", "left"), ("slack", "right"))
     rows: list[Row] = []
     for phase in plan.phases:
         tied = phase.slack_ms <= _NEGLIGIBLE * phase.ms and len(phase.slowest) > 1
         slowest = ", ".join(str(rank) for rank, _ in phase.slowest[: 1 + tied])
         shares = [
-            f"{shortened(name, longest, glyphs)} {ms / max(phase.ms, 1e-300):.0%}"
+            f"{form.name(shortened(name, form.longest, form.glyphs))} {ms / max(phase.ms, 1e-300):.0%}"
             for name, ms in phase.tables[:_TABLES]
         ]
         slack = "none" if tied or phase.slack_ms <= 0 else format_ms(phase.slack_ms)
@@ -139,15 +150,15 @@ def _of_plan(plan: PlanExplained, glyphs: Glyphs, longest: int) -> Iterator[tupl
     waiting = sum(phase.ms - phase.mean_ms for phase in plan.phases)
     share = waiting / max(plan.step_time_ms, 1e-300)
     yield "", (), [(f"the average device waits {format_ms(waiting)} of it for slower ones ({share:.1%})",)]
-    yield "How far from the best", (), list(_bound(plan.bound))
+    yield "How far from the best", (), list(_bound(plan.bound, form))
     if plan.helps:
         columns = (("change", "left"), ("step time", "right"), ("", "right"), ("shardc compile SPEC", "left"))
         rows = [
             (
-                help.what,
+                form.name(help.what),
                 format_ms(help.step_time_ms),
                 _change(help.step_time_ms, plan.step_time_ms),
-                shlex.join(help.arguments),
+                form.name(shlex.join(help.arguments)) if help.arguments else "",
             )
             for help in plan.helps
         ]
@@ -155,12 +166,12 @@ def _of_plan(plan: PlanExplained, glyphs: Glyphs, longest: int) -> Iterator[tupl
     elif plan.feasible:
         yield "What would help, each tried", (), [("nothing that was tried",)]
     if plan.idle:
-        yield "", (), [("", "tried without effect: " + "; ".join(plan.idle))]
+        yield "", (), [("", "tried without effect: " + "; ".join(map(form.name, plan.idle)))]
 
 
-def _bound(bound: BoundExplained) -> Iterator[Row]:
+def _bound(bound: BoundExplained, form: _Form) -> Iterator[Row]:
     yield (f"{bound.gap:.1%} above the lower bound of {format_ms(bound.step_time_ms)}: no plan is faster than that",)
-    alone = f'"{bound.table}" takes {format_ms(bound.table_ms)} by itself, however it is sharded'
+    alone = f'"{form.name(bound.table)}" takes {format_ms(bound.table_ms)} by itself, however it is sharded'
     if bound.cause is Cause.LARGEST_TABLE:
         yield (f"the largest table makes it: {alone}",)
     else:
@@ -172,12 +183,12 @@ def _bound(bound: BoundExplained) -> Iterator[Row]:
 # --- A table ----------------------------------------------------------------------------------------------------------
 
 
-def _of_table(explained: TableExplained, glyphs: Glyphs) -> Iterator[tuple[str, Columns, list[Row]]]:
-    here = explained.here
+def _of_table(explained: TableExplained, form: _Form) -> Iterator[tuple[str, Columns, list[Row]]]:
+    here, glyphs = explained.here, form.glyphs
     size = f"{explained.rows:,} rows {glyphs.times} {explained.dim}, pooling {explained.pooling:.4g}"
     taken = explained.memory_bytes / max(explained.memory_limit_bytes, 1)
     lines = [
-        f"{explained.name}  {size}",
+        f"{form.name(explained.name)}  {size}",
         f"{_way(here)} on {_where(here)}: {format_bytes(explained.memory_bytes)} of a device's "
         f"{format_bytes(explained.memory_limit_bytes)} ({taken:.1%})",
         f"{explained.share:.1%} of the critical compute time; of the {format_ms(explained.step_time_ms)} of a step:",
@@ -185,9 +196,9 @@ def _of_table(explained: TableExplained, glyphs: Glyphs) -> Iterator[tuple[str, 
     phases = [f"{phase_name(name)} {format_ms(ms)}" for name, ms in explained.phases_ms.items()]
     lines.append("  " + (", ".join(phases) or "nothing: no phase waits for a device that holds it"))
     if explained.with_tables:
-        lines.append(f"it goes with its group: {', '.join(explained.with_tables)}")
+        lines.append(f"it goes with its group: {', '.join(map(form.name, explained.with_tables))}")
     yield "", (), [(line,) for line in lines]
-    yield "Why here", (), [(line,) for line in _why(explained)]
+    yield "Why here", (), [(line,) for line in _why(explained, form)]
     columns = (("all else as it is", "left"), ("ranks", "left"), ("step time", "right"), ("", "right"), ("", "left"))
     if explained.elsewhere:
         yield "On another device", columns, list(_listed(explained, explained.elsewhere, glyphs))
@@ -203,7 +214,7 @@ def _of_table(explained: TableExplained, glyphs: Glyphs) -> Iterator[tuple[str, 
         yield "Sharded in another way", columns, rows
 
 
-def _why(explained: TableExplained) -> Iterator[str]:
+def _why(explained: TableExplained, form: _Form) -> Iterator[str]:
     runner_up, now = explained.runner_up, explained.step_time_ms
     if runner_up is None or runner_up.step_time_ms is None:
         yield "nothing else is allowed"
@@ -213,18 +224,18 @@ def _why(explained: TableExplained) -> Iterator[str]:
         better = runner_up.step_time_ms < now * (1 - 1e-6)
         yield f"{'faster would be' if better else 'nothing that is allowed is faster; runner-up:'} {what}"
     for constraint in explained.constraints:
-        yield _constraint(constraint, now)
+        yield _constraint(constraint, now, form)
 
 
-def _constraint(constraint: Constraint, now: float) -> str:
-    best = constraint.best
+def _constraint(constraint: Constraint, now: float, form: _Form) -> str:
+    best, given = constraint.best, form.name(constraint.what)
     if best is None or best.step_time_ms is None:
-        return f"{constraint.what} keeps nothing away: without it there is no other place"
+        return f"{given} keeps nothing away: without it there is no other place"
     what = f"{_way(best)} on {_where(best)}, {format_ms(best.step_time_ms)} ({_change(best.step_time_ms, now)})"
     if constraint.binding:
-        setting = f": --set {shlex.quote(constraint.setting)}" if constraint.setting else ""
-        return f"binding: {constraint.what}; without it {what}{setting}"
-    return f"{constraint.what} does not bind: the best other place without it is {what}"
+        setting = f": {form.name(f'--set {shlex.quote(constraint.setting)}')}" if constraint.setting else ""
+        return f"binding: {given}; without it {what}{setting}"
+    return f"{given} does not bind: the best other place without it is {what}"
 
 
 def _listed(explained: TableExplained, ways: Sequence[Alternative], glyphs: Glyphs) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape, quoteattr
 from shardc import __version__
 from shardc.check.document import check_document
 from shardc.check.outcome import Outcome, exit_code
-from shardc.diagnostics import CODES, Diagnostic, Location, concise, render
+from shardc.diagnostics import CODES, Diagnostic, Location, concise, render, shown
 from shardc.rules import Rule, read_rules
 
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -132,7 +132,7 @@ def _text(finding: Diagnostic) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return shown(text, keep="\r\n").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

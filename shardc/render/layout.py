@@ -60,11 +60,6 @@ def extremes(costs: Sequence[float]) -> tuple[list[int], list[int]]:
     return ranked[:_COSTLIEST], ranked[-_CHEAPEST:]
 
 
-def printable(text: str) -> str:
-    """Text of a file that anybody may have written, with ? for what a terminal would obey rather than print."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def table(*columns: tuple[str, str]) -> Table:
     """A table without lines, from the header and the justification ("left" or "right") of each column."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

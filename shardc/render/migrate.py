@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from shardc.diagnostics import shown
 from shardc.plan import canonical_json
 from shardc.plan_diff import Movement
-from shardc.render.layout import glyphs_of, printable, rendered, table
+from shardc.render.layout import glyphs_of, rendered, table
 from shardc.render.shards import plain
 from shardc.units import format_bytes
 
@@ -68,7 +69,7 @@ def moves_text(movements: Sequence[Movement], *, width: int, color: bool, unicod
     for move in moves:
         source = "new" if move.source is None else str(move.source)
         rows.add_row(
-            printable(move.table) if move.table != before else "",
+            shown(move.table) if move.table != before else "",
             _range(move.row, move.rows),
             _range(move.column, move.columns),
             f"{source} {glyphs.arrow} {move.target}",

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
+from shardc.diagnostics import shown
 from shardc.plan import Plan
 from shardc.problem import BYTES_PER_ELEMENT
 
@@ -52,6 +53,6 @@ def _rows(plan: Plan) -> Iterator[tuple[object, ...]]:
 
 
 def plain(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula, and no terminal for a command."""
-    name = "".join(c if c.isprintable() or c in "\t\r\n" else "?" for c in name)
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+    """Return a name that no spreadsheet takes for a formula, no terminal for a command, and no log for two lines."""
+    name = shown(name)
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name

@@ -340,3 +340,30 @@ def test_memory_is_that_of_one_table(tmp_path):
     (tmp_path / "a.pt.gz").write_bytes(gzip.compress(data, 1))
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "a.pt.gz"], capture_output=True, check=True)
     assert int(done.stdout) < 20  # MiB, of 49
+
+
+def test_bits_that_flipped_are_noticed(tmp_path):
+    path = tmp_path / "f.pt"
+    save(path, INDICES)
+    content = bytearray(path.read_bytes())
+    place = content.index(INDICES.numpy().tobytes())
+    content[place + 6] ^= 64
+    path.write_bytes(content)
+    found, code = refused(read_bins, path, rows=10**12)
+    assert (found.code, code) == ("SH603", 2)
+    assert "its checksums are not those of its content" in found.message
+
+
+def test_records_that_share_bytes_are_not_read_again_and_again(tmp_path):
+    path = tmp_path / "f.pt"
+    save(path, INDICES)
+    with zipfile.ZipFile(path, "a") as archive:
+        data = next(record for record in archive.filelist if "/data/" in record.filename)
+        for number in range(1000):
+            twin = zipfile.ZipInfo(f"{data.filename}{number}")
+            twin.header_offset, twin.CRC = data.header_offset, data.CRC
+            twin.file_size = twin.compress_size = data.file_size
+            archive.filelist.append(twin)
+        archive._didModify = True
+    found, _ = refused(read_bins, path)
+    assert "torch.save does not write such archives" in found.message

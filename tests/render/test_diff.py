@@ -164,14 +164,14 @@ def test_a_comment_for_a_pull_request(found):
 def test_names_of_tables_do_nothing_in_a_comment():
     name = "<img src=x> | `x` @team [l](u)\nnext"
     comment = diff_markdown(diff(plan({name: whole(0)}), plan({name: whole(1)})), NAMES)
-    assert "`<img src=x> \\| 'x' @team [l](u) next`" in comment
+    assert "``<img src=x> \\| `x` @team [l](u)\\nnext``" in comment
 
 
 def test_names_of_tables_do_nothing_in_a_terminal():
     name = "a\x1b[31m\r\u202eb"
     shown = text(diff(plan({name: whole(0)}, ms=(0.1,) * 4), plan({name: whole(1)}, ms=(0.1, 0.2, 0.1, 0.1))))
     assert not set("\x1b\r\u202e") & set(shown)
-    assert "+ a?[31m??b" in shown
+    assert r"+ a\x1b[31m\r\u202eb" in shown
 
 
 def test_a_comment_stays_below_the_limit_of_github():

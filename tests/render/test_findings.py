@@ -25,7 +25,7 @@ def test_github_annotations_are_escaped(monkeypatch):
     error, warning = as_github(OUTCOMES).splitlines()
     assert error == (
         "::error file=models/a%2Cb.toml,line=3,col=7,endColumn=11,title=SH402 optimality gap over budget::"
-        "50%25 above:%0A<its> bound & \x01%0Ahelp: search longer"
+        "50%25 above:%0A<its> bound & \\x01%0Ahelp: search longer"
     )
     assert warning.startswith("::warning file=models/a%2Cb.toml,line=1,title=SH406 ")
 
