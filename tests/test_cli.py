@@ -822,7 +822,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("shardc check mod", []),
         ("shardc compile mod", []),
         ("shardc validate mod", []),
-        ("shardc rule SH90", ["SH901", "SH902", "SH903"]),
+        ("shardc rule SH90", ["SH901", "SH902", "SH903", "SH904"]),
     ],
 )
 def test_completion_in_bash(tmp_path, line, offered):

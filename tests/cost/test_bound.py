@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shardc.cost import bound as bound_module
 from shardc.cost.bound import LowerBound
-from shardc.cost.fused import FusedCost, fits
+from shardc.cost.fused import FusedCost, unfit
 from shardc.cost.model import PhasedCost, StepCost
 from shardc.cost.roofline import Roofline
 from shardc.hardware import load_hardware
@@ -70,7 +70,7 @@ def random_step_cost(rng: np.random.Generator, problem: Problem) -> StepCost:
     if rng.random() < 0.5:
         return StepCost(Roofline(float(np.exp(rng.uniform(22, 29))), 4e7), problem.cluster)
     weights, members = random_weights(rng)
-    assert fits(weights)
+    assert unfit(weights) is None
     return StepCost(FusedCost(weights, kind=0, members=members), problem.cluster)
 
 

@@ -175,7 +175,7 @@ def test_every_name_of_torchrec_and_fbgemm_is_one_of_a_plan(enumeration):
             cache_params=CacheParams(algorithm=member) if enumeration is CacheAlgorithm else None,
         )
         tables = from_sharding_plan(ShardingPlan({"a.b": EmbeddingModuleShardingPlan({"t": sharding})}))
-        plan = document({}, cuda).model_copy(update={"plan": tables})
+        plan = document(every_type(), cuda).model_copy(update={"plan": tables})
         assert to_sharding_plan(plan).plan["a.b"]["t"] == sharding
 
 
