@@ -237,8 +237,10 @@ def _width(character: str) -> int:
 def shown(text: str, keep: str = "") -> str:
     """Escape what a terminal would obey rather than print: control, format and separator characters.
 
-    All that strangers may have written goes through here before people see it: names of files too.
+    All that strangers may have written goes through here before people see it: names of files too. Runners of GitHub
+    obey "##[", wherever it stands in a line.
     """
+    text = text.replace("##[", "##\\[")
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in keep or not _obeyed(c) else c.encode("unicode_escape").decode() for c in text)

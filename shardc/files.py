@@ -81,6 +81,12 @@ def is_within(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
     return real.startswith(os.path.join(above, ""))
 
 
+def is_hidden(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Say whether a file below a folder, or a folder between them, is hidden as .git is, wherever links lead."""
+    below = os.path.relpath(os.path.realpath(path), os.path.realpath(folder or "."))
+    return any(part.startswith(".") for part in below.split(os.sep))
+
+
 def read_text(path: str | os.PathLike[str], what: str = "file", most: int | None = None) -> str:
     """Read a UTF-8 file, with or without a byte order mark; as `read_bytes` otherwise.
 

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from shardc.diagnostics import Diagnostic, DiagnosticError, Location
-from shardc.files import is_within, read_text, write_atomic
+from shardc.files import is_within, read_bytes, read_text, write_atomic
 from shardc.vocabulary import CONFLICT, MAX_TABLES, Precision, ShardingType
 
 if TYPE_CHECKING:
@@ -367,11 +367,18 @@ def default_spec_path(plan: str | os.PathLike[str]) -> str | None:
     return f"{stem}.toml" if stem != name else None
 
 
-def leads_out(plan: str, spec: str | os.PathLike[str]) -> Diagnostic | None:
-    """SH002 where the plan beside a spec is a link out of its folder: whoever wrote the spec may have made it."""
-    if not os.path.islink(plan) or is_within(plan, os.path.dirname(os.path.realpath(spec))):
+def stray_link(plan: str, spec: str | os.PathLike[str]) -> Diagnostic | None:
+    """SH002 where the plan beside a spec is a link to what is none, or out of the spec's folder.
+
+    Whoever wrote the spec may have made it: what it leads to is neither quoted nor replaced.
+    """
+    if not os.path.islink(plan):
         return None
-    return Diagnostic("SH002", f"the plan {plan} is a link that leads out of the spec's folder")
+    if not is_within(plan, os.path.dirname(os.path.realpath(spec))):
+        return Diagnostic("SH002", f"the plan {plan} is a link that leads out of the spec's folder")
+    if os.path.exists(plan) and not may_be_plan(read_bytes(plan, "plan")):
+        return Diagnostic("SH002", f"the plan {plan} is a link to a file that is no plan")
+    return None
 
 
 def plan_bytes(plan: Plan) -> bytes:

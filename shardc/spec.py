@@ -35,7 +35,7 @@ from shardc.diagnostics import (
     first_of,
     quoted_tables,
 )
-from shardc.files import MAX_SPEC_BYTES, is_within, read_text
+from shardc.files import MAX_SPEC_BYTES, is_hidden, is_within, read_text
 from shardc.settings import Setting, apply, apply_to_table
 from shardc.source import CsvSource, Path, Source
 from shardc.units import format_bytes
@@ -1127,6 +1127,10 @@ class _Reader:
             message, at = f"the table file {name} is not in the spec's folder", self.sources.locate(("tables", "file"))
             fix = "put it there, or the spec above it; links do not count"
             self._add("SH002", message, at, fix)
+            return
+        if self.path is not None and is_hidden(name, os.path.dirname(self.path)):
+            message = f"the table file {name} is hidden, as files with secrets are"
+            self._add("SH002", message, self.sources.locate(("tables", "file")), "name it otherwise")
             return
         try:
             csv = CsvSource(name, read_text(name, "table file", MAX_SPEC_BYTES))

@@ -65,7 +65,10 @@ def surroundings(draw: random.Random) -> dict[str, str]:
     locale = draw.choice(["C", "POSIX", "C.UTF-8", "de_DE.UTF-8", "tr_TR.UTF-8", "ja_JP.eucJP", ""])
     found |= {"LC_ALL": locale, "LANG": locale, "TZ": draw.choice(["UTC", "Asia/Kolkata", "America/St_Johns", "x"])}
     found["PYTHONUTF8"] = draw.choice(["0", "1"])
-    if kernel := draw.choice(["", "", "Nehalem", "Haswell", "SkylakeX"]):
+    # A kernel that the processor lacks instructions for would end the process.
+    cpus = Path("/proc/cpuinfo")
+    vectors = "avx512f" in cpus.read_text() if cpus.exists() else False
+    if kernel := draw.choice(["", "", "Nehalem", "Haswell", *(["SkylakeX"] if vectors else [])]):
         found["OPENBLAS_CORETYPE"] = kernel
     if draw.random() < 0.3:
         found["NPY_DISABLE_CPU_FEATURES"] = "AVX512F"

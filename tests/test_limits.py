@@ -220,6 +220,16 @@ def test_a_table_file_is_in_the_folder_of_its_spec(here, run_command, name):
     refused(run_command, "validate", "specs/model.toml", code="SH002")
 
 
+@pytest.mark.parametrize("name", [".env", ".git/config", "link.csv"])
+def test_a_hidden_file_is_no_table_file(run_command, name):
+    Path(".git").mkdir()
+    for secret in (".env", ".git/config"):
+        Path(secret).write_text(SECRET + "\n")
+    Path("link.csv").symlink_to(".env")
+    Path("model.toml").write_text(HEAD + IN_FILE.format(name))
+    assert "is hidden" in refused(run_command, "validate", "model.toml", code="SH002")
+
+
 def test_a_table_file_below_the_folder_is_read():
     Path("below").mkdir()
     Path("below/t.csv").write_text("name,rows,dim,pooling\na,10,4,1\n")
@@ -249,6 +259,38 @@ def test_a_plan_that_leads_out_of_its_folder_is_neither_written_nor_quoted(run_c
     if link == "model.plan.json":
         refused(run_command, "explain", "model.toml", code="SH002")
     assert run_command("compile", "model.toml", "-q", "-o", "other.plan.json").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", ["compile model.toml", "explain model.toml", "check model.toml", "check model.toml --update"]
+)
+def test_a_plan_that_is_a_link_to_another_file_is_neither_replaced_nor_quoted(run_command, arguments):
+    Path("model.toml").write_text(HEAD + TABLE)
+    Path(".env").write_text(SECRET)
+    Path("model.plan.json").symlink_to(".env")
+    assert "is a link to a file that is no plan" in refused(run_command, *arguments.split(), code="SH002")
+    assert Path(".env").read_text() == SECRET
+
+
+def test_a_plan_may_be_a_link_to_a_plan(run_command):
+    Path("model.toml").write_text(HEAD + TABLE)
+    Path("plans").mkdir()
+    Path("model.plan.json").symlink_to("plans/m.json")
+    for _ in range(2):
+        assert run_command("compile", "model.toml", "-q").code == 0
+    assert run_command("check", "model.toml").code == 0
+    assert Path("model.plan.json").is_symlink()
+    assert Path("plans/m.json").is_file()
+
+
+def test_advice_to_copy_runs_nothing_of_a_file_name(run_command):
+    Path("m $(touch x).toml").write_text(HEAD + TABLE)
+    assert "shardc compile 'm $(touch x).toml'" in refused(run_command, "check", ".", code="SH301")
+
+
+def test_commands_for_runners_of_github_are_defused(run_command):
+    Path("model.toml").write_text((HEAD + TABLE).replace('"a"', '"##[error]x"').replace("pooling", "poling"))
+    assert "##[" not in refused(run_command, "validate", "model.toml", code="SH101")
 
 
 def test_what_an_interrupted_search_finds_replaces_nothing_else(run_command):

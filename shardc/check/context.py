@@ -67,7 +67,7 @@ class Context:
         near = ""
         if self.before and self.has_limit("moved") and self.base:
             near = f" --base {shlex.quote(self.base.argument)} --max-moved {shlex.quote(self.allowed('moved'))}"
-        return f"run shardc compile {self.loaded.path}{near} and review the diff"
+        return f"run shardc compile {shlex.quote(self.loaded.path or '')}{near} and review the diff"
 
     @property
     def before(self) -> Plan | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from shardc.diagnostics import Diagnostic, DiagnosticError
 from shardc.files import read_text
-from shardc.plan import Plan, default_plan_path, leads_out, parse_plan
+from shardc.plan import Plan, default_plan_path, parse_plan, stray_link
 from shardc.spec import LoadedSpec
 
 
@@ -26,7 +28,7 @@ def read_committed(loaded: LoadedSpec) -> tuple[str, Plan]:
         DiagnosticError: SH301 to SH303, or SH002 and SH003 where there is something that cannot be read (exit code 1).
     """
     path = plan_path(loaded)
-    if link := leads_out(path, loaded.path or ""):
+    if link := stray_link(path, loaded.path or ""):
         raise DiagnosticError(link)
     try:
         text = read_text(path, "plan")
@@ -34,6 +36,6 @@ def read_committed(loaded: LoadedSpec) -> tuple[str, Plan]:
         (finding,) = error.diagnostics
         if finding.code == "SH001":
             missing = f"{loaded.path} has no plan: there is no {path}"
-            finding = Diagnostic("SH301", missing, help=f"run shardc compile {loaded.path}")
+            finding = Diagnostic("SH301", missing, help=f"run shardc compile {shlex.quote(loaded.path or '')}")
         raise DiagnosticError(finding) from None
     return text, parse_plan(path, text)

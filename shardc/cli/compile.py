@@ -160,9 +160,9 @@ def _is_own_file(plan: str, spec: Path) -> None:
     Raises:
         DiagnosticError: SH002 or SH004, exit code 2.
     """
-    from shardc.plan import leads_out
+    from shardc.plan import stray_link
 
-    fault = leads_out(plan, spec) or leads_out(f"{plan}{_KEPT}", spec)
+    fault = stray_link(plan, spec) or stray_link(f"{plan}{_KEPT}", spec)
     if not fault and os.path.exists(plan) and not (os.path.isfile(plan) or os.path.isdir(plan)):
         fault = Diagnostic("SH004", f"cannot write {plan}: it is no regular file")
     if fault:

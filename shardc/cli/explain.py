@@ -76,7 +76,7 @@ def _read(path: Path, spec: Path | None, settings: list[str] | None) -> tuple[Pl
         DiagnosticError: SH332, exit code 2, where nobody knows which spec the plan is of.
     """
     from shardc.given_plan import read_given
-    from shardc.plan import default_plan_path, default_spec_path, leads_out
+    from shardc.plan import default_plan_path, default_spec_path, stray_link
     from shardc.settings import parse_settings
     from shardc.spec import load_spec
 
@@ -84,7 +84,7 @@ def _read(path: Path, spec: Path | None, settings: list[str] | None) -> tuple[Pl
     if path.suffix.lower() == ".toml" and spec is None:
         loaded = load_spec(path, changed)
         beside = default_plan_path(path)
-        if link := leads_out(beside, path):
+        if link := stray_link(beside, path):
             raise DiagnosticError(link, exit_code=2)
         return (read_given(beside) if os.path.exists(beside) else None), loaded
     read = read_given(str(path))

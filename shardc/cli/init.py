@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,8 +90,8 @@ def init(
     if not quiet:
         where = f"in {spec.model.module}" if spec.model.module else "in the model itself"
         echo(f"{count(len(spec.table), 'table')} of {spec.model.name}, {where}")
-        written = shown(str(output))
-        echo(f'spec written to {written}; see its lines with "assumed", then: shardc compile {written}')
+        next_step = f'see its lines with "assumed", then: shardc compile {shlex.quote(str(output))}'
+        echo(shown(f"spec written to {output}; {next_step}"))
 
 
 def _require_valid(given: dict[str, Any], output: Path) -> None:
