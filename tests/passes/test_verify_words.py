@@ -108,7 +108,7 @@ def asked(name: str, fault: str, marks: str) -> tuple[str, str, str, None]:
         (lambda c: c["model"].update(weights="fp16"), [of_model("weights", '"fp16"', '"fp32"')]),
         (lambda c: c["model"].update(outputs="bf16"), [of_model("outputs", '"bf16"', '"fp32"')]),
         (
-            lambda c: c["plan"].update(other={}),
+            lambda c: c["plan"].update(other=dict(c["plan"]["ebc"])),
             [("SH304", 'the plan has tables of module "other", those of the spec are in "ebc"', '"ebc"', None)],
         ),
         (
