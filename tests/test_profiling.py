@@ -1,6 +1,7 @@
 """`shardc profile` as a whole: two processes measure a campaign, one model comes out, and more can be added."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,7 +21,21 @@ from shardc.spec import Zipf
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs as many GPUs as processes")
 
-COMMAND = ("-m", "shardc", "profile", "--name", "test", "--sets", str(MINIMUM_SETS), "-o")
+ARGUMENTS = ("profile", "--name", "test", "--sets", str(MINIMUM_SETS), "-o")
+STEADY = """
+import math
+import shardc.measure.campaign
+shardc.measure.campaign._DISTURBED = math.inf
+from shardc.cli import main
+main()
+"""
+"""The command, for which nothing counts as disturbed: other tests run beside it."""
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch) -> None:
+    """Count nothing as disturbed in this process either."""
+    monkeypatch.setattr("shardc.measure.campaign._DISTURBED", math.inf)
 
 
 def silent(*_: object) -> None:
@@ -31,8 +46,10 @@ def silent(*_: object) -> None:
 def profiled(tmp_path_factory) -> Path:
     """A profile that two processes measured."""
     folder = tmp_path_factory.mktemp("profile") / "test"
+    script = folder.with_name("steady_shardc.py")
+    script.write_text(STEADY)
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *COMMAND, str(folder)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), *ARGUMENTS, str(folder)],
         check=True,
         timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
