@@ -173,7 +173,7 @@ def _faults_of_plans(case: Case, code: int | None, torchrec: bool) -> tuple[bool
     checked = case.arguments[:2] == ("check", "model.toml") and code == 0
     if now is not None and (emitted or checked):
         try:
-            plan, loaded = parse_plan(str(path), now.decode()), load_spec("model.toml")
+            plan, loaded = parse_plan(str(path), now.decode("utf-8-sig")), load_spec("model.toml")
             faults += [f"{d.code} {d.message}" for d in verify(plan, loaded, lower_cluster(loaded, devices_of(loaded)))]
             if emitted and not is_as_written(now.decode()):
                 faults.append("the plan's digest is not its own")
